@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only)
+ *
+ * Maps and configuration. The files of this folder are one program, read in the order of their names;
+ * the generated argument readers follow them. Configuration comes as -D from the loader:
+ *   AF_RING_RECORDS, AF_LIFE_RECORDS (per CPU), AF_MAX_SLOTS, AF_MAX_THREADS, AF_URGENT_PAGES, AF_CPUS
+ *   AF_UD_MASK, AF_IS_RESERVED(u), AF_HAVE_CREATE, AF_HAVE_DISPATCH, AF_OBJECT_OFFSET, AF_SLOT_SIZE
+ */
+#include <uapi/linux/ptrace.h>
+#include "abi.h"
+
+#define AF_EPOLLONESHOT (1u << 30)
+#define AF_EPOLLET (1u << 31)
+#define AF_CTL_ADD 1
+#define AF_CTL_DEL 2
+#define AF_CTL_MOD 3
+#define AF_EBADF (-9)
+#define AF_ENOENT (-2)
+#define AF_CHUNK 32           /* epoll events handled by one program of the tail-call chain */
+#define AF_MAX_EVENTS 512     /* of one wait: 16 chunks, each two of the 33 tail calls; the rest is counted */
+#define AF_SUSPECTS 32        /* suspicions of one chunk that are sent: all of them */
+#define AF_QUIET_AFTER 64     /* consecutive deliveries after which repeats are only counted */
+#define AF_WATCH_READS_AFTER 8
+#define AF_HOT_AFTER 1024
+#define AF_MANY_WAITERS 0xffffffffu
+#define AF_STACK_DEPTH 32
+
+/* tracepoint contexts; offsets as in tracefs' format files, stable since 4.x */
+struct af_sys_enter { u64 common; s64 nr; u64 args[6]; };
+struct af_sys_exit { u64 common; s64 nr; s64 ret; };
+struct af_tp_exec { u64 common; u32 filename_loc; s32 pid; s32 old_pid; };
+struct af_tp_exit { u64 common; char comm[16]; s32 pid; s32 prio; };
+struct af_tp_newtask { u64 common; s32 pid; char comm[16]; u32 gap; u64 clone_flags; };
+struct af_tp_signal { u64 common; s32 sig; s32 err; s32 code; char comm[16]; s32 pid; s32 group; s32 result; };
+struct af_tp_fault { u64 common; u64 address; u64 ip; u64 error_code; };
+
+struct af_epoll_event { u32 events; u64 data; } __attribute__((packed));
+
+struct af_target {
+	u64 armed;        /* ts when the target was added */
+	u64 watch_reads;  /* until this ts, reads reset the repeat counts */
+	u32 forks;        /* forked children that may still share descriptions */
+	u32 flags;
+};
+
+/* what a thread is in the middle of */
+enum af_call { AF_CALL_NONE, AF_CALL_CTL, AF_CALL_CLOSE, AF_CALL_DUP, AF_CALL_DUP2, AF_CALL_WAIT, AF_CALL_ACCEPT,
+	       AF_CALL_CREATE };
+
+struct af_thread {
+	u64 enter;
+	u64 userdata;
+	u64 ip;
+	u64 events_ptr;
+	u64 wait_enter;
+	u64 wait_exit;
+	u64 stale_slot;    /* first free slot delivered in the open batch */
+	u64 fault_addr;
+	u64 fault_ip;
+	u64 fault_ts;
+	u32 call;
+	u32 op;
+	s32 epfd;
+	s32 fd;
+	s32 newfd;
+	u32 events;
+	s32 stack;
+	s32 wait_epfd;
+	u32 batch;
+	u32 batch_open;
+	u32 batch_slots;   /* deliveries of the open batch that were recorded */
+	u32 known;         /* the call concerns a known registration */
+	u32 returned;      /* events of the wait that is being handled */
+	u32 next;          /* first event of the next chunk */
+	u32 crashed;
+	u32 gap;
+};
+
+struct af_slot_key { u32 tgid; u32 gap; u64 addr; };
+struct af_reg_key { u32 tgid; s32 epfd; s32 fd; u32 gap; };
+struct af_fd_key { u32 tgid; s32 fd; };
+struct af_desc_key { u32 tgid; u32 gap; u64 desc; };
+
+struct af_fd {
+	u64 desc;      /* 0: never dup'ed */
+	s32 epfd;      /* where it is registered; -1 nowhere */
+	u32 closing;   /* thread whose close is in flight */
+	u64 closing_enter;
+	u64 closing_ip;
+	s32 closing_stack;
+	u32 gap;
+};
+
+struct af_desc { u32 refs; u32 gap; };
+
+struct af_path_key { char path[AF_PATH]; };
+struct af_stack { u64 ip[AF_STACK_DEPTH]; };
+
+struct af_pending { u64 addr; u32 what; u32 events; u32 index; u32 gap; };
+struct af_scratch {
+	struct af_epoll_event events[43]; /* AF_CHUNK and what makes 511 bytes a safe length */
+	struct af_pending pending[AF_CHUNK];
+	u32 pending_count;
+	u32 reported;
+	u32 what;
+	u32 first;
+	u32 count;
+	u32 gap;
+	struct af_path_key path;
+};
+
+BPF_F_TABLE("array", int, struct af_rec, recorder, (AF_RING_RECORDS + 1) * AF_CPUS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", int, struct af_lifetime, lifetimes, AF_LIFE_RECORDS * AF_CPUS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", int, struct af_ring_head, lifetime_heads, AF_CPUS, BPF_F_MMAPABLE);
+BPF_RINGBUF_OUTPUT(urgent, AF_URGENT_PAGES);
+BPF_F_TABLE("stacktrace", int, struct af_stack, stacks, 8192, 0);
+BPF_F_TABLE("percpu_array", int, u64, counters, AF_C_MAX, 0);
+BPF_F_TABLE("percpu_array", int, struct af_scratch, scratch, 1, 0);
+BPF_F_TABLE("array", int, struct af_slot, empty_slot, 1, 0);
+BPF_F_TABLE("array", int, struct af_reg, empty_reg, 1, 0);
+BPF_F_TABLE("array", int, struct af_thread, empty_thread, 1, 0);
+BPF_F_TABLE("hash", u32, struct af_target, targets, 256, 0);
+BPF_F_TABLE("hash", u64, struct af_thread, threads, AF_MAX_THREADS, 0);
+BPF_F_TABLE("hash", struct af_slot_key, struct af_slot, slots, AF_MAX_SLOTS, 0);
+BPF_F_TABLE("hash", struct af_reg_key, struct af_reg, regs, AF_MAX_SLOTS, 0);
+BPF_F_TABLE("hash", struct af_fd_key, struct af_fd, fds, AF_MAX_SLOTS, 0);
+BPF_F_TABLE("hash", struct af_desc_key, struct af_desc, descs, 8192, 0);
+BPF_F_TABLE("hash", struct af_desc_key, struct af_reg, orphans, 4096, 0);
+BPF_F_TABLE("hash", struct af_slot_key, u64, objects, AF_MAX_SLOTS, 0);
+BPF_F_TABLE("hash", struct af_fd_key, u32, waiters, 4096, 0);
+BPF_F_TABLE("hash", u32, u32, children, 4096, 0);
+BPF_F_TABLE("hash", struct af_path_key, u32, exec_paths, 64, 0);
+BPF_F_TABLE("prog", int, int, prog, 2, 0);

@@ -1,0 +1,287 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only)
+ *
+ * The one definition of every record and map value that crosses from the kernel side to user space.
+ * probes/abi.py decodes them; tests/unit/probes/test_abi.py compiles this file with cc and compares
+ * every size and offset. Plain C, fixed-width types, natural alignment, no padding left implicit.
+ */
+#ifndef AFTERFREE_ABI_H
+#define AFTERFREE_ABI_H
+
+#define AF_ABI_VERSION 1
+
+/* kinds of stream records (struct af_rec.kind) */
+enum af_kind {
+	AF_CREATED = 1,     /* addr = slot, gen = the new generation */
+	AF_DESTROYED = 2,   /* addr = slot, gen = the generation that ended */
+	AF_DISOWNED = 3,    /* addr = slot */
+	AF_DISPATCHED = 4,  /* addr = object, gen/other = the slot it belongs to when known */
+	AF_ADD_BEGUN = 5,   /* epoll_ctl(ADD) entered: addr = userdata, arg = events */
+	AF_ADDED = 6,       /* epoll_ctl(ADD) returned ret (negative errno on failure) */
+	AF_MODIFIED = 7,    /* epoll_ctl(MOD) returned ret: addr = userdata, arg = events */
+	AF_DEL_BEGUN = 8,   /* epoll_ctl(DEL) entered on a known registration */
+	AF_REMOVED = 9,     /* epoll_ctl(DEL) returned ret */
+	AF_CLOSE_BEGUN = 10, /* close entered on an fd with a known registration or description */
+	AF_CLOSED = 11,     /* close returned ret; dup2/dup3 over an open fd and close_range count too */
+	AF_DUPPED = 12,     /* fd = old, ret = new fd */
+	AF_BATCH_OPENED = 13, /* a wait returned: ret = number of events, arg = batch, epfd */
+	AF_DELIVERED = 14,  /* addr = userdata, arg = events, ret = index in the batch, stack = batch */
+	AF_BATCH_CLOSED = 15, /* same thread entered its next wait: arg = batch */
+	AF_ACCEPTED = 16,   /* ret = new fd */
+	AF_FORKED = 17,     /* arg = child tgid; the child shares every open file description */
+	AF_FORK_ENDED = 18, /* arg = child tgid; it exec'ed or exited */
+	AF_SIGNALED = 19,   /* a fatal signal was generated: arg = signal, addr = fault address */
+	AF_EXECED = 20,
+	AF_EXITED = 21,     /* the last thread of the process left */
+	AF_READ = 22,       /* only while a spin is suspected: fd was read */
+	AF_EPOLL_CREATED = 23, /* ret = new epoll fd */
+};
+
+/* af_rec.flags */
+#define AF_F_INFERRED 1u   /* the slot or registration predates the attach */
+#define AF_F_REPEAT 2u     /* one of a collapsed run of consecutive deliveries */
+#define AF_F_NO_SLOT 4u    /* the userdata is reserved or not a slot */
+#define AF_F_UNKNOWN 8u    /* the slot or registration was never seen */
+
+/* one fact; 64 bytes. ts is the exit (or the hit) and enter the entry of the call, CLOCK_MONOTONIC ns. */
+struct af_rec {
+	__u32 seq;   /* per CPU, counts every record ever written to that CPU's ring; written last */
+	__u16 kind;
+	__u16 flags;
+	__u64 ts;
+	__u64 enter; /* uprobe hits: the probed address (run-time ip) */
+	__u64 addr;
+	__u32 tgid;
+	__u32 tid;
+	__u32 gen;
+	__s32 fd;
+	__s32 epfd;
+	__s32 ret;
+	__u32 arg;
+	__s32 stack; /* id in the stacks map; negative errno when there is none */
+};
+
+/* when, where and who; ts == 0 means it was not seen */
+struct af_at {
+	__u64 enter;
+	__u64 ts;
+	__u64 ip;    /* user instruction pointer (after the syscall instruction for calls) */
+	__u32 tid;
+	__s32 stack;
+};
+
+enum af_slot_state { AF_SLOT_UNKNOWN = 0, AF_SLOT_LIVE = 1, AF_SLOT_FREE = 2 };
+
+/* af_slot.flags */
+#define AF_S_INFERRED 1u       /* live before the attach (fdinfo), or first seen otherwise */
+#define AF_S_CREATE_SEEN 2u
+#define AF_S_REBORN_LIVE 4u    /* created again without a destroy in between: two owners */
+#define AF_S_CLOSED 8u         /* its registered fd was closed */
+#define AF_S_DELETED 16u       /* its registration was removed with EPOLL_CTL_DEL */
+#define AF_S_ORPHANED 32u      /* its fd was closed and the description lived on */
+#define AF_S_CLOSE_IN_BATCH 64u /* fd closed by another thread while a batch with its delivery was open */
+#define AF_S_DISPATCHED 128u   /* the delivery of last_batch has been dispatched */
+#define AF_S_FORK_SHARED 256u  /* closed while a forked child may have shared the description */
+#define AF_S_ADD_FREED 512u    /* EPOLL_CTL_ADD with a slot that was free (an unseen create) */
+#define AF_S_CLOSE_BY_OTHER 1024u /* close by a thread other than the one that waits on epfd */
+#define AF_S_DESTROY_BY_OTHER 2048u
+#define AF_S_ADD_BY_OTHER 4096u
+#define AF_S_DEL_BY_OTHER 8192u
+#define AF_S_CLOSE_PENDING 16384u /* destroyed while a close of its fd was in flight on another thread */
+#define AF_S_WAITER_KNOWN 32768u
+
+/* one life of one slot address; also the lifetime record written at destroy */
+struct af_slot {
+	__u64 addr;
+	__u32 tgid;
+	__u32 gen;
+	__u32 state;
+	__u32 flags;
+	struct af_at create;
+	struct af_at add;
+	struct af_at del;
+	struct af_at close;
+	struct af_at destroy;
+	struct af_at prev_destroy;   /* of the generation before this one */
+	__u64 first_delivery;        /* wait exit */
+	__u64 last_delivery;         /* wait exit */
+	__u64 last_delivery_enter;   /* wait enter of the same call */
+	__u64 last_dispatch;
+	__u64 first_after_close;     /* first delivery that became visible after the close returned */
+	__u64 last_after_close;
+	__u64 object;                /* inner object pointer read from the slot at ADD; 0 unknown */
+	__u32 deliveries;
+	__u32 dispatches;
+	__u32 after_close;           /* deliveries visible after close and before destroy */
+	__u32 stale;                 /* deliveries visible after destroy */
+	__u32 stale_reported;        /* of these, carried by suspicions already sent */
+	__u32 double_destroys;
+	__u32 last_batch;
+	__u32 last_tid;              /* thread that got the last delivery */
+	__u32 consecutive;           /* consecutive batches with a delivery and no read since */
+	__u32 live_from;             /* first generation of the current life that no destroy has ended */
+	__u32 waiter;                /* thread that waits on epfd */
+	__s32 fd;                    /* of the current or last registration of this generation; -1 none */
+	__s32 epfd;
+	__s32 old_fd;                /* of a registration of an older generation that is still alive; -1 none */
+	__s32 old_epfd;
+	__u32 old_gen;
+	__u32 recycled;              /* deliveries while an older registration was alive */
+	__u32 recycled_reported;
+	__u64 old_desc;              /* description id of the old registration when its fd was closed; 0 otherwise */
+};
+
+enum af_reg_state { AF_REG_NONE = 0, AF_REG_ADDING = 1, AF_REG_LIVE = 2, AF_REG_ORPHAN = 3, AF_REG_ENDED = 4 };
+
+/* af_reg.flags */
+#define AF_R_INFERRED 1u      /* read from /proc/PID/fdinfo */
+#define AF_R_ENDING 2u        /* a close or DEL of it is in flight */
+#define AF_R_BY_CLOSE 4u      /* ended by close */
+#define AF_R_BY_DEL 8u        /* ended by EPOLL_CTL_DEL */
+#define AF_R_FORK_SHARED 16u  /* closed while a forked child may share the description */
+#define AF_R_SHARED 32u       /* the description was dup'ed while registered */
+
+struct af_reg {
+	__u64 userdata;
+	__u64 slot;       /* userdata after the profile's mask; 0 when reserved */
+	__u64 desc;       /* open file description id; 0 when never dup'ed */
+	__u32 tgid;
+	__u32 gen;        /* the slot's generation when it was made */
+	__s32 epfd;
+	__s32 fd;
+	__u32 events;
+	__u32 state;
+	__u32 flags;
+	__u32 consecutive;
+	struct af_at add;
+	struct af_at mod;
+	struct af_at end; /* DEL or close; of an orphan: the close that left it behind */
+};
+
+/* what the kernel side noticed; a fact pattern, not a verdict */
+enum af_suspect {
+	AF_SUSPECT_STALE_DELIVERY = 1,   /* delivery for a free slot */
+	AF_SUSPECT_RECYCLED_DELIVERY = 2, /* delivery for a live slot that has an older live registration */
+	AF_SUSPECT_STALE_DISPATCH = 3,   /* dispatch with a null object or an object of a free slot */
+	AF_SUSPECT_DOUBLE_DESTROY = 4,
+	AF_SUSPECT_ALIASED_SLOT = 5,
+	AF_SUSPECT_FREED_REGISTERED = 6,
+	AF_SUSPECT_FREED_IN_BATCH = 7,
+	AF_SUSPECT_OUTLIVES_CLOSE = 8,
+	AF_SUSPECT_FAILED_REMOVAL = 9,
+	AF_SUSPECT_BAD_CLOSE = 10,
+	AF_SUSPECT_HOT = 11,
+};
+
+enum af_urgent_type { AF_URGENT_SUSPICION = 1, AF_URGENT_CRASH = 2, AF_URGENT_LIFECYCLE = 3 };
+
+#define AF_SLOT_BYTES 128
+#define AF_COMM 16
+
+/* first 16 bytes of every urgent message */
+struct af_urgent_head {
+	__u16 type;
+	__u16 version;
+	__u32 size;   /* whole message, bytes */
+	__u32 what;   /* enum af_suspect, or enum af_kind for lifecycle */
+	__u32 nbytes; /* valid bytes of `bytes` */
+};
+
+struct af_suspicion {
+	struct af_urgent_head head;
+	struct af_rec trigger;
+	__u64 wait_enter;  /* of the open batch of the triggering thread */
+	__u64 wait_exit;
+	__u32 batch;
+	__u32 batch_open;
+	struct af_slot slot;
+	struct af_reg reg;    /* the registration concerned; state NONE when unknown */
+	struct af_reg other;  /* aliased: the other one; recycled: the current generation's */
+	char comm[AF_COMM];
+	__u8 bytes[AF_SLOT_BYTES]; /* the slot's memory at that moment */
+};
+
+#define AF_CRASH_STACK 4096
+
+struct af_crash {
+	struct af_urgent_head head;
+	struct af_rec trigger;  /* AF_SIGNALED */
+	__u64 fault_addr;
+	__u64 fault_ip;
+	__u64 regs[21];         /* struct pt_regs order of the machine */
+	__s32 si_code;
+	__u32 batch;
+	char comm[AF_COMM];
+	__u8 stack[AF_CRASH_STACK]; /* user stack bytes from the stack pointer up */
+};
+
+#define AF_PATH 256
+
+struct af_lifecycle {
+	struct af_urgent_head head;
+	struct af_rec trigger;  /* AF_EXECED, AF_EXITED, AF_FORKED, AF_FORK_ENDED */
+	char comm[AF_COMM];
+	char path[AF_PATH];     /* exec: the file name as given */
+};
+
+/* per-CPU counters, index = enum af_counter */
+enum af_counter {
+	AF_C_RECORDS = 0,
+	AF_C_URGENT_LOST = 1,      /* urgent ring full */
+	AF_C_SLOTS_FULL = 2,
+	AF_C_REGS_FULL = 3,
+	AF_C_FDS_FULL = 4,
+	AF_C_THREADS_FULL = 5,
+	AF_C_EVENTS_TRUNCATED = 6, /* deliveries of one wait beyond what is read */
+	AF_C_READ_FAULT = 7,       /* user memory not resident */
+	AF_C_STACK_FAILED = 8,
+	AF_C_TAILCALL_FAILED = 9,
+	AF_C_SUSPICIONS = 10,
+	AF_C_REPEATS = 11,         /* collapsed repeated deliveries */
+	AF_C_LIFETIMES = 12,
+	AF_C_DELIVERIES = 13,
+	AF_C_HITS_CREATE = 14,
+	AF_C_HITS_DESTROY = 15,
+	AF_C_HITS_DISOWN = 16,
+	AF_C_HITS_DISPATCH = 17,
+	AF_C_DESCS_FULL = 18,
+	AF_C_UNKNOWN_SLOT = 19,    /* deliveries for a userdata never seen */
+	AF_C_SUSPECTS_DROPPED = 20, /* suspicious deliveries of one wait beyond what is reported at once */
+	AF_C_ORPHANS_FULL = 21,
+	AF_C_OBJECTS_FULL = 22,
+	AF_C_RANGE_TRUNCATED = 23, /* close_range over more fds than are looked at */
+	AF_C_MAX = 32,
+};
+
+/* header of one CPU's mmapable ring; one 64-byte cell at index 0 of that CPU's part */
+struct af_ring_head {
+	__u64 written;  /* records ever written by this CPU; the next goes to 1 + written % capacity */
+	__u64 pad[7];
+};
+
+/* one lifetime in the lifetimes ring */
+struct af_lifetime {
+	__u32 seq;
+	__u32 cpu;
+	__u64 signature; /* AF_SIG_* bits */
+	struct af_slot slot;
+};
+
+/* af_lifetime.signature: what happened, in which order and by whom. "other" = not the waiting thread. */
+#define AF_SIG_ADD 1ull
+#define AF_SIG_ADD_OTHER 2ull
+#define AF_SIG_DELIVERED 4ull
+#define AF_SIG_DEL 8ull
+#define AF_SIG_DEL_OTHER 16ull
+#define AF_SIG_CLOSE 32ull
+#define AF_SIG_CLOSE_OTHER 64ull
+#define AF_SIG_AFTER_CLOSE 128ull   /* delivered between close and destroy: the near miss */
+#define AF_SIG_DESTROY_OTHER 256ull
+#define AF_SIG_CLOSE_IN_BATCH 512ull
+#define AF_SIG_INFERRED 1024ull
+#define AF_SIG_ORPHANED 2048ull
+#define AF_SIG_DEL_AFTER_CLOSE 4096ull
+#define AF_SIG_REGISTERED 8192ull   /* destroyed while registered */
+#define AF_SIG_FORK_SHARED 16384ull
+#define AF_SIG_WAITER_KNOWN 32768ull
+
+#endif

@@ -1,0 +1,291 @@
+# Owns the facts that cross from probes/ to agent/: what a live session and a recording both yield.
+# Immutable values only; must not judge, do I/O or import anything but the ABI.
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from probes.abi import RegFlag, RegState, SlotFlag, SlotState, Suspect
+
+
+class Moment(NamedTuple):
+    """When, where and who (struct af_at). ts == 0: not seen. Times: CLOCK_MONOTONIC ns.
+
+    The kernel's effect of a call lies in [enter, ts]; for uprobe hits enter == ts.
+    `ip` is a run-time address; `stack` an id of a StackSeen, negative when there is none.
+    """
+
+    enter: int = 0
+    ts: int = 0
+    ip: int = 0
+    tid: int = 0
+    stack: int = -1
+
+    @property
+    def seen(self) -> bool:
+        return self.ts != 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotLife:
+    """One (slot, generation) as far as it has got (struct af_slot; field meanings stand there)."""
+
+    addr: int
+    tgid: int
+    gen: int
+    state: SlotState
+    flags: SlotFlag
+    create: Moment
+    add: Moment
+    removed: Moment
+    close: Moment
+    destroy: Moment
+    prev_destroy: Moment
+    first_delivery: int
+    last_delivery: int
+    last_delivery_enter: int
+    last_dispatch: int
+    first_after_close: int
+    last_after_close: int
+    object: int
+    deliveries: int
+    dispatches: int
+    after_close: int
+    stale: int
+    stale_reported: int
+    double_destroys: int
+    last_batch: int
+    last_tid: int
+    consecutive: int
+    live_from: int
+    waiter: int
+    fd: int
+    epfd: int
+    old_fd: int
+    old_epfd: int
+    old_gen: int
+    recycled: int
+    recycled_reported: int
+    old_desc: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """struct af_reg: one registration of a slot with an epoll instance."""
+
+    userdata: int
+    slot: int
+    desc: int
+    tgid: int
+    gen: int
+    epfd: int
+    fd: int
+    events: int
+    state: RegState
+    flags: RegFlag
+    consecutive: int
+    add: Moment
+    mod: Moment
+    end: Moment
+
+
+class Trigger(NamedTuple):
+    """The record that set a suspicion off; fields as in probes.abi.Record."""
+
+    seq: int
+    kind: int
+    flags: int
+    ts: int
+    enter: int
+    addr: int
+    tgid: int
+    tid: int
+    gen: int
+    fd: int
+    epfd: int
+    ret: int
+    arg: int
+    stack: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuspicionRaised:
+    """The kernel side (or its mirror over the stream) noticed a fact pattern: evidence, no verdict."""
+
+    suspect: Suspect
+    trigger: Trigger
+    wait_enter: int  # of the triggering thread's open or last batch
+    wait_exit: int
+    batch: int
+    batch_open: bool
+    slot: SlotLife | None  # None: nothing is known of the slot
+    reg: Registration | None
+    other: Registration | None
+    comm: str  # of the triggering thread; untrusted text
+    memory: bytes  # the slot's first bytes at that moment; empty when unreadable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LifetimeEnded:
+    """A slot was destroyed; its whole life."""
+
+    signature: int  # probes.abi.Signature bits
+    slot: SlotLife
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LifetimesCounted:
+    """Lifetimes of one signature that were counted without decoding each (cheap mode)."""
+
+    ts: int
+    counts: Mapping[int, int]  # signature -> lifetimes since the last such event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotLingering:
+    """A scan found a slot whose fd was closed and that is still not destroyed."""
+
+    ts: int
+    slot: SlotLife
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordsRead:
+    """Stream records of one poll, merged over CPUs by ts: plain tuples in probes.abi.Record order."""
+
+    records: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """Facts that never reached user space. From then on, chains over the window are uncertain."""
+
+    ts: int
+    what: str  # "recorder", "lifetimes", "urgent", "slots-map-full", ...
+    count: int
+    since: int  # ts of the last moment known to be complete; 0 unknown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackSeen:
+    tgid: int
+    id: int
+    pcs: tuple[int, ...]  # run-time addresses, innermost first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadSeen:
+    tgid: int
+    tid: int
+    comm: str  # untrusted text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetAttached:
+    """Probes of `plan` are armed on tgid. registrations: those read from fdinfo, generation 0."""
+
+    ts: int
+    tgid: int
+    start_time: int  # clock ticks since boot, /proc/PID/stat field 22
+    exe: str
+    comm: str
+    bias: int  # run-time address minus image address
+    plan: Mapping[str, Any]  # symbols.serial.plan_to_json
+    bootstrapped: int  # registrations taken from /proc/PID/fdinfo
+    late: bool  # the process ran before the probes were armed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetGone:
+    ts: int
+    tgid: int
+    reason: str  # "exited", "killed by signal 11", "executed another program", "detached"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessForked:
+    ts: int
+    tgid: int
+    child: int
+    ended: bool  # the child exec'ed or exited
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrashSeen:
+    """A fatal signal was generated for a thread of the target."""
+
+    ts: int
+    tgid: int
+    tid: int
+    comm: str
+    signal: int
+    si_code: int
+    fault_addr: int
+    ip: int
+    registers: Mapping[str, int]
+    stack: bytes  # from the stack pointer up
+    batch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FdinfoChecked:
+    """/proc/PID/fdinfo/<epfd> was read to confirm a suspicion; comes before the suspicion it answers."""
+
+    ts: int
+    tgid: int
+    epfd: int
+    fd: int
+    userdata: int
+    present: bool | None  # None: could not be read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountersRead:
+    """Cumulative kernel-side counters (probes.abi.Counter names, lower case)."""
+
+    ts: int
+    counters: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """The only way time passes for the correlator when nothing happens."""
+
+    ts: int
+
+
+Event = (
+    SuspicionRaised
+    | LifetimeEnded
+    | LifetimesCounted
+    | SlotLingering
+    | RecordsRead
+    | Lost
+    | StackSeen
+    | ThreadSeen
+    | TargetAttached
+    | TargetGone
+    | ProcessForked
+    | CrashSeen
+    | FdinfoChecked
+    | CountersRead
+    | Tick
+)
+
+
+@runtime_checkable
+class EventSource(Protocol):
+    """Where events come from: a live session or a recording."""
+
+    def poll(self, timeout: float) -> Iterable[Event]:
+        """Events since the last call, oldest first; waits at most `timeout` seconds for the first.
+
+        A finished source (end of a recording, last target gone) has `finished` true afterwards.
+        """
+        ...
+
+    @property
+    def finished(self) -> bool: ...
+
+    def close(self) -> None: ...

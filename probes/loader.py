@@ -1,0 +1,210 @@
+# Owns the parent side of the loader child: spawn it, hand it the request, take the descriptors.
+# Must not import bcc.
+from __future__ import annotations
+
+import array
+import json
+import os
+import platform
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from probes import errors, readers
+from probes.sysbpf import possible_cpus
+from symbols.plan import ProbePlan, Role
+
+TIMEOUT_S = 60.0
+MAX_ANSWER = 1 << 20
+MAX_FDS = 65536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """Sizes of the kernel side; every one is a hard limit. Ring sizes are powers of two, per CPU."""
+
+    ring_records: int = 32768
+    lifetime_records: int = 2048
+    max_slots: int = 32768
+    max_threads: int = 8192
+    urgent_pages: int = 1024
+    empty: bool = False
+
+
+@dataclass(slots=True)
+class Handles:
+    """What the daemon holds: while these descriptors are open the probes are in place."""
+
+    maps: dict[str, int]
+    links: list[int]
+    missing: tuple[str, ...]
+    options: LoadOptions
+    seconds: float
+
+    def close(self) -> None:
+        for fd in [*self.links, *self.maps.values()]:
+            os.close(fd)
+        self.links.clear()
+        self.maps.clear()
+
+
+def _power_of_two(value: int) -> int:
+    return 1 << max(value - 1, 1).bit_length()
+
+
+def defines(plan: ProbePlan, options: LoadOptions) -> tuple[str, ...]:
+    """The plan and the sizes as compiler definitions (listed in probes/bpf/10-maps.c)."""
+    if plan.userdata.kind != "pointer":
+        raise errors.Unsupported(
+            f"userdata of kind {plan.userdata.kind!r} cannot be followed live",
+            detail="the kernel side follows slots whose address is the userdata",
+            remedy='a profile with [userdata] kind = "pointer", or { mask = … } for tagged pointers',
+        )
+    dispatch = any(plan.by_role(Role.DISPATCH)) and plan.slot.object_offset is not None
+    return plain_defines(
+        options,
+        mask=plan.userdata.mask,
+        reserved=plan.userdata.reserved,
+        have_create=any(plan.by_role(Role.CREATE)),
+        have_dispatch=dispatch,
+        object_offset=(plan.slot.object_offset or 0) if dispatch else -1,
+        slot_size=min(plan.slot.size or 64, 128),
+    )
+
+
+def plain_defines(
+    options: LoadOptions | None = None,
+    *,
+    mask: int = 0xFFFF_FFFF_FFFF_FFFF,
+    reserved: tuple[int, ...] = (),
+    have_create: bool = False,
+    have_dispatch: bool = False,
+    object_offset: int = -1,
+    slot_size: int = 64,
+) -> tuple[str, ...]:
+    """The compiler definitions; without arguments, those of a plan without any probe site."""
+    options = options or LoadOptions()
+    tests = "||".join(["(u)<4096ull", *(f"(u)=={value:#x}ull" for value in reserved)])
+    return (
+        f"-DAF_RING_RECORDS={_power_of_two(options.ring_records)}",
+        f"-DAF_LIFE_RECORDS={_power_of_two(options.lifetime_records)}",
+        f"-DAF_MAX_SLOTS={options.max_slots}",
+        f"-DAF_MAX_THREADS={options.max_threads}",
+        f"-DAF_URGENT_PAGES={_power_of_two(options.urgent_pages)}",
+        f"-DAF_CPUS={possible_cpus()}",
+        f"-DAF_UD_MASK={mask:#x}ull",
+        f"-DAF_IS_RESERVED(u)=({tests})",
+        f"-DAF_HAVE_CREATE={int(have_create)}",
+        f"-DAF_HAVE_DISPATCH={int(have_dispatch)}",
+        f"-DAF_OBJECT_OFFSET={object_offset}",
+        f"-DAF_SLOT_SIZE={slot_size}",
+    )
+
+
+def load(plan: ProbePlan, *, image: str, pids: tuple[int, ...], options: LoadOptions) -> Handles:
+    """Compile and attach in a child process; returns its descriptors. pids empty: every process of the image.
+
+    Raises a ProbeError subclass with what the child said.
+    """
+    if plan.machine != platform.machine():
+        raise errors.WrongArchitecture(plan.machine, platform.machine())
+    generated = readers.generate(plan)
+    request = {
+        "image": image,
+        "readers": generated.text,
+        "programs": generated.programs,
+        "defines": defines(plan, options),
+        "pids": pids,
+        "empty": options.empty,
+    }
+    began = time.monotonic()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, tempfile.TemporaryFile() as log:
+        with theirs:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "probes.loader_main", str(theirs.fileno())],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=(theirs.fileno(),),
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            )
+        try:
+            assert child.stdin is not None
+            child.stdin.write(json.dumps(request).encode())
+            child.stdin.close()
+            message, fds = _receive(ours, began + TIMEOUT_S)
+        except BrokenPipeError:
+            message, fds = {}, []
+        finally:
+            if child.poll() is None and time.monotonic() > began + TIMEOUT_S:
+                child.kill()
+            try:
+                child.wait(5)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        log.seek(0)
+        said = log.read(1 << 20).decode("utf-8", "replace").strip()
+    names = message.get("maps")
+    if not isinstance(names, list) or len(fds) != message.get("fds"):
+        for fd in fds:
+            os.close(fd)
+        raise _failure(message, said, child.returncode)
+    return Handles(
+        maps=dict(zip(names, fds, strict=False)),
+        links=fds[len(names) :],
+        missing=tuple(message.get("missing", ())),
+        options=options,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _receive(channel: socket.socket, deadline: float) -> tuple[dict[str, Any], list[int]]:
+    data = b""
+    fds: list[int] = []
+    expected: int | None = None
+    message: dict[str, Any] = {}
+    while expected is None or len(fds) < expected:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([channel], [], [], left)[0]:
+            break
+        chunk, got, _, _ = socket.recv_fds(channel, 65536, 253)
+        fds.extend(array.array("i", got))
+        if not chunk or len(data) > MAX_ANSWER or len(fds) > MAX_FDS:
+            break
+        data += chunk
+        if expected is None and b"\n" in data:
+            message = json.loads(data.split(b"\n", 1)[0])
+            expected = int(message.get("fds", 0))
+    return message, fds
+
+
+def _failure(message: dict[str, Any], said: str, code: int | None) -> errors.ProbeError:
+    tail = "\n".join(said.splitlines()[-12:])
+    kind = {
+        cls.__name__: cls for cls in (errors.PrerequisiteMissing, errors.LoaderFailed, errors.ProbeError)
+    }.get(str(message.get("error")))
+    if message.get("hint") == "prerequisite":
+        kind = errors.PrerequisiteMissing
+    if not message:
+        return errors.LoaderFailed(
+            "the loader child ended without an answer",
+            detail=f"exit status {code}\n{tail}".strip(),
+            causes=("it was killed (out of memory?)", "the installation is damaged"),
+            remedy="afterfree doctor",
+        )
+    detail = str(message.get("detail", ""))
+    if tail and tail not in detail:
+        detail = f"{detail}\n{tail}".strip()
+    return (kind or errors.LoaderFailed)(
+        str(message.get("title", "the loader failed")),
+        detail=detail,
+        causes=tuple(map(str, message.get("causes", ()))),
+        remedy=str(message.get("remedy", "afterfree doctor")),
+    )

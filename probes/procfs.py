@@ -1,0 +1,154 @@
+# Owns what /proc tells of a process (proc(5)). Text from there is untrusted; numbers are parsed defensively.
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import NamedTuple
+
+MAX_FDS = 1 << 20
+
+
+class EpollEntry(NamedTuple):
+    """One line of /proc/PID/fdinfo/<epfd> (fs/eventpoll.c, ep_show_fdinfo)."""
+
+    epfd: int
+    fd: int
+    events: int
+    data: int
+    inode: int  # of the watched file; -1 when the kernel does not print it
+    open: bool  # the number still refers to that file in the process
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    pid: int
+    start_time: int  # clock ticks since boot, /proc/PID/stat field 22
+    comm: str
+    exe: str
+    device: int
+    inode: int
+
+
+def exists(pid: int) -> bool:
+    return os.path.isdir(f"/proc/{pid}")
+
+
+def identity(pid: int) -> Identity | None:
+    """None when the process is gone or cannot be looked at."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as f:
+            stat = f.read(4096)
+        after = stat[stat.rindex(b")") + 2 :].split()
+        exe = os.readlink(f"/proc/{pid}/exe")
+        status = os.stat(f"/proc/{pid}/exe")
+        return Identity(
+            pid=pid,
+            start_time=int(after[19]),
+            comm=comm(pid, pid),
+            exe=exe,
+            device=status.st_dev,
+            inode=status.st_ino,
+        )
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def comm(pid: int, tid: int) -> str:
+    """Thread name, untrusted text; "" when the thread is gone."""
+    try:
+        with open(f"/proc/{pid}/task/{tid}/comm", "rb") as f:
+            return f.read(64).rstrip(b"\n").decode("utf-8", "backslashreplace")
+    except OSError:
+        return ""
+
+
+def load_bias(pid: int, inode: int, segments: tuple[tuple[int, int], ...]) -> int | None:
+    """Run-time address minus image address, from the mapping of the first segment found.
+
+    segments: (file offset, image address) of every PT_LOAD.
+    """
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as f:
+            lines = f.read(4 << 20).splitlines()
+    except OSError:
+        return None
+    page = os.sysconf("SC_PAGE_SIZE")
+    for line in lines:
+        fields = line.split(None, 5)
+        if len(fields) < 5 or int(fields[4]) != inode:
+            continue
+        start = int(fields[0].split(b"-")[0], 16)
+        offset = int(fields[2], 16)
+        for file_offset, address in segments:
+            if file_offset - file_offset % page == offset:
+                return start - (address - address % page)
+    return None
+
+
+def epoll_fds(pid: int) -> list[int]:
+    """Numbers of the process's epoll instances."""
+    found = []
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return []
+    for name in names[:MAX_FDS]:
+        try:
+            if os.readlink(f"/proc/{pid}/fd/{name}") == "anon_inode:[eventpoll]":
+                found.append(int(name))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def _inode_of(pid: int, fd: int) -> int:
+    try:
+        return os.stat(f"/proc/{pid}/fd/{fd}").st_ino
+    except OSError:
+        return -1
+
+
+def epoll_entries(pid: int, epfd: int) -> list[EpollEntry] | None:
+    """The registrations of one epoll instance; None when it cannot be read."""
+    try:
+        with open(f"/proc/{pid}/fdinfo/{epfd}", "rb") as f:
+            text = f.read(64 << 20)
+    except OSError:
+        return None
+    entries = []
+    for line in text.splitlines():
+        if not line.startswith(b"tfd:"):
+            continue
+        fields = line.replace(b":", b": ").split()
+        try:
+            values = dict(zip(fields[0::2], fields[1::2], strict=False))
+            fd = int(values[b"tfd:"])
+            inode = int(values.get(b"ino:", b"-1"), 16) if b"ino:" in values else -1
+            entries.append(
+                EpollEntry(
+                    epfd,
+                    fd,
+                    int(values[b"events:"], 16),
+                    int(values[b"data:"], 16),
+                    inode,
+                    inode < 0 or _inode_of(pid, fd) == inode,
+                )
+            )
+        except (KeyError, ValueError):
+            continue
+    return entries
+
+
+def processes_of(device: int, inode: int) -> list[int]:
+    """Pids whose executable is this file."""
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            status = os.stat(f"/proc/{name}/exe")
+        except OSError:
+            continue
+        if (status.st_dev, status.st_ino) == (device, inode):
+            found.append(int(name))
+    return found

@@ -1,0 +1,190 @@
+# Owns reading the kernel side's three outputs through their mappings: recorder, lifetimes, urgent ring.
+# Bulk work on plain tuples and memoryviews: this is the one hot path user space has.
+from __future__ import annotations
+
+import ctypes
+import mmap
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from operator import itemgetter
+
+from probes import abi
+
+_PAGE = mmap.PAGESIZE
+_HEAD = struct.Struct("<Q")
+_RECORD_SIZE = abi.RECORD.size
+_LIFETIME_SIZE = ctypes.sizeof(abi.Lifetime)
+_LIFETIME_WORDS = _LIFETIME_SIZE // 8
+_BY_TIME = itemgetter(3)
+
+
+def _map(fd: int, size: int) -> mmap.mmap:
+    return mmap.mmap(fd, -(-size // _PAGE) * _PAGE, mmap.MAP_SHARED, mmap.PROT_READ)
+
+
+class Recorder:
+    """The always-on recorder: one ring of 64-byte records per CPU, oldest overwritten.
+
+    `capacity` records per CPU, a power of two. `read()` yields what is new, merged by time.
+    """
+
+    MARGIN_NS = 3_000_000  # a record is written within this of its timestamp; younger ones wait a turn
+
+    def __init__(self, fd: int, cpus: int, capacity: int) -> None:
+        self._capacity = capacity
+        self._stride = (capacity + 1) * _RECORD_SIZE
+        self._map = _map(fd, cpus * self._stride)
+        self._next = [self._written(cpu) for cpu in range(cpus)]
+        self._held: list[tuple[int, ...]] = []
+        self.lost = 0  # records overwritten before they were read, since the start
+
+    def _written(self, cpu: int) -> int:
+        return int(_HEAD.unpack_from(self._map, cpu * self._stride)[0])
+
+    def _take(self, cpu: int) -> list[tuple[int, ...]]:
+        start, end = self._next[cpu], self._written(cpu)
+        if end - start > self._capacity:
+            self.lost += end - self._capacity - start
+            start = end - self._capacity
+        base = cpu * self._stride + _RECORD_SIZE
+        mask = self._capacity - 1
+        first, last = start & mask, end & mask
+        if start == end:
+            return []
+        if first < last:
+            raw = self._map[base + first * _RECORD_SIZE : base + last * _RECORD_SIZE]
+        else:
+            raw = (
+                self._map[base + first * _RECORD_SIZE : base + self._capacity * _RECORD_SIZE]
+                + self._map[base : base + last * _RECORD_SIZE]
+            )
+        self._next[cpu] = end
+        # what the kernel overwrote while it was being copied is not to be trusted: one more than the distance
+        # says, because the next record may be half written
+        overwritten = self._written(cpu) + 1 - self._capacity - start
+        records = list(abi.RECORD.iter_unpack(raw))
+        if overwritten > 0:
+            overwritten = min(overwritten, len(records))
+            self.lost += overwritten
+            del records[:overwritten]
+        return records
+
+    def read(self, now: int) -> list[tuple[int, ...]]:
+        """Records older than `now` (CLOCK_MONOTONIC ns) minus the margin, in order of time."""
+        records = self._held
+        for cpu in range(len(self._next)):
+            records.extend(self._take(cpu))
+        records.sort(key=_BY_TIME)
+        cut = now - self.MARGIN_NS
+        if records and records[-1][3] > cut:
+            index = len(records)
+            while index and records[index - 1][3] > cut:
+                index -= 1
+            self._held = records[index:]
+            del records[index:]
+        else:
+            self._held = []
+        return records
+
+    def close(self) -> None:
+        self._map.close()
+
+
+class Lifetimes:
+    """One record per destroyed slot, one ring per CPU, oldest overwritten."""
+
+    def __init__(self, fd: int, heads_fd: int, cpus: int, capacity: int) -> None:
+        self._capacity = capacity
+        self._cpus = cpus
+        self._map = _map(fd, cpus * capacity * _LIFETIME_SIZE)
+        self._heads = _map(heads_fd, cpus * ctypes.sizeof(abi.RingHead))
+        self._next = [self._written(cpu) for cpu in range(cpus)]
+        self.lost = 0
+
+    def _written(self, cpu: int) -> int:
+        return int(_HEAD.unpack_from(self._heads, cpu * ctypes.sizeof(abi.RingHead))[0])
+
+    def _spans(self) -> Iterator[tuple[int, int]]:
+        """(first record index in the whole mapping, count) of what is new; advances."""
+        for cpu in range(self._cpus):
+            start, end = self._next[cpu], self._written(cpu)
+            # one record of slack: the next one may be half written over the oldest
+            if end - start >= self._capacity:
+                self.lost += end - self._capacity + 1 - start
+                start = end - self._capacity + 1
+            self._next[cpu] = end
+            base = cpu * self._capacity
+            while start < end:
+                first = start & (self._capacity - 1)
+                count = min(end - start, self._capacity - first)
+                yield base + first, count
+                start += count
+
+    def count(self) -> tuple[Counter[int], dict[int, bytes]]:
+        """Signatures of what is new with their counts, and the bytes of one lifetime of each.
+
+        Nothing is decoded per lifetime: the signatures are one strided slice.
+        """
+        totals: Counter[int] = Counter()
+        examples: dict[int, bytes] = {}
+        with memoryview(self._map) as view, view.cast("Q") as words:
+            for first, count in self._spans():
+                signatures = words[
+                    first * _LIFETIME_WORDS + 1 : (first + count) * _LIFETIME_WORDS : _LIFETIME_WORDS
+                ]
+                seen = signatures.tolist()
+                signatures.release()
+                totals.update(seen)
+                for signature in set(seen) - examples.keys():
+                    at = (first + seen.index(signature)) * _LIFETIME_SIZE
+                    examples[signature] = self._map[at : at + _LIFETIME_SIZE]
+        return totals, examples
+
+    def read(self) -> list[bytes]:
+        """The bytes of every new lifetime."""
+        return [
+            self._map[at * _LIFETIME_SIZE : (at + 1) * _LIFETIME_SIZE]
+            for first, count in self._spans()
+            for at in range(first, first + count)
+        ]
+
+    def close(self) -> None:
+        self._map.close()
+        self._heads.close()
+
+
+class Urgent:
+    """A BPF ring buffer read through its mapping (kernel/bpf/ringbuf.c; layout in the map's documentation).
+
+    Page 0 is the consumer position (ours to write), page 1 the producer position, then the data twice.
+    """
+
+    BUSY, DISCARDED = 1 << 31, 1 << 30
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self._mask = size - 1
+        self._consumer = mmap.mmap(fd, _PAGE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._producer = mmap.mmap(fd, _PAGE + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=_PAGE)
+
+    def read(self, limit: int = 4096) -> list[bytes]:
+        """At most `limit` messages, in order; frees their space."""
+        messages: list[bytes] = []
+        position = int(_HEAD.unpack_from(self._consumer, 0)[0])
+        end = int(_HEAD.unpack_from(self._producer, 0)[0])
+        while position < end and len(messages) < limit:
+            at = _PAGE + (position & self._mask)
+            length = int(struct.unpack_from("<I", self._producer, at)[0])
+            if length & self.BUSY:
+                break
+            size = length & ~(self.BUSY | self.DISCARDED)
+            if not length & self.DISCARDED:
+                messages.append(self._producer[at + 8 : at + 8 + size])
+            position += (size + 8 + 7) & ~7
+            _HEAD.pack_into(self._consumer, 0, position)
+        return messages
+
+    def close(self) -> None:
+        self._consumer.close()
+        self._producer.close()

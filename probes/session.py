@@ -1,0 +1,434 @@
+# Owns one live session: the probes of one executable image on one or more processes, as an EventSource.
+# Reads rings and maps by descriptor, asks the helper process about other processes; never judges.
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from probes import abi, decode, errors, events, loader
+from probes.bootstrap import TARGET, Bootstrap
+from probes.helper import ProcHelper
+from probes.leftovers import Leftovers
+from probes.procfs import Identity
+from probes.rings import Lifetimes, Recorder, Urgent
+from probes.sysbpf import Map, PerCpuCounters, possible_cpus
+from symbols.plan import ProbePlan
+from symbols.serial import plan_to_json
+
+STREAM_INTERVAL_S = 0.02
+LIFETIMES_INTERVAL_S = 0.2
+COUNTERS_INTERVAL_S = 1.0
+SCAN_INTERVAL_S = 5.0
+DISCOVER_INTERVAL_S = 2.0
+CONFIRMS_PER_SECOND = 20
+MAX_STACKS_KNOWN = 16384
+STACK_DEPTH = 32
+SIZES = {
+    "targets": (4, TARGET.size),
+    "slots": (16, 352),
+    "regs": (16, 152),
+    "fds": (8, 40),
+    "orphans": (16, 152),
+    "exec_paths": (abi.PATH_BYTES, 4),
+    "stacks": (4, 8 * STACK_DEPTH),
+    "waiters": (8, 4),
+}
+_LOSSES = {
+    abi.Counter.URGENT_LOST: "urgent",
+    abi.Counter.SLOTS_FULL: "slots-map-full",
+    abi.Counter.REGS_FULL: "registrations-map-full",
+    abi.Counter.FDS_FULL: "fds-map-full",
+    abi.Counter.THREADS_FULL: "threads-map-full",
+    abi.Counter.EVENTS_TRUNCATED: "deliveries-beyond-limit",
+    abi.Counter.READ_FAULT: "user-memory-not-resident",
+    abi.Counter.TAILCALL_FAILED: "tail-call",
+    abi.Counter.SUSPECTS_DROPPED: "suspicions-of-one-batch",
+    abi.Counter.DESCS_FULL: "descriptions-map-full",
+    abi.Counter.ORPHANS_FULL: "orphans-map-full",
+    abi.Counter.OBJECTS_FULL: "objects-map-full",
+    abi.Counter.RANGE_TRUNCATED: "close-range-beyond-limit",
+}
+_CONFIRMED_BY_FDINFO = frozenset(
+    {
+        abi.Suspect.FREED_REGISTERED,
+        abi.Suspect.STALE_DELIVERY,
+        abi.Suspect.RECYCLED_DELIVERY,
+        abi.Suspect.OUTLIVES_CLOSE,
+        abi.Suspect.HOT,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOptions:
+    """stream: yield RecordsRead; full_lifetimes: every LifetimeEnded instead of counts with examples."""
+
+    stream: bool = False
+    full_lifetimes: bool = False
+    ring_records: int = 32768
+    lifetime_records: int = 2048
+    max_slots: int = 32768
+    empty: bool = False
+
+
+class LiveSession:
+    """An EventSource over the kernel side. Make it with `open`; `close` (or death) removes every probe."""
+
+    def __init__(
+        self, plan: ProbePlan, handles: loader.Handles, options: SessionOptions, follow: bool
+    ) -> None:
+        self._plan, self._handles, self._options, self._follow = plan, handles, options, follow
+        sizes = handles.options
+        cpus = possible_cpus()
+        maps = handles.maps
+        self._maps = {name: Map(maps[name], *size) for name, size in SIZES.items()}
+        self._recorder = Recorder(maps["recorder"], cpus, sizes.ring_records)
+        self._lifetimes = Lifetimes(maps["lifetimes"], maps["lifetime_heads"], cpus, sizes.lifetime_records)
+        self._urgent = Urgent(maps["urgent"], sizes.urgent_pages * 4096)
+        self._counters = PerCpuCounters(maps["counters"], len(abi.Counter))
+        self._leftovers = Leftovers(self._maps["slots"])
+        self._helper = ProcHelper()
+        self._epoll = select.epoll()
+        self._epoll.register(self._urgent.fd, select.EPOLLIN)
+        self._pidfds: dict[int, int] = {}  # pidfd -> tgid
+        self._image: tuple[int, int] | None = None  # device and inode
+        self.targets: dict[int, events.TargetAttached] = {}
+        self._stacks: set[tuple[int, int]] = set()
+        self._threads: set[tuple[int, int]] = set()
+        self._examples: set[int] = set()
+        self._deaths: dict[int, str] = {}
+        self._reported: dict[str, int] = {}
+        self._losses_since = time.monotonic_ns()
+        self._confirms: tuple[int, int] = (0, 0)  # second, how many in it
+        self._due = dict.fromkeys(("lifetimes", "counters", "scan", "discover"), 0.0)
+        self._start: list[events.Event] = []
+        self._closed = False
+        self.finished = False
+
+    @classmethod
+    def open(
+        cls, plan: ProbePlan, *, pids: Sequence[int], follow: bool, options: SessionOptions | None = None
+    ) -> LiveSession:
+        """Arm the plan's probes on `pids`; with `follow`, on every process of the image, present and future.
+
+        Raises ProbeError subclasses: NoSuchProcess, TargetGoneWhileAttaching, PrerequisiteMissing,
+        LoaderFailed.
+        """
+        options = options or SessionOptions()
+        if os.geteuid() != 0:
+            raise errors.NotRoot(os.geteuid())
+        for pid in pids:
+            if not os.path.isdir(f"/proc/{pid}"):
+                raise errors.NoSuchProcess(pid)
+        image = f"/proc/{pids[0]}/exe" if pids and not follow else plan.image
+        handles = loader.load(
+            plan,
+            image=image,
+            pids=() if follow else tuple(pids),
+            options=loader.LoadOptions(
+                ring_records=options.ring_records,
+                lifetime_records=options.lifetime_records,
+                max_slots=options.max_slots,
+                empty=options.empty,
+            ),
+        )
+        try:
+            session = cls(plan, handles, options, follow)
+        except BaseException:
+            handles.close()
+            raise
+        try:
+            status = os.stat(image)
+            session._image = (status.st_dev, status.st_ino)
+            if follow:
+                for path in {plan.image, os.path.realpath(plan.image)}:
+                    raw = path.encode()
+                    if len(raw) < abi.PATH_BYTES:
+                        session._maps["exec_paths"].put(raw.ljust(abi.PATH_BYTES, b"\0"), b"\1\0\0\0")
+            for pid in pids:
+                session._start.extend(session._attach(pid, late=True, required=True))
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    # -- targets
+
+    def _attach(self, pid: int, *, late: bool, required: bool = False) -> Iterator[events.Event]:
+        who = self._helper.identity(pid)
+        if who is None:
+            if required:
+                raise errors.TargetGoneWhileAttaching(pid, "exited")
+            return
+        if self._image is not None and (who.device, who.inode) != self._image:
+            self._maps["targets"].delete(pid.to_bytes(4, "little"))
+            if required:
+                raise errors.TargetGoneWhileAttaching(pid, "executed another program")
+            return
+        now = time.monotonic_ns()
+        self._maps["targets"].put(pid.to_bytes(4, "little"), TARGET.pack(now, 0, 0, 0), 0 if late else 1)
+        taken = self._bootstrap(pid, now) if late else 0
+        yield from self._attached(who, now, taken, late)
+
+    def _attached(self, who: Identity, now: int, taken: int, late: bool) -> Iterator[events.Event]:
+        segments = tuple((segment.offset, segment.vaddr) for segment in self._plan.segments)
+        bias = self._helper.load_bias(who.pid, who.inode, segments) if self._plan.pie else 0
+        try:
+            pidfd = os.pidfd_open(who.pid)
+        except OSError:
+            self._deaths.setdefault(who.pid, "exited")
+        else:
+            self._pidfds[pidfd] = who.pid
+            self._epoll.register(pidfd, select.EPOLLIN)
+        event = events.TargetAttached(
+            ts=now,
+            tgid=who.pid,
+            start_time=who.start_time,
+            exe=who.exe,
+            comm=who.comm,
+            bias=bias or 0,
+            plan=plan_to_json(self._plan),
+            bootstrapped=taken,
+            late=late,
+        )
+        self.targets[who.pid] = event
+        yield event
+
+    def _bootstrap(self, pid: int, now: int) -> int:
+        before = self._helper.registrations(pid)
+        maps = self._maps
+        taking = Bootstrap(maps["slots"], maps["regs"], maps["fds"], maps["orphans"], self._plan.userdata)
+        taken = taking.insert(pid, before, now)
+        return taken - taking.withdraw_vanished(pid, before, self._helper.registrations(pid))
+
+    def _gone(self, tgid: int, reason: str) -> Iterator[events.Event]:
+        for pidfd, pid in list(self._pidfds.items()):
+            if pid == tgid:
+                self._epoll.unregister(pidfd)
+                os.close(pidfd)
+                del self._pidfds[pidfd]
+        if self.targets.pop(tgid, None) is None:
+            return
+        yield from self._leftovers.unreported(tgid)
+        for name, tgid_at in (("slots", 0), ("regs", 0), ("fds", 0), ("orphans", 0), ("waiters", 0)):
+            held = self._maps[name]
+            wanted = tgid.to_bytes(4, "little")
+            for key in [key for key, _ in held.entries() if key[tgid_at : tgid_at + 4] == wanted]:
+                held.delete(key)
+        self._maps["targets"].delete(tgid.to_bytes(4, "little"))
+        yield events.TargetGone(ts=time.monotonic_ns(), tgid=tgid, reason=reason)
+        self.finished = not self.targets and not self._follow
+
+    def _discover(self) -> Iterator[events.Event]:
+        """Processes of the image whose exec was not recognised by its path (relative, or through a link)."""
+        if self._image is None:
+            return
+        for pid in self._helper.processes_of(*self._image):
+            if pid not in self.targets:
+                yield from self._attach(pid, late=True)
+
+    # -- EventSource
+
+    def poll(self, timeout: float) -> Iterable[events.Event]:
+        """See EventSource. With `stream`, records older than a few milliseconds only, in order of time."""
+        return list(self._poll(timeout))
+
+    def _poll(self, timeout: float) -> Iterator[events.Event]:
+        if self._start:
+            begun, self._start = self._start, []
+            yield from begun
+            return
+        if self.finished:
+            return
+        yield from self._wait(timeout)
+        now = time.monotonic()
+        if self._options.stream:
+            records = self._recorder.read(time.monotonic_ns())
+            if records:
+                yield events.RecordsRead(records=tuple(records))
+            yield from self._loss("recorder", self._recorder.lost)
+        if self._is_due("lifetimes", now, LIFETIMES_INTERVAL_S):
+            yield from self._read_lifetimes()
+        if self._is_due("counters", now, COUNTERS_INTERVAL_S):
+            yield from self._read_counters()
+        if self._is_due("scan", now, SCAN_INTERVAL_S):
+            yield from self._leftovers.scan(time.monotonic_ns())
+        if self._follow and self._is_due("discover", now, DISCOVER_INTERVAL_S):
+            yield from self._discover()
+
+    def _wait(self, timeout: float) -> Iterator[events.Event]:
+        limit = STREAM_INTERVAL_S if self._options.stream else LIFETIMES_INTERVAL_S
+        for fd, _ in self._epoll.poll(min(timeout, limit)):
+            if fd in self._pidfds:
+                tgid = self._pidfds[fd]
+                yield from self._read_urgent()
+                yield from self._read_lifetimes()
+                yield from self._gone(tgid, self._deaths.pop(tgid, "exited"))
+        yield from self._read_urgent()
+
+    def _is_due(self, what: str, now: float, interval: float) -> bool:
+        if now < self._due[what]:
+            return False
+        self._due[what] = now + interval
+        return True
+
+    # -- outputs
+
+    def _read_urgent(self) -> Iterator[events.Event]:
+        for raw in self._urgent.read():
+            try:
+                message = decode.urgent(raw)
+            except decode.BadRecord:
+                yield events.Lost(ts=time.monotonic_ns(), what="urgent", count=1, since=self._losses_since)
+                continue
+            if isinstance(message, events.SuspicionRaised):
+                yield from self._with_context(message)
+            elif isinstance(message, events.CrashSeen):
+                self._deaths[message.tgid] = f"killed by signal {message.signal}"
+                yield message
+            else:
+                yield from self._lifecycle(message)
+
+    def _lifecycle(self, message: abi.LifecycleMessage) -> Iterator[events.Event]:
+        kind, tgid, ts = message.head.what, message.trigger.tgid, message.trigger.ts
+        if kind in (abi.Kind.FORKED, abi.Kind.FORK_ENDED):
+            yield events.ProcessForked(
+                ts=ts, tgid=tgid, child=message.trigger.arg, ended=kind == abi.Kind.FORK_ENDED
+            )
+        elif kind == abi.Kind.EXECED:
+            if tgid in self.targets:
+                yield from self._gone(tgid, f"executed another program ({decode.path(message)!r})")
+            if message.trigger.arg:
+                yield from self._attach(tgid, late=False)
+
+    def _with_context(self, suspicion: events.SuspicionRaised) -> Iterator[events.Event]:
+        """The suspicion, preceded by the stacks, threads and fdinfo that its report will need."""
+        tgid = suspicion.trigger.tgid
+        moments = [events.Moment(0, suspicion.trigger.ts, 0, suspicion.trigger.tid, suspicion.trigger.stack)]
+        if suspicion.slot is not None:
+            s = suspicion.slot
+            moments += [s.create, s.add, s.removed, s.close, s.destroy, s.prev_destroy]
+            moments.append(events.Moment(0, 1, 0, s.last_tid, -1))
+        for reg in (suspicion.reg, suspicion.other):
+            if reg is not None:
+                moments += [reg.add, reg.mod, reg.end]
+        yield from self._context(tgid, moments)
+        reg = suspicion.reg
+        if suspicion.suspect in _CONFIRMED_BY_FDINFO and reg is not None and self._may_confirm():
+            entries = self._helper.epoll_entries(tgid, reg.epfd)
+            present = None
+            if entries is not None:
+                present = any(entry.fd == reg.fd and entry.data == reg.userdata for entry in entries)
+            yield events.FdinfoChecked(
+                ts=time.monotonic_ns(),
+                tgid=tgid,
+                epfd=reg.epfd,
+                fd=reg.fd,
+                userdata=reg.userdata,
+                present=present,
+            )
+        yield suspicion
+
+    def _context(self, tgid: int, moments: Iterable[events.Moment]) -> Iterator[events.Event]:
+        for moment in moments:
+            if not moment.ts:
+                continue
+            if moment.stack >= 0 and (tgid, moment.stack) not in self._stacks:
+                raw = self._maps["stacks"].get(moment.stack.to_bytes(4, "little"))
+                if raw is not None and len(self._stacks) < MAX_STACKS_KNOWN:
+                    self._stacks.add((tgid, moment.stack))
+                    pcs = memoryview(raw).cast("Q").tolist()
+                    yield events.StackSeen(tgid=tgid, id=moment.stack, pcs=tuple(pc for pc in pcs if pc))
+            if (
+                moment.tid
+                and (tgid, moment.tid) not in self._threads
+                and len(self._threads) < MAX_STACKS_KNOWN
+            ):
+                self._threads.add((tgid, moment.tid))
+                yield events.ThreadSeen(tgid=tgid, tid=moment.tid, comm=self._helper.comm(tgid, moment.tid))
+
+    def _may_confirm(self) -> bool:
+        second, used = self._confirms
+        now = int(time.monotonic())
+        if second != now:
+            second, used = now, 0
+        self._confirms = (second, used + 1)
+        return used < CONFIRMS_PER_SECOND
+
+    def _read_lifetimes(self) -> Iterator[events.Event]:
+        if self._options.full_lifetimes:
+            for raw in self._lifetimes.read():
+                ended = decode.lifetime(raw)
+                if ended.signature not in self._examples:
+                    self._examples.add(ended.signature)
+                    yield from self._life_context(ended)
+                yield ended
+        else:
+            counts, examples = self._lifetimes.count()
+            for signature, raw in examples.items():
+                if signature not in self._examples:
+                    self._examples.add(signature)
+                    ended = decode.lifetime(raw)
+                    yield from self._life_context(ended)
+                    yield ended
+            if counts:
+                yield events.LifetimesCounted(ts=time.monotonic_ns(), counts=dict(sorted(counts.items())))
+        yield from self._loss("lifetimes", self._lifetimes.lost)
+
+    def _life_context(self, ended: events.LifetimeEnded) -> Iterator[events.Event]:
+        s = ended.slot
+        yield from self._context(s.tgid, [s.create, s.add, s.removed, s.close, s.destroy])
+
+    def _loss(self, what: str, total: int) -> Iterator[events.Event]:
+        before = self._reported.get(what, 0)
+        if total > before:
+            self._reported[what] = total
+            now = time.monotonic_ns()
+            yield events.Lost(ts=now, what=what, count=total - before, since=self._losses_since)
+
+    def _read_counters(self) -> Iterator[events.Event]:
+        totals = self._counters.read()
+        for counter, what in _LOSSES.items():
+            yield from self._loss(what, totals[counter])
+        now = time.monotonic_ns()
+        yield events.CountersRead(
+            ts=now, counters={counter.name.lower(): totals[counter] for counter in abi.Counter}
+        )
+        self._losses_since = now
+
+    def counters(self) -> Mapping[str, int]:
+        totals = self._counters.read()
+        return {counter.name.lower(): totals[counter] for counter in abi.Counter}
+
+    def drain(self) -> Iterable[events.Event]:
+        """What is still due at the end: call once before `close`."""
+        found = [*self._read_urgent(), *self._read_lifetimes()]
+        if self._options.stream:
+            records = self._recorder.read(time.monotonic_ns() + Recorder.MARGIN_NS)
+            if records:
+                found.append(events.RecordsRead(records=tuple(records)))
+        for tgid in self.targets:
+            found.extend(self._leftovers.unreported(tgid))
+        found.extend(self._read_counters())
+        return found
+
+    def thread(self, tgid: int, tid: int) -> str:
+        return self._helper.comm(tgid, tid)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self.finished = True
+        self._handles.close()
+        self._recorder.close()
+        self._lifetimes.close()
+        self._urgent.close()
+        for pidfd in self._pidfds:
+            os.close(pidfd)
+        self._pidfds.clear()
+        self._epoll.close()
+        self._helper.close()

@@ -1,0 +1,200 @@
+# Owns the probe plan: the data symbols/ hands to probes/ and to the user.
+# Plain immutable values; must not open files, parse DWARF or know BPF.
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NewType
+
+Addr = NewType("Addr", int)
+"""A virtual address as the image's own ELF headers give it (before any load bias)."""
+
+
+class Role(Enum):
+    """What a probed function does to a slot (profile keys of the same name)."""
+
+    CREATE = "create"
+    DESTROY = "destroy"
+    DISOWN = "disown"
+    DISPATCH = "dispatch"
+
+
+class InstanceKind(Enum):
+    OUT_OF_LINE = "out-of-line"
+    INLINED = "inlined"
+
+
+class Price(Enum):
+    """What the kernel does with the probed instruction (uprobe_pre_sstep_notifier, arch/x86)."""
+
+    EMULATED = "emulated"  # push, nop, jmp, call: about 1 µs
+    SINGLE_STEP = "single-step"  # anything else: 5 to 8 µs
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """value += amount (bytes; may be negative)."""
+
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deref:
+    """value = *(unsigned integer of `size` bytes at value), zero-extended."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArgSource:
+    """Where an argument is at one pc: a register or a constant, then steps left to right.
+
+    `register` is the DWARF/psABI name ("rbx", "r12", "rsp"); None means start from `constant`.
+    """
+
+    register: str | None = None
+    constant: int = 0
+    steps: tuple[Add | Deref, ...] = ()
+
+    def __str__(self) -> str:
+        text = self.register if self.register is not None else f"{self.constant:#x}"
+        for step in self.steps:
+            if isinstance(step, Add):
+                text = f"{text}{step.amount:+#x}"
+            else:
+                text = f"*({text})" if step.size == 8 else f"*(u{step.size * 8})({text})"
+        return text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceLine:
+    file: str  # as DWARF names it, directory joined when relative
+    line: int  # 1-based; 0 when the compiler gave none
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """One source-level frame of a pc; inlined frames come innermost first."""
+
+    function: str
+    location: SourceLine | None
+    inlined: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """One address to probe."""
+
+    index: int  # position in ProbePlan.sites
+    role: Role
+    function: str  # qualified or linkage name of the function the profile wanted
+    kind: InstanceKind
+    address: Addr
+    file_offset: int  # bytes from the start of the image file; what perf_event_open wants
+    enclosing: str  # the out-of-line function that holds the address
+    call_site: SourceLine | None  # where an inlined instance was called from
+    declared_at: SourceLine | None
+    instruction: str  # disassembly of the probed instruction
+    price: Price
+    argument: str  # name of the variable or parameter the value comes from
+    source: ArgSource
+    note: str = ""  # e.g. "address moved +0x5 from the entry: cheaper"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unprobed:
+    """An instance that exists and cannot be probed; findings it touches become uncertain."""
+
+    role: Role
+    function: str
+    kind: InstanceKind
+    address: Addr | None
+    enclosing: str
+    call_site: SourceLine | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One PT_LOAD, for turning run-time addresses into image addresses and back."""
+
+    vaddr: int
+    offset: int
+    filesz: int
+    memsz: int
+    executable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotVariant:
+    """One alternative of a tagged union: which tag value selects it, and what it then is."""
+
+    tag: int
+    name: str
+    type: str
+    kind: str  # as SlotField.kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotField:
+    """One leaf of the slot's type, enough to say what its bytes mean without debug information."""
+
+    path: str  # "protocol", "next", "peer.port"
+    offset: int  # bytes from the slot's start
+    size: int
+    type: str  # as DWARF names it: "*worker.HTTPConn"
+    kind: str  # "pointer", "unsigned", "signed", "bool", "float", "enum", "union" (tagged) or "bytes"
+    tag_offset: int | None = None  # of a tagged union's tag, from the slot's start
+    tag_size: int = 0
+    tag_mask: int = 0  # bits of the tag that the program looks at; 0: all of them
+    variants: tuple[SlotVariant, ...] = ()  # alternatives of a tagged union; names of an enum's values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotLayout:
+    """What the kernel side and the reports need to know of the slot's type."""
+
+    type_name: str
+    size: int  # bytes; 0 unknown
+    freelist_offset: int | None
+    object_offset: int | None  # where the slot keeps the pointer that dispatch probes see
+    object_field: str | None  # e.g. "protocol.http"
+    object_type: str | None
+    fields: tuple[SlotField, ...] = ()  # leaves by offset; empty when the type is not described
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Userdata:
+    """How epoll_data maps to a slot (profile [userdata])."""
+
+    kind: str = "pointer"  # "pointer" or "fd"
+    mask: int = 0xFFFF_FFFF_FFFF_FFFF
+    reserved: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbePlan:
+    image: str  # path it was resolved from
+    identity: str  # "build-id:<hex>" or "sha256:<hex>"
+    machine: str  # "x86_64"
+    pie: bool
+    profile: str
+    guard: str | None
+    userdata: Userdata
+    slot: SlotLayout
+    segments: tuple[Segment, ...]
+    sites: tuple[Site, ...]
+    unprobed: tuple[Unprobed, ...]
+    warnings: tuple[str, ...] = field(default=())
+
+    def by_role(self, role: Role) -> Iterator[Site]:
+        return (site for site in self.sites if site.role is role)
+
+    def complete(self, role: Role) -> bool:
+        """True when the role has at least one site and none of its instances is unprobed."""
+        return any(self.by_role(role)) and not any(u.role is role for u in self.unprobed)
