@@ -162,6 +162,7 @@ def _suspicion(m: abi.SuspicionMessage, raw: bytes) -> events.SuspicionRaised:
 
 def _crash(m: abi.CrashMessage) -> events.CrashSeen:
     registers = dict(zip(abi.PT_REGS_X86_64, m.regs, strict=True))
+    registers["rip"] = m.fault_ip  # differs when the instruction was stepped out of line for a probe
     return events.CrashSeen(
         ts=m.trigger.ts,
         tgid=m.trigger.tgid,

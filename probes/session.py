@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from probes import abi, decode, errors, events, loader
 from probes.bootstrap import TARGET, Bootstrap
+from probes.context import Context
 from probes.helper import ProcHelper
 from probes.leftovers import Leftovers
 from probes.procfs import Identity
@@ -23,8 +24,6 @@ LIFETIMES_INTERVAL_S = 0.2
 COUNTERS_INTERVAL_S = 1.0
 SCAN_INTERVAL_S = 5.0
 DISCOVER_INTERVAL_S = 2.0
-CONFIRMS_PER_SECOND = 20
-MAX_STACKS_KNOWN = 16384
 STACK_DEPTH = 32
 SIZES = {
     "targets": (4, TARGET.size),
@@ -51,15 +50,6 @@ _LOSSES = {
     abi.Counter.OBJECTS_FULL: "objects-map-full",
     abi.Counter.RANGE_TRUNCATED: "close-range-beyond-limit",
 }
-_CONFIRMED_BY_FDINFO = frozenset(
-    {
-        abi.Suspect.FREED_REGISTERED,
-        abi.Suspect.STALE_DELIVERY,
-        abi.Suspect.RECYCLED_DELIVERY,
-        abi.Suspect.OUTLIVES_CLOSE,
-        abi.Suspect.HOT,
-    }
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,13 +81,12 @@ class LiveSession:
         self._counters = PerCpuCounters(maps["counters"], len(abi.Counter))
         self._leftovers = Leftovers(self._maps["slots"])
         self._helper = ProcHelper()
+        self._context = Context(self._maps["stacks"], self._helper)
         self._epoll = select.epoll()
         self._epoll.register(self._urgent.fd, select.EPOLLIN)
         self._pidfds: dict[int, int] = {}  # pidfd -> tgid
         self._image: tuple[int, int] | None = None  # device and inode
         self.targets: dict[int, events.TargetAttached] = {}
-        self._stacks: set[tuple[int, int]] = set()
-        self._threads: set[tuple[int, int]] = set()
         self._examples: set[int] = set()
         self._deaths: dict[int, str] = {}
         self._reported: dict[str, int] = {}
@@ -285,7 +274,7 @@ class LiveSession:
                 yield events.Lost(ts=time.monotonic_ns(), what="urgent", count=1, since=self._losses_since)
                 continue
             if isinstance(message, events.SuspicionRaised):
-                yield from self._with_context(message)
+                yield from self._context.of_suspicion(message)
             elif isinstance(message, events.CrashSeen):
                 self._deaths[message.tgid] = f"killed by signal {message.signal}"
                 yield message
@@ -304,67 +293,13 @@ class LiveSession:
             if message.trigger.arg:
                 yield from self._attach(tgid, late=False)
 
-    def _with_context(self, suspicion: events.SuspicionRaised) -> Iterator[events.Event]:
-        """The suspicion, preceded by the stacks, threads and fdinfo that its report will need."""
-        tgid = suspicion.trigger.tgid
-        moments = [events.Moment(0, suspicion.trigger.ts, 0, suspicion.trigger.tid, suspicion.trigger.stack)]
-        if suspicion.slot is not None:
-            s = suspicion.slot
-            moments += [s.create, s.add, s.removed, s.close, s.destroy, s.prev_destroy]
-            moments.append(events.Moment(0, 1, 0, s.last_tid, -1))
-        for reg in (suspicion.reg, suspicion.other):
-            if reg is not None:
-                moments += [reg.add, reg.mod, reg.end]
-        yield from self._context(tgid, moments)
-        reg = suspicion.reg
-        if suspicion.suspect in _CONFIRMED_BY_FDINFO and reg is not None and self._may_confirm():
-            entries = self._helper.epoll_entries(tgid, reg.epfd)
-            present = None
-            if entries is not None:
-                present = any(entry.fd == reg.fd and entry.data == reg.userdata for entry in entries)
-            yield events.FdinfoChecked(
-                ts=time.monotonic_ns(),
-                tgid=tgid,
-                epfd=reg.epfd,
-                fd=reg.fd,
-                userdata=reg.userdata,
-                present=present,
-            )
-        yield suspicion
-
-    def _context(self, tgid: int, moments: Iterable[events.Moment]) -> Iterator[events.Event]:
-        for moment in moments:
-            if not moment.ts:
-                continue
-            if moment.stack >= 0 and (tgid, moment.stack) not in self._stacks:
-                raw = self._maps["stacks"].get(moment.stack.to_bytes(4, "little"))
-                if raw is not None and len(self._stacks) < MAX_STACKS_KNOWN:
-                    self._stacks.add((tgid, moment.stack))
-                    pcs = memoryview(raw).cast("Q").tolist()
-                    yield events.StackSeen(tgid=tgid, id=moment.stack, pcs=tuple(pc for pc in pcs if pc))
-            if (
-                moment.tid
-                and (tgid, moment.tid) not in self._threads
-                and len(self._threads) < MAX_STACKS_KNOWN
-            ):
-                self._threads.add((tgid, moment.tid))
-                yield events.ThreadSeen(tgid=tgid, tid=moment.tid, comm=self._helper.comm(tgid, moment.tid))
-
-    def _may_confirm(self) -> bool:
-        second, used = self._confirms
-        now = int(time.monotonic())
-        if second != now:
-            second, used = now, 0
-        self._confirms = (second, used + 1)
-        return used < CONFIRMS_PER_SECOND
-
     def _read_lifetimes(self) -> Iterator[events.Event]:
         if self._options.full_lifetimes:
             for raw in self._lifetimes.read():
                 ended = decode.lifetime(raw)
                 if ended.signature not in self._examples:
                     self._examples.add(ended.signature)
-                    yield from self._life_context(ended)
+                    yield from self._context.of_life(ended.slot)
                 yield ended
         else:
             counts, examples = self._lifetimes.count()
@@ -372,15 +307,11 @@ class LiveSession:
                 if signature not in self._examples:
                     self._examples.add(signature)
                     ended = decode.lifetime(raw)
-                    yield from self._life_context(ended)
+                    yield from self._context.of_life(ended.slot)
                     yield ended
             if counts:
                 yield events.LifetimesCounted(ts=time.monotonic_ns(), counts=dict(sorted(counts.items())))
         yield from self._loss("lifetimes", self._lifetimes.lost)
-
-    def _life_context(self, ended: events.LifetimeEnded) -> Iterator[events.Event]:
-        s = ended.slot
-        yield from self._context(s.tgid, [s.create, s.add, s.removed, s.close, s.destroy])
 
     def _loss(self, what: str, total: int) -> Iterator[events.Event]:
         before = self._reported.get(what, 0)

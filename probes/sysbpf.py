@@ -38,12 +38,21 @@ class Map:
         self.key_size = key_size
         self.value_size = value_size
 
-    def _element(self, command: int, key: bytes, value: ctypes.Array[ctypes.c_char], flags: int = 0) -> int:
+    def _element(
+        self, command: int, key: bytes, value: ctypes.Array[ctypes.c_char] | None, flags: int = 0
+    ) -> int:
         if len(key) != self.key_size:
             raise ValueError(f"key of {len(key)} bytes, the map wants {self.key_size}")
         key_buffer = ctypes.create_string_buffer(key, self.key_size)
         attr = ctypes.create_string_buffer(
-            struct.pack("<IIQQQ", self.fd, 0, ctypes.addressof(key_buffer), ctypes.addressof(value), flags),
+            struct.pack(
+                "<IIQQQ",
+                self.fd,
+                0,
+                ctypes.addressof(key_buffer),
+                ctypes.addressof(value) if value else 0,
+                flags,
+            ),
             32,
         )
         return _bpf(command, attr, 32)
@@ -70,7 +79,7 @@ class Map:
         return True
 
     def delete(self, key: bytes) -> bool:
-        error = self._element(_DELETE, key, ctypes.create_string_buffer(1))
+        error = self._element(_DELETE, key, None)  # the kernel refuses a value pointer here
         if error and error != errno.ENOENT:
             raise OSError(error, os.strerror(error))
         return not error

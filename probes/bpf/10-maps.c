@@ -23,6 +23,9 @@
 #define AF_HOT_AFTER 1024
 #define AF_MANY_WAITERS 0xffffffffu
 #define AF_STACK_DEPTH 32
+/* Where the kernel steps probed instructions out of line: the page below TASK_SIZE (xol_add_vma). */
+#define AF_XOL_START 0x7fffffffe000ull
+#define AF_XOL_END 0x7ffffffff000ull
 
 /* tracepoint contexts; offsets as in tracefs' format files, stable since 4.x */
 struct af_sys_enter { u64 common; s64 nr; u64 args[6]; };
@@ -57,6 +60,7 @@ struct af_thread {
 	u64 fault_addr;
 	u64 fault_ip;
 	u64 fault_ts;
+	u64 hit_ip;        /* the last uprobe this thread ran into */
 	u32 call;
 	u32 op;
 	s32 epfd;

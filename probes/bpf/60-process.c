@@ -148,7 +148,6 @@ int af_signaled(struct af_tp_signal *ctx)
 	c->trigger.kind = AF_SIGNALED;
 	c->trigger.flags = faulted ? 0 : AF_F_UNKNOWN;
 	c->trigger.ts = now;
-	c->trigger.enter = ip;
 	c->trigger.addr = addr;
 	c->trigger.tgid = id >> 32;
 	c->trigger.tid = (u32)id;
@@ -159,7 +158,11 @@ int af_signaled(struct af_tp_signal *ctx)
 	c->trigger.arg = sig;
 	c->trigger.stack = stack;
 	c->fault_addr = addr;
+	/* A probed instruction that faults does so in its out-of-line copy: the probe knows where it is from. */
+	if (ip >= AF_XOL_START && ip < AF_XOL_END && t->hit_ip)
+		ip = t->hit_ip;
 	c->fault_ip = ip;
+	c->trigger.enter = ip;
 	c->si_code = ctx->code;
 	c->batch = t->batch;
 	bpf_get_current_comm(c->comm, sizeof(c->comm));

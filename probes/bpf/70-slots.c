@@ -2,6 +2,14 @@
  *
  * What the probed functions do to a slot. The generated readers below call these with the argument's value.
  */
+static inline __attribute__((always_inline)) struct af_thread *af_hit_thread(u64 ip)
+{
+	struct af_thread *t = af_thread_now();
+	if (t)
+		t->hit_ip = ip;
+	return t;
+}
+
 static inline __attribute__((always_inline)) int af_hit_create(struct pt_regs *ctx, u64 addr)
 {
 	u64 ip = ctx->ip;
@@ -10,6 +18,7 @@ static inline __attribute__((always_inline)) int af_hit_create(struct pt_regs *c
 		return 0;
 	u64 now = bpf_ktime_get_ns();
 	u32 tgid = af_tgid();
+	af_hit_thread(ip);
 	struct af_slot *slot = af_slot_find(tgid, addr);
 	af_count(AF_C_HITS_CREATE);
 	if (!slot) {
@@ -95,7 +104,7 @@ static inline __attribute__((always_inline)) int af_hit_destroy(struct pt_regs *
 		return 0;
 	u64 now = bpf_ktime_get_ns();
 	u32 tgid = af_tgid(), tid = (u32)bpf_get_current_pid_tgid();
-	struct af_thread *t = af_thread_now();
+	struct af_thread *t = af_hit_thread(ip);
 	struct af_slot *slot = af_slot_find(tgid, addr);
 	s32 stack = af_stack_id(ctx);
 	struct af_at at;
@@ -148,6 +157,7 @@ static inline __attribute__((always_inline)) int af_hit_disown(struct pt_regs *c
 	if (!af_target_now())
 		return 0;
 	u64 now = bpf_ktime_get_ns();
+	af_hit_thread(ip);
 	struct af_slot *slot = af_slot_find(af_tgid(), addr);
 	af_count(AF_C_HITS_DISOWN);
 	af_record(AF_DISOWNED, slot ? 0 : AF_F_UNKNOWN, now, ip, addr, slot ? slot->gen : 0, -1, -1, 0, 0, -1);
@@ -159,7 +169,7 @@ static inline __attribute__((always_inline)) int af_hit_dispatch(struct pt_regs 
 	u64 ip = ctx->ip;
 	if (!af_target_now())
 		return 0;
-	struct af_thread *t = af_thread_now();
+	struct af_thread *t = af_hit_thread(ip);
 	if (!t)
 		return 0;
 	u64 now = bpf_ktime_get_ns();

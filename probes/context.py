@@ -1,0 +1,99 @@
+# Owns what a report needs around a suspicion: stacks by id, thread names, and what fdinfo says of the
+# registration. Yields each stack and each thread once, before the event that refers to it.
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+
+from probes import abi, events
+from probes.helper import ProcHelper
+from probes.sysbpf import Map
+
+CONFIRMS_PER_SECOND = 20
+MAX_KNOWN = 16384  # stacks, and threads, that are remembered; later ones go without
+_CONFIRMED_BY_FDINFO = frozenset(
+    {
+        abi.Suspect.FREED_REGISTERED,
+        abi.Suspect.STALE_DELIVERY,
+        abi.Suspect.RECYCLED_DELIVERY,
+        abi.Suspect.OUTLIVES_CLOSE,
+        abi.Suspect.HOT,
+    }
+)
+
+
+class Context:
+    """Answers from the stacks map and the helper process."""
+
+    def __init__(self, stacks: Map, helper: ProcHelper) -> None:
+        self._map, self._helper = stacks, helper
+        self._stacks: set[tuple[int, int]] = set()
+        self._threads: set[tuple[int, int]] = set()
+        self._confirms = (0, 0)  # second, checks made in it
+
+    def of_suspicion(self, suspicion: events.SuspicionRaised) -> Iterator[events.Event]:
+        """The suspicion, preceded by the stacks, threads and fdinfo that its report will need."""
+        trigger = suspicion.trigger
+        moments = [events.Moment(0, trigger.ts, 0, trigger.tid, trigger.stack)]
+        if suspicion.slot is not None:
+            moments += self._of_slot(suspicion.slot)
+        for reg in (suspicion.reg, suspicion.other):
+            if reg is not None:
+                moments += [reg.add, reg.mod, reg.end]
+        yield from self._seen(trigger.tgid, moments)
+        if suspicion.suspect in _CONFIRMED_BY_FDINFO and suspicion.reg is not None and self._may_confirm():
+            yield self._confirm(trigger.tgid, suspicion.reg)
+        yield suspicion
+
+    def of_life(self, slot: events.SlotLife) -> Iterator[events.Event]:
+        yield from self._seen(slot.tgid, self._of_slot(slot))
+
+    @staticmethod
+    def _of_slot(slot: events.SlotLife) -> list[events.Moment]:
+        delivered = events.Moment(0, slot.last_delivery, 0, slot.last_tid, -1)
+        return [
+            slot.create,
+            slot.add,
+            slot.removed,
+            slot.close,
+            slot.destroy,
+            slot.prev_destroy,
+            delivered,
+        ]
+
+    def _seen(self, tgid: int, moments: Iterable[events.Moment]) -> Iterator[events.Event]:
+        for moment in moments:
+            if not moment.ts:
+                continue
+            stack, thread = (tgid, moment.stack), (tgid, moment.tid)
+            if moment.stack >= 0 and stack not in self._stacks and len(self._stacks) < MAX_KNOWN:
+                raw = self._map.get(moment.stack.to_bytes(4, "little"))
+                if raw is not None:
+                    self._stacks.add(stack)
+                    pcs = memoryview(raw).cast("Q").tolist()
+                    yield events.StackSeen(tgid=tgid, id=moment.stack, pcs=tuple(pc for pc in pcs if pc))
+            if moment.tid and thread not in self._threads and len(self._threads) < MAX_KNOWN:
+                self._threads.add(thread)
+                yield events.ThreadSeen(tgid=tgid, tid=moment.tid, comm=self._helper.comm(tgid, moment.tid))
+
+    def _may_confirm(self) -> bool:
+        second, used = self._confirms
+        now = int(time.monotonic())
+        if second != now:
+            second, used = now, 0
+        self._confirms = (second, used + 1)
+        return used < CONFIRMS_PER_SECOND
+
+    def _confirm(self, tgid: int, reg: events.Registration) -> events.FdinfoChecked:
+        entries = self._helper.epoll_entries(tgid, reg.epfd)
+        present = None
+        if entries is not None:
+            present = any(entry.fd == reg.fd and entry.data == reg.userdata for entry in entries)
+        return events.FdinfoChecked(
+            ts=time.monotonic_ns(),
+            tgid=tgid,
+            epfd=reg.epfd,
+            fd=reg.fd,
+            userdata=reg.userdata,
+            present=present,
+        )

@@ -1,0 +1,180 @@
+# The ring readers over plain memory files laid out as the kernel side lays them out.
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from probes import abi
+from probes.rings import Lifetimes, Recorder, Urgent
+
+CAPACITY = 8
+
+
+class FakeRecorder:
+    """Writes records as af_record() of probes/bpf/20-output.c does."""
+
+    def __init__(self, cpus: int) -> None:
+        self.fd = os.memfd_create("recorder")
+        self.stride = (CAPACITY + 1) * 64
+        os.ftruncate(self.fd, -(-cpus * self.stride // mmap.PAGESIZE) * mmap.PAGESIZE)
+        self.written = [0] * cpus
+
+    def write(self, cpu: int, ts: int, kind: int = abi.Kind.DELIVERED) -> None:
+        number = self.written[cpu]
+        record = abi.RECORD.pack(number & 0xFFFFFFFF, kind, 0, ts, 0, 0, 1, 1, 0, -1, -1, 0, 0, -1)
+        os.pwrite(self.fd, record, cpu * self.stride + 64 + (number % CAPACITY) * 64)
+        self.written[cpu] = number + 1
+        os.pwrite(self.fd, struct.pack("<Q", number + 1), cpu * self.stride)
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeRecorder]:
+    made = FakeRecorder(2)
+    yield made
+    os.close(made.fd)
+
+
+FAR = 1 << 60
+
+
+def times(records: list[tuple[int, ...]]) -> list[int]:
+    return [record[3] for record in records]
+
+
+def test_records_of_all_cpus_come_in_order_of_time(fake: FakeRecorder) -> None:
+    recorder = Recorder(fake.fd, 2, CAPACITY)
+    for cpu, ts in ((0, 10), (1, 5), (0, 20), (1, 15)):
+        fake.write(cpu, ts)
+    assert times(recorder.read(FAR)) == [5, 10, 15, 20]
+    assert recorder.read(FAR) == []
+    assert recorder.lost == 0
+
+
+def test_young_records_wait_for_what_another_cpu_may_still_write(fake: FakeRecorder) -> None:
+    recorder = Recorder(fake.fd, 2, CAPACITY)
+    young = 10 * Recorder.MARGIN_NS
+    fake.write(0, young)
+    fake.write(0, 1)
+    assert times(recorder.read(young)) == [1]
+    fake.write(1, young - 1)
+    assert times(recorder.read(young + Recorder.MARGIN_NS)) == [young - 1, young]
+
+
+def test_what_was_overwritten_is_counted_never_invented(fake: FakeRecorder) -> None:
+    recorder = Recorder(fake.fd, 2, CAPACITY)
+    for ts in range(1, 21):
+        fake.write(0, ts)
+    got = times(recorder.read(FAR))
+    assert got == sorted(got)
+    assert recorder.lost + len(got) == 20
+    # the oldest record still in the ring may be half overwritten at any moment: it is not handed out
+    assert got == list(range(14, 21))
+
+
+def test_a_ring_that_wraps_is_read_in_two_pieces(fake: FakeRecorder) -> None:
+    recorder = Recorder(fake.fd, 2, CAPACITY)
+    for ts in range(1, 7):
+        fake.write(0, ts)
+    assert times(recorder.read(FAR)) == [1, 2, 3, 4, 5, 6]
+    for ts in range(7, 12):
+        fake.write(0, ts)
+    assert times(recorder.read(FAR)) == [7, 8, 9, 10, 11]
+    assert recorder.lost == 0
+
+
+def test_history_from_before_the_reader_is_not_replayed(fake: FakeRecorder) -> None:
+    fake.write(0, 1)
+    recorder = Recorder(fake.fd, 2, CAPACITY)
+    fake.write(0, 2)
+    assert times(recorder.read(FAR)) == [2]
+
+
+class FakeLifetimes:
+    def __init__(self) -> None:
+        self.size = ctypes.sizeof(abi.Lifetime)
+        self.fd, self.heads = os.memfd_create("lifetimes"), os.memfd_create("heads")
+        os.ftruncate(self.fd, -(-2 * CAPACITY * self.size // mmap.PAGESIZE) * mmap.PAGESIZE)
+        os.ftruncate(self.heads, mmap.PAGESIZE)
+        self.written = [0, 0]
+
+    def write(self, cpu: int, signature: int) -> None:
+        number = self.written[cpu]
+        lifetime = abi.Lifetime(seq=number, cpu=cpu, signature=signature, slot=abi.Slot(addr=signature * 16))
+        os.pwrite(self.fd, bytes(lifetime), (cpu * CAPACITY + number % CAPACITY) * self.size)
+        self.written[cpu] = number + 1
+        os.pwrite(self.heads, struct.pack("<Q", number + 1), cpu * ctypes.sizeof(abi.RingHead))
+
+
+def test_lifetimes_are_counted_by_signature_with_one_example_each() -> None:
+    fake = FakeLifetimes()
+    reader = Lifetimes(fake.fd, fake.heads, 2, CAPACITY)
+    for cpu, signature in ((0, 3), (1, 5), (0, 3), (0, 5), (1, 9)):
+        fake.write(cpu, signature)
+    counts, examples = reader.count()
+    assert counts == {3: 2, 5: 2, 9: 1}
+    assert set(examples) == {3, 5, 9}
+    for signature, raw in examples.items():
+        lifetime = abi.Lifetime.from_buffer_copy(raw)
+        assert (lifetime.signature, lifetime.slot.addr) == (signature, signature * 16)
+    assert reader.count() == ({}, {})
+
+
+def test_lifetimes_across_the_wrap_and_beyond_it() -> None:
+    fake = FakeLifetimes()
+    reader = Lifetimes(fake.fd, fake.heads, 2, CAPACITY)
+    for _ in range(5):
+        fake.write(0, 1)
+    assert reader.count()[0] == {1: 5}
+    for _ in range(5):
+        fake.write(0, 2)
+    assert len(reader.read()) == 5
+    for number in range(20):
+        fake.write(1, number)
+    counts, _ = reader.count()
+    assert sum(counts.values()) + reader.lost == 20
+    assert set(counts) == set(range(13, 20))
+
+
+def ring_bytes(size: int) -> int:
+    fd = os.memfd_create("urgent")
+    os.ftruncate(fd, 2 * mmap.PAGESIZE + 2 * size)
+    return fd
+
+
+def put(fd: int, position: int, size: int, payload: bytes, flags: int = 0) -> int:
+    """One record at `position`, in both copies of the data area; returns the next position."""
+    record = struct.pack("<II", len(payload) | flags, 0) + payload
+    for index, byte in enumerate(record):
+        at = (position + index) % size
+        for copy in (0, size):
+            os.pwrite(fd, bytes([byte]), 2 * mmap.PAGESIZE + copy + at)
+    position += (len(record) + 7) & ~7
+    os.pwrite(fd, struct.pack("<Q", position), mmap.PAGESIZE)
+    return position
+
+
+def test_urgent_messages_come_once_and_their_space_is_freed() -> None:
+    size = mmap.PAGESIZE
+    fd = ring_bytes(size)
+    reader = Urgent(fd, size)
+    position = put(fd, 0, size, b"one")
+    position = put(fd, position, size, b"gone", Urgent.DISCARDED)
+    position = put(fd, position, size, b"two and more")
+    assert reader.read() == [b"one", b"two and more"]
+    assert reader.read() == []
+    assert struct.unpack("<Q", os.pread(fd, 8, 0)) == (position,)
+
+
+def test_a_message_that_is_being_written_ends_the_reading() -> None:
+    size = mmap.PAGESIZE
+    fd = ring_bytes(size)
+    reader = Urgent(fd, size)
+    position = put(fd, 0, size, b"whole")
+    put(fd, position, size, b"half", Urgent.BUSY)
+    assert reader.read() == [b"whole"]
+    assert struct.unpack("<Q", os.pread(fd, 8, 0)) == (position,)
