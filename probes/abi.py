@@ -256,6 +256,8 @@ class Slot(ctypes.LittleEndianStructure):
         ("recycled", _U32),
         ("recycled_reported", _U32),
         ("old_desc", _U64),
+        ("batch_count", _U32),
+        ("undispatched", _U32),
     ]
 
 

@@ -62,6 +62,8 @@ def _slot(s: abi.Slot) -> events.SlotLife:
         recycled=s.recycled,
         recycled_reported=s.recycled_reported,
         old_desc=s.old_desc,
+        batch_count=s.batch_count,
+        undispatched=s.undispatched,
     )
 
 

@@ -68,6 +68,8 @@ class SlotLife:
     recycled: int
     recycled_reported: int
     old_desc: int = 0
+    batch_count: int = 0
+    undispatched: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

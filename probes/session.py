@@ -2,6 +2,7 @@
 # Reads rings and maps by descriptor, asks the helper process about other processes; never judges.
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import time
@@ -27,10 +28,10 @@ DISCOVER_INTERVAL_S = 2.0
 STACK_DEPTH = 32
 SIZES = {
     "targets": (4, TARGET.size),
-    "slots": (16, 352),
-    "regs": (16, 152),
+    "slots": (16, ctypes.sizeof(abi.Slot)),
+    "regs": (16, ctypes.sizeof(abi.Reg)),
     "fds": (8, 40),
-    "orphans": (16, 152),
+    "orphans": (16, ctypes.sizeof(abi.Reg)),
     "exec_paths": (abi.PATH_BYTES, 4),
     "stacks": (4, 8 * STACK_DEPTH),
     "waiters": (8, 4),

@@ -150,6 +150,8 @@ static inline __attribute__((always_inline)) void af_slot_reborn(struct af_targe
 	slot->epfd = -1;
 	slot->recycled = 0;
 	slot->recycled_reported = 0;
+	slot->batch_count = 0;
+	slot->undispatched = 0;
 }
 
 /* Is the batch that holds the slot's last delivery still open on the thread that got it? */

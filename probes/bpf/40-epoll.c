@@ -340,8 +340,11 @@ static inline __attribute__((always_inline)) void af_delivered(struct af_target 
 					   struct af_slot *slot, u32 events, u32 index, struct af_scratch *s)
 {
 	u64 now = t->wait_exit;
+	bool same = slot->last_tid == tid && slot->last_batch == t->batch;
 	bool consecutive = slot->last_tid == tid && slot->last_batch + 1 == t->batch;
-	slot->consecutive = consecutive ? slot->consecutive + 1 : 0;
+	slot->consecutive = same ? slot->consecutive : consecutive ? slot->consecutive + 1 : 0;
+	slot->batch_count = same ? slot->batch_count + 1 : 1;
+	slot->undispatched = same ? slot->undispatched + 1 : 1;
 	slot->last_batch = t->batch;
 	slot->last_tid = tid;
 	slot->last_delivery = now;

@@ -192,7 +192,10 @@ static inline __attribute__((always_inline)) int af_hit_dispatch(struct pt_regs 
 	if (known && slot->state == AF_SLOT_LIVE) {
 		slot->dispatches += 1;
 		slot->last_dispatch = now;
-		slot->flags |= AF_S_DISPATCHED;
+		if (slot->undispatched)
+			slot->undispatched -= 1;
+		if (!slot->undispatched)
+			slot->flags |= AF_S_DISPATCHED;
 		return 0;
 	}
 	if (!garbage && !(slot && slot->state == AF_SLOT_FREE))
