@@ -29,7 +29,7 @@ class LoadOptions:
     """Sizes of the kernel side; every one is a hard limit. Ring sizes are powers of two, per CPU."""
 
     ring_records: int = 32768
-    lifetime_records: int = 2048
+    lifetime_records: int = 8192
     max_slots: int = 32768
     max_threads: int = 8192
     urgent_pages: int = 1024

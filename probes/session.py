@@ -60,7 +60,7 @@ class SessionOptions:
     stream: bool = False
     full_lifetimes: bool = False
     ring_records: int = 32768
-    lifetime_records: int = 2048
+    lifetime_records: int = 8192
     max_slots: int = 32768
     empty: bool = False
 

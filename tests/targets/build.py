@@ -1,0 +1,170 @@
+"""Builds the bundled Zig programs and caches them by content.
+
+Owns the compiler command line and the cache under ``build/targets/``. Must not run what it builds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SOURCE_DIR = Path(__file__).resolve().parent
+CACHE_DIR = SOURCE_DIR.parent.parent / "build" / "targets"
+
+#: Zig's optimisation modes. Debug uses Zig's own x86-64 backend, the others LLVM.
+MODES = ("Debug", "ReleaseSafe", "ReleaseFast", "ReleaseSmall")
+
+#: Root source file and the files it imports, per program.
+PROGRAMS: dict[str, tuple[str, ...]] = {
+    "poolserver": (
+        "poolserver.zig",
+        "worker.zig",
+        "orphans.zig",
+        "truth.zig",
+        "bugs.zig",
+        "lists.zig",
+        "thread_pool.zig",
+        "sys.zig",
+    ),
+    "loadgen": ("loadgen.zig", "sys.zig"),
+}
+
+# ReleaseFast and ReleaseSmall strip and drop frame pointers by default; people who want to know where
+# their server frees its slots keep both. -fno-llvm names Debug's default backend, so that a later
+# default does not change what is tested.
+_COMMON = ("-fno-strip", "-fno-omit-frame-pointer")
+_BY_MODE: dict[str, tuple[str, ...]] = {
+    "Debug": ("-fno-llvm",),
+    "ReleaseSafe": (),
+    "ReleaseFast": (),
+    "ReleaseSmall": (),
+}
+_TIMEOUT_S = 600
+
+
+class BuildError(Exception):
+    """The compiler refused or is missing.
+
+    Attributes:
+        command: the command line that failed.
+        output: what the compiler wrote, standard output and error.
+    """
+
+    def __init__(self, message: str, *, command: tuple[str, ...], output: str) -> None:
+        super().__init__(f"{message}\n{' '.join(command)}\n{output}".rstrip())
+        self.command = command
+        self.output = output
+
+
+def _flags(mode: str) -> tuple[str, ...]:
+    return (f"-O{mode}", *_COMMON, *_BY_MODE[mode])
+
+
+def _digest(name: str, mode: str, version: str) -> str:
+    h = hashlib.sha256()
+    for part in (name, mode, version, *_flags(mode)):
+        h.update(part.encode() + b"\0")
+    for source in PROGRAMS[name]:
+        h.update((SOURCE_DIR / source).read_bytes() + b"\0")
+    return h.hexdigest()[:16]
+
+
+def _zig_version() -> str:
+    # Asked of the package's metadata: starting the compiler only to ask costs more than a cache hit.
+    from importlib import metadata
+
+    try:
+        return metadata.version("ziglang")
+    except metadata.PackageNotFoundError:
+        raise BuildError(
+            "the Zig compiler is missing: pip install ziglang==0.16.0 for this interpreter",
+            command=(sys.executable, "-m", "ziglang"),
+            output="",
+        ) from None
+
+
+def build(name: str, mode: str, *, out_dir: Path | None = None) -> Path:
+    """Builds one program in one mode, or finds it in the cache.
+
+    Args:
+        name: a key of ``PROGRAMS``.
+        mode: one of ``MODES``.
+        out_dir: cache directory, by default ``build/targets/`` of the repository.
+
+    Returns:
+        Path of the executable, ``<cache>/<hash of sources and flags>/<name>-<mode>``.
+
+    Raises:
+        ValueError: no such program or mode.
+        BuildError: the compiler is missing, failed or took longer than ten minutes.
+    """
+    if name not in PROGRAMS:
+        raise ValueError(f"no such program: {name} (one of {', '.join(PROGRAMS)})")
+    if mode not in MODES:
+        raise ValueError(f"no such mode: {mode} (one of {', '.join(MODES)})")
+    directory = (out_dir or CACHE_DIR) / _digest(name, mode, _zig_version())
+    target = directory / f"{name}-{mode}"
+    if target.exists():
+        return target
+    directory.mkdir(parents=True, exist_ok=True)
+    # Built beside its place and renamed into it, so that two builds at once cannot meet half a file.
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".build-") as scratch:
+        built = Path(scratch) / target.name
+        command = (
+            sys.executable,
+            "-m",
+            "ziglang",
+            "build-exe",
+            str(SOURCE_DIR / PROGRAMS[name][0]),
+            *_flags(mode),
+            f"-femit-bin={built}",
+        )
+        try:
+            result = subprocess.run(
+                command,
+                cwd=scratch,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                timeout=_TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise BuildError(
+                f"building {name} ({mode}) took longer than {_TIMEOUT_S} s",
+                command=command,
+                output=str(error.output or ""),
+            ) from error
+        if result.returncode != 0 or not built.exists():
+            raise BuildError(
+                f"building {name} ({mode}) failed with exit status {result.returncode}",
+                command=command,
+                output=result.stdout,
+            )
+        os.replace(built, target)
+    return target
+
+
+def main() -> int:
+    """Command line: ``python -m tests.targets.build poolserver ReleaseSafe``; prints the path."""
+    parser = argparse.ArgumentParser(description="build a bundled test program")
+    parser.add_argument("name", choices=sorted(PROGRAMS))
+    parser.add_argument("mode", choices=MODES)
+    parser.add_argument("--out-dir", type=Path)
+    args = parser.parse_args()
+    try:
+        print(build(args.name, args.mode, out_dir=args.out_dir))
+    except BuildError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
