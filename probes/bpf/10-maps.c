@@ -76,7 +76,7 @@ struct af_thread {
 	u32 returned;      /* events of the wait that is being handled */
 	u32 next;          /* first event of the next chunk */
 	u32 crashed;
-	u32 gap;
+	u32 waits;         /* it has entered a wait on wait_epfd since the target was armed */
 };
 
 struct af_slot_key { u32 tgid; u32 gap; u64 addr; };

@@ -118,6 +118,13 @@ static inline __attribute__((always_inline)) void af_slot_reborn(struct af_targe
 		slot->old_gen = slot->gen;
 		slot->old_desc = 0;
 	}
+	if (slot->old_desc && !af_reg_old(slot, target)) {
+		/* shared with a forked child that is gone by now: nobody else would take it out of the map */
+		struct af_desc_key key = {.tgid = slot->tgid, .desc = slot->old_desc};
+		orphans.delete(&key);
+		slot->old_desc = 0;
+		slot->old_fd = -1;
+	}
 	slot->prev_destroy = slot->destroy;
 	slot->gen += 1;
 	if (!was_live)
@@ -248,6 +255,7 @@ static inline __attribute__((always_inline)) void af_close_effect(void *ctx, str
 		af_suspect(AF_SUSPECT_OUTLIVES_CLOSE, &a, t, slot, reg, 0);
 	}
 	reg->state = AF_REG_ENDED;
+	reg->flags |= AF_R_BY_CLOSE;
 }
 
 /* fd was handed out anew while we still hold an older life of it: its close is over, seen or not. */

@@ -311,7 +311,8 @@ int af_enter_wait(struct af_sys_enter *ctx)
 		if (t->batch_slots)
 			af_record(AF_BATCH_CLOSED, 0, now, now, 0, 0, -1, t->wait_epfd, 0, t->batch, -1);
 	}
-	if (t->wait_epfd != epfd || !t->wait_enter) {
+	if (t->wait_epfd != epfd || !t->waits) {
+		t->waits = 1;
 		struct af_fd_key key = {.tgid = af_tgid(), .fd = epfd};
 		u32 tid = (u32)bpf_get_current_pid_tgid();
 		u32 *known = waiters.lookup(&key);
@@ -510,13 +511,29 @@ int af_report(struct af_sys_exit *ctx)
 	return 0;
 }
 
+/* The thread was waiting when the target was armed: the arguments are still in its registers (x86-64 keeps
+ * them over a system call), and all that is known of the entry is that it was before. */
+static inline __attribute__((always_inline)) void af_wait_entered_unseen(struct af_target *target, struct af_thread *t)
+{
+	u64 epfd = 0;
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs((void *)bpf_get_current_task_btf());
+	bpf_probe_read_kernel(&epfd, 8, (void *)((u64)regs + __builtin_offsetof(struct pt_regs, di)));
+	bpf_probe_read_kernel(&t->events_ptr, 8, (void *)((u64)regs + __builtin_offsetof(struct pt_regs, si)));
+	t->wait_epfd = (s32)epfd;
+	t->wait_enter = target->armed;
+	t->stale_slot = 0;
+}
+
 int af_exit_wait(struct af_sys_exit *ctx)
 {
-	if (!af_target_now())
+	struct af_target *target = af_target_now();
+	if (!target)
 		return 0;
 	struct af_thread *t = af_thread_now();
-	if (!t || t->call != AF_CALL_WAIT)
+	if (!t)
 		return 0;
+	if (t->call != AF_CALL_WAIT)
+		af_wait_entered_unseen(target, t);
 	t->call = AF_CALL_NONE;
 	if (ctx->ret <= 0)
 		return 0;
