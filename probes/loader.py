@@ -10,7 +10,6 @@ import select
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +28,7 @@ class LoadOptions:
     """Sizes of the kernel side; every one is a hard limit. Ring sizes are powers of two, per CPU."""
 
     ring_records: int = 32768
-    lifetime_records: int = 8192
+    lifetime_records: int = 4096
     max_slots: int = 32768
     max_threads: int = 8192
     urgent_pages: int = 1024
@@ -124,7 +123,7 @@ def load(plan: ProbePlan, *, image: str, pids: tuple[int, ...], options: LoadOpt
     }
     began = time.monotonic()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with ours, tempfile.TemporaryFile() as log:
+    with ours, open(os.memfd_create("af-loader-log"), "w+b") as log:
         with theirs:
             child = subprocess.Popen(
                 [sys.executable, "-m", "probes.loader_main", str(theirs.fileno())],

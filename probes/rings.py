@@ -157,16 +157,17 @@ class Lifetimes:
 class Urgent:
     """A BPF ring buffer read through its mapping (kernel/bpf/ringbuf.c; layout in the map's documentation).
 
-    Page 0 is the consumer position (ours to write), page 1 the producer position, then the data twice.
+    Page 0 is the consumer position (ours to write), page 1 the producer position, then the data twice: the
+    second copy is left unmapped, it would count twice as resident.
     """
 
     BUSY, DISCARDED = 1 << 31, 1 << 30
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
-        self._mask = size - 1
+        self._size = size
         self._consumer = mmap.mmap(fd, _PAGE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        self._producer = mmap.mmap(fd, _PAGE + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=_PAGE)
+        self._producer = mmap.mmap(fd, _PAGE + size, mmap.MAP_SHARED, mmap.PROT_READ, offset=_PAGE)
 
     def read(self, limit: int = 4096) -> list[bytes]:
         """At most `limit` messages, in order; frees their space."""
@@ -174,16 +175,21 @@ class Urgent:
         position = int(_HEAD.unpack_from(self._consumer, 0)[0])
         end = int(_HEAD.unpack_from(self._producer, 0)[0])
         while position < end and len(messages) < limit:
-            at = _PAGE + (position & self._mask)
-            length = int(struct.unpack_from("<I", self._producer, at)[0])
+            at = position & (self._size - 1)
+            length = int(struct.unpack_from("<I", self._producer, _PAGE + at)[0])
             if length & self.BUSY:
                 break
             size = length & ~(self.BUSY | self.DISCARDED)
             if not length & self.DISCARDED:
-                messages.append(self._producer[at + 8 : at + 8 + size])
+                messages.append(self._take(at + 8, size))
             position += (size + 8 + 7) & ~7
             _HEAD.pack_into(self._consumer, 0, position)
         return messages
+
+    def _take(self, start: int, size: int) -> bytes:
+        start &= self._size - 1
+        whole = self._producer[_PAGE + start : _PAGE + min(start + size, self._size)]
+        return whole + self._producer[_PAGE : _PAGE + size - len(whole)]
 
     def close(self) -> None:
         self._consumer.close()

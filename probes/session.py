@@ -21,7 +21,7 @@ from symbols.plan import ProbePlan
 from symbols.serial import plan_to_json
 
 STREAM_INTERVAL_S = 0.02
-LIFETIMES_INTERVAL_S = 0.2
+LIFETIMES_INTERVAL_S = 0.1
 COUNTERS_INTERVAL_S = 1.0
 SCAN_INTERVAL_S = 5.0
 DISCOVER_INTERVAL_S = 2.0
@@ -60,7 +60,7 @@ class SessionOptions:
     stream: bool = False
     full_lifetimes: bool = False
     ring_records: int = 32768
-    lifetime_records: int = 8192
+    lifetime_records: int = 4096
     max_slots: int = 32768
     empty: bool = False
 
@@ -76,7 +76,8 @@ class LiveSession:
         cpus = possible_cpus()
         maps = handles.maps
         self._maps = {name: Map(maps[name], *size) for name, size in SIZES.items()}
-        self._recorder = Recorder(maps["recorder"], cpus, sizes.ring_records)
+        # mapping it makes it resident: only for who reads it
+        self._recorder = Recorder(maps["recorder"], cpus, sizes.ring_records) if options.stream else None
         self._lifetimes = Lifetimes(maps["lifetimes"], maps["lifetime_heads"], cpus, sizes.lifetime_records)
         self._urgent = Urgent(maps["urgent"], sizes.urgent_pages * 4096)
         self._counters = PerCpuCounters(maps["counters"], len(abi.Counter))
@@ -235,7 +236,7 @@ class LiveSession:
             return
         yield from self._wait(timeout)
         now = time.monotonic()
-        if self._options.stream:
+        if self._recorder is not None:
             records = self._recorder.read(time.monotonic_ns())
             if records:
                 yield events.RecordsRead(records=tuple(records))
@@ -338,7 +339,7 @@ class LiveSession:
     def drain(self) -> Iterable[events.Event]:
         """What is still due at the end: call once before `close`."""
         found = [*self._read_urgent(), *self._read_lifetimes()]
-        if self._options.stream:
+        if self._recorder is not None:
             records = self._recorder.read(time.monotonic_ns() + Recorder.MARGIN_NS)
             if records:
                 found.append(events.RecordsRead(records=tuple(records)))
@@ -356,7 +357,8 @@ class LiveSession:
         self._closed = True
         self.finished = True
         self._handles.close()
-        self._recorder.close()
+        if self._recorder is not None:
+            self._recorder.close()
         self._lifetimes.close()
         self._urgent.close()
         for pidfd in self._pidfds:

@@ -178,3 +178,14 @@ def test_a_message_that_is_being_written_ends_the_reading() -> None:
     put(fd, position, size, b"half", Urgent.BUSY)
     assert reader.read() == [b"whole"]
     assert struct.unpack("<Q", os.pread(fd, 8, 0)) == (position,)
+
+
+def test_a_message_across_the_end_of_the_ring_is_put_together() -> None:
+    size = mmap.PAGESIZE
+    fd = ring_bytes(size)
+    reader = Urgent(fd, size)
+    first, second = bytes(range(256)) * 15, bytes(reversed(range(256))) * 2
+    position = put(fd, 0, size, first)
+    assert reader.read() == [first]
+    put(fd, position, size, second)
+    assert reader.read() == [second]

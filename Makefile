@@ -1,0 +1,51 @@
+# `make` or `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# The distribution's interpreter: bcc exists only for that one. Not whatever python3 comes first in PATH.
+export PYTHON ?= /usr/bin/python3
+export VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+SUITES := $(wildcard tests/unit tests/property tests/golden tests/integration)
+
+.PHONY: help setup demo test check bench format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready-bpf ## install what is missing (as root) and make .venv
+
+$(VENV)/.ready-python: pyproject.toml .ci/setup.sh
+	.ci/setup.sh python
+	@touch $@
+
+$(VENV)/.ready-bpf: pyproject.toml .ci/setup.sh
+	.ci/setup.sh bpf
+	@touch $(VENV)/.ready-python $@
+
+demo: $(VENV)/.ready-bpf ## build a server with the bug, attach to it, prove the stale delivery before it dies (root)
+	$(BIN)/afterfree demo
+
+test: $(VENV)/.ready-bpf ## unit, property and integration tests on real BPF (root)
+	$(PYTEST) $(SUITES)
+
+check: $(VENV)/.ready-python ## ruff, mypy --strict, import-linter, unit tests: no root, no bcc
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports
+	$(PYTEST) -q -m 'not bpf' $(wildcard tests/unit tests/property)
+
+bench: $(VENV)/.ready-bpf ## what watching costs, as ratios (root)
+	$(BIN)/python -m tests.bench
+
+format: $(VENV)/.ready-python ## let ruff rewrite the layout
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove everything that was built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+	rm -rf tests/targets/.build tests/targets/.zig-cache tests/targets/zig-out

@@ -1,0 +1,172 @@
+# Owns `afterfree census`: lifetimes by signature, from a recording or a live process.
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent.commands import options
+from agent.text import Line, Span, duration, line, number, table
+
+if TYPE_CHECKING:
+    from agent.correlator.census import Census
+    from agent.correlator.histogram import Histogram
+    from agent.supervisor import Wanted
+    from probes.events import Event
+
+
+@click.command("census", short_help="Count slot lifetimes by what happened to them.")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@options.targets
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["human", "json"]),
+    default="human",
+    show_default=True,
+    help="Output.",
+)
+def command(
+    *,
+    file: Path | None,
+    pids: tuple[int, ...],
+    exes: tuple[str, ...],
+    profile: str | None,
+    debug_file: str | None,
+    duration: float | None,
+    form: str,
+) -> int:
+    """Count slot lifetimes by what happened to them, with the hazard each carries.
+
+    \b
+      afterfree census node.afrec
+      afterfree census --pid 4711 --duration 30
+    """
+    from agent.correlator.census import Census
+    from agent.errors import Misused
+    from agent.supervisor import Wanted
+    from agent.text import Printer
+    from probes.events import LifetimeEnded, LifetimesCounted
+
+    live = bool(pids or exes)
+    if (file is None) == (not live):
+        raise Misused(
+            "name either a recording or processes",
+            remedy="afterfree census FILE\nafterfree census --pid PID --duration 30",
+        )
+    census = Census()
+    error = None
+    with contextlib.ExitStack() as stack:
+        if file is not None:
+            events = stack.enter_context(_recorded(file))
+        else:
+            wanted = Wanted(pids=pids, exes=exes, profile=profile, debug_file=debug_file)
+            events = stack.enter_context(_live(wanted, duration))
+        from agent.errors import RecordingError
+
+        try:
+            for event in events:
+                if isinstance(event, LifetimeEnded | LifetimesCounted):
+                    census.add(event)
+        except RecordingError as broken:
+            error = broken
+    if form == "json":
+        value: dict[str, Any] = {**census.to_dict(), "schema": "afterfree.census/1"}
+        sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    else:
+        Printer().lines(_lines(census))
+    if error is not None:
+        raise error
+    return 0
+
+
+@contextlib.contextmanager
+def _recorded(file: Path) -> Iterator[Iterable[Event]]:
+    from agent.replay_source import RecordingSource
+
+    source = RecordingSource.open(file)
+    try:
+        yield _until_finished(source)
+    finally:
+        source.close()
+
+
+def _until_finished(source: Any) -> Iterator[Event]:
+    while not source.finished:
+        yield from source.poll(0.2)
+
+
+@contextlib.contextmanager
+def _live(wanted: Wanted, duration: float | None) -> Iterator[Iterable[Event]]:
+    import time
+
+    from agent.commands.live import LiveOptions, attached, notices
+    from agent.runner import Stop
+    from agent.symbolize import SymbolClient
+
+    stop, symbols = Stop(), SymbolClient()
+    options_of_run = LiveOptions(wanted=wanted)
+    with stop.installed(), contextlib.closing(symbols), attached(options_of_run, symbols) as supervisor:
+        symbols.close()
+        if duration is None:
+            notices().text("afterfree: counting lifetimes. Ctrl-C ends and prints the census.")
+        end = None if duration is None else time.monotonic() + duration
+
+        def events() -> Iterator[Event]:
+            while not supervisor.finished and not stop.signal:
+                left = 0.2 if end is None else min(0.2, end - time.monotonic())
+                if left <= 0:
+                    break
+                yield from supervisor.poll(left)
+            yield from supervisor.drain()
+
+        yield events()
+
+
+def _lines(census: Census) -> list[Line]:
+    total = census.total
+    if not total:
+        return [line("no slot was destroyed while this was counted")]
+    rows = census.rows()
+    header = ("lifetimes", "share", "hazard", "close→destroy", "margin", "what happened")
+    out = table(
+        header,
+        (
+            (
+                number(row.count),
+                f"{row.share:.2%}",
+                row.hazard,
+                _spread(row.close_to_destroy),
+                _spread(row.margin),
+                row.steps,
+            )
+            for row in rows
+        ),
+        right=(0, 1),
+    )
+    if census.other:
+        out.append(line(f"  {number(census.other)} lifetimes of signatures beyond those that are told apart"))
+    hazardous = sum(row.count for row in rows if row.hazards)
+    style = "warning" if hazardous else "good"
+    out += [
+        line(""),
+        line(
+            Span(
+                f"{number(hazardous)} of {number(total)} lifetimes ({hazardous / total:.2%}) carry a hazard",
+                style,
+            )
+        ),
+    ]
+    return out
+
+
+def _spread(histogram: Histogram) -> str:
+    """Median and largest; "" when nothing was measured."""
+    if not histogram.count:
+        return ""
+    return f"{duration(histogram.quantile(0.5))} (max {duration(histogram.max)})"

@@ -1,0 +1,173 @@
+# Owns what watch, record, census and demo share: attaching and running. Must not parse options.
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.correlator.core import Correlator, CorrelatorOptions
+from agent.correlator.findings import Severity
+from agent.recording import RecordingWriter
+from agent.runner import Outcome, Runner, Stop
+from agent.sanitize import printable
+from agent.scene import Scene
+from agent.sinks import ConsoleSink, JsonConsoleSink, JsonFileSink, Sink
+from agent.summary import summary
+from agent.supervisor import Session, Supervisor, Wanted
+from agent.symbolize import SymbolClient
+from agent.text import Printer
+from agent.timeline import TimelineModel
+from symbols.plan import ProbePlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveOptions:
+    """One live run."""
+
+    wanted: Wanted
+    form: str = "human"
+    brief: bool = False
+    findings: Path | None = None
+    judge: str = "kernel"
+    record: Path | None = None
+    max_size: int = 0
+    duration: float | None = None
+    timeline: bool = False
+    lines_per_second: int = 200
+    stream: bool = False
+    full_lifetimes: bool = False
+
+
+def correlator(judge: str) -> Correlator:
+    """judge: "kernel" or "stream"."""
+    return Correlator(CorrelatorOptions(judge_stream=judge == "stream"))
+
+
+def notices() -> Printer:
+    """Where words that are no findings go."""
+    return Printer(sys.stderr)
+
+
+@contextlib.contextmanager
+def attached(options: LiveOptions, symbols: SymbolClient) -> Iterator[Supervisor]:
+    """Sessions on everything wanted, closed at the end. Raises AgentError, ProbeError."""
+    from probes.session import LiveSession, SessionOptions
+    from symbols.serial import plan_from_json
+
+    printer = notices()
+    session_options = SessionOptions(
+        stream=options.stream or options.timeline or options.judge == "stream",
+        full_lifetimes=options.full_lifetimes,
+    )
+
+    def opener(plan: ProbePlan, *, pids: Sequence[int], follow: bool) -> Session:
+        session: Session = LiveSession.open(plan, pids=pids, follow=follow, options=session_options)
+        return session
+
+    supervisor = Supervisor(
+        options.wanted,
+        opener=opener,
+        resolver=symbols,
+        new_resolver=SymbolClient,
+        load_plan=plan_from_json,
+        on_notice=lambda text: printer.text(f"afterfree: {printable(text)}"),
+    )
+    supervisor.open()
+    try:
+        yield supervisor
+    finally:
+        supervisor.close()
+
+
+def sinks(options: LiveOptions) -> list[Sink]:
+    """Where this run's findings go. Raises OutputFailed."""
+    printer = notices()
+    chosen: list[Sink] = []
+    if options.findings is not None:
+        chosen.append(
+            JsonFileSink(options.findings, lambda text: printer.text(f"afterfree: {printable(text)}"))
+        )
+    if options.form == "json":
+        chosen.append(JsonConsoleSink())
+    else:
+        chosen.append(ConsoleSink(Printer(), brief=options.brief))
+    return chosen
+
+
+def run_live(options: LiveOptions) -> Outcome:
+    """Attach, run to the end, print the summary."""
+    stop = Stop()
+    printer = notices()
+    symbols = SymbolClient()
+    with stop.installed(), contextlib.ExitStack() as stack:
+        stack.callback(symbols.close)
+        supervisor = stack.enter_context(attached(options, symbols))
+        outputs = sinks(options)
+        for sink in outputs:
+            stack.callback(sink.close)
+        writer = None
+        if options.record is not None:
+            writer = RecordingWriter.open(
+                options.record, max_size=options.max_size, options=_recorded_options(options)
+            )
+            stack.callback(writer.close)
+        for text in _attach_lines(supervisor):
+            printer.text(text)
+        scene = Scene()
+        runner = Runner(
+            supervisor,
+            judge=correlator(options.judge),
+            symbols=symbols,
+            sinks=outputs,
+            recorder=writer,
+            scene=scene,
+            timeline=TimelineModel(scene, per_second=options.lines_per_second) if options.timeline else None,
+            timeline_printer=Printer(),
+            duration=options.duration,
+            stop=stop,
+            on_notice=lambda text: printer.text(f"afterfree: {printable(text)}"),
+        )
+        outcome = runner.run()
+    conclude(outcome, options.form)
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome
+
+
+def conclude(outcome: Outcome, form: str) -> None:
+    """Print the summary: on standard output for people, beside the JSON otherwise."""
+    printer = Printer() if form == "human" else notices()
+    printer.lines(summary(outcome.stats, outcome.findings, notes=outcome.notes))
+
+
+def threshold(label: str | None) -> Severity | None:
+    """--fail-on as a severity."""
+    return Severity.parse(label) if label else None
+
+
+def _attach_lines(supervisor: Supervisor) -> list[str]:
+    lines = []
+    for plan in supervisor.plans:
+        sites = plan.get("sites")
+        unprobed = plan.get("unprobed")
+        missing = f", {len(unprobed)} cannot be probed" if unprobed else ""
+        lines.append(
+            f"afterfree: {printable(plan.get('image', '?'))}: profile {printable(plan.get('profile', '?'))}, "
+            f"{len(sites or ())} sites{missing}"
+        )
+    count = len(supervisor.targets)
+    waiting = "" if count else ", waiting for the first"
+    lines.append(f"afterfree: watching {count} process{'es' if count != 1 else ''}{waiting}. Ctrl-C ends.")
+    return lines
+
+
+def _recorded_options(options: LiveOptions) -> dict[str, object]:
+    return {
+        "pids": list(options.wanted.pids),
+        "exes": list(options.wanted.exes),
+        "judge": options.judge,
+        "stream": options.stream or options.timeline or options.judge == "stream",
+        "full_lifetimes": options.full_lifetimes,
+    }

@@ -1,0 +1,96 @@
+# Owns the options that several commands share. Must not do anything with them.
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SEVERITIES = ("info", "warning", "high", "critical")
+
+
+class Size(click.ParamType[int]):
+    """Bytes with an optional unit: 500M, 2G."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d{1,12})\s*([kKmMgG]?)(?:i?[bB])?", str(value).strip())
+        if match is None or int(match.group(1)) == 0:
+            self.fail(f"{value!r} is not a size such as 500M or 2G", param, ctx)
+        return int(match.group(1)) << {"": 0, "k": 10, "m": 20, "g": 30}[match.group(2).lower()]
+
+
+def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def apply(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return apply
+
+
+debug_file = click.option(
+    "--debug-file", type=click.Path(), help="Separate debug file, when the executable is stripped."
+)
+
+
+def targets(function: F) -> F:
+    """--pid, --exe, --profile, --debug-file, --duration."""
+    return _stack(
+        click.option(
+            "--pid", "pids", type=click.IntRange(1), multiple=True, help="Watch this process (repeatable)."
+        ),
+        click.option(
+            "--exe",
+            "exes",
+            type=click.Path(),
+            multiple=True,
+            help="Watch every process of this program, now and later, through restarts and upgrades.",
+        ),
+        click.option(
+            "--profile", type=click.Path(), help="Profile file; default: the shipped one that fits."
+        ),
+        debug_file,
+        click.option(
+            "--duration", type=click.FloatRange(0, min_open=True), help="End after that many seconds."
+        ),
+    )(function)
+
+
+def verdicts(function: F) -> F:
+    """--format, --findings, --fail-on, --judge."""
+    return _stack(
+        click.option(
+            "--format",
+            "form",
+            type=click.Choice(["human", "json"]),
+            default="human",
+            show_default=True,
+            help="json: one line per finding on standard output.",
+        ),
+        click.option(
+            "--findings", type=click.Path(path_type=Path), help="Also write findings as JSON lines."
+        ),
+        click.option(
+            "--fail-on", type=click.Choice(SEVERITIES), help="Exit with 10 when a finding is that severe."
+        ),
+        click.option(
+            "--judge",
+            type=click.Choice(["kernel", "stream"]),
+            default="kernel",
+            show_default=True,
+            help="Judge by what the kernel side noticed, or by the whole stream of records.",
+        ),
+    )(function)
+
+
+max_size = click.option(
+    "--max-size", type=Size(), default="4G", show_default=True, help="Stop recording at that many bytes."
+)

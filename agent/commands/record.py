@@ -1,0 +1,61 @@
+# Owns `afterfree record`: a live run that keeps everything it consumed.
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from agent.commands import options
+
+
+@click.command("record", short_help="Record everything for a later replay.")
+@options.targets
+@options.verdicts
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The recording, written 0600."
+)
+@options.max_size
+@click.option(
+    "--stream/--no-stream",
+    default=True,
+    show_default=True,
+    help="Include every stream record (needed for --judge stream and the timeline in replay).",
+)
+def command(
+    *,
+    pids: tuple[int, ...],
+    exes: tuple[str, ...],
+    profile: str | None,
+    debug_file: str | None,
+    duration: float | None,
+    form: str,
+    findings: Path | None,
+    fail_on: str | None,
+    judge: str,
+    output: Path,
+    max_size: int,
+    stream: bool,
+) -> int:
+    """Record everything that is seen, and judge it meanwhile; `afterfree replay` judges it again.
+
+    \b
+      afterfree record --exe /usr/local/bin/node -o node.afrec --duration 60
+    """
+    from agent.commands.live import LiveOptions, run_live, threshold
+    from agent.supervisor import Wanted
+
+    outcome = run_live(
+        LiveOptions(
+            wanted=Wanted(pids=pids, exes=exes, profile=profile, debug_file=debug_file),
+            form=form,
+            brief=True,
+            findings=findings,
+            judge=judge,
+            record=output,
+            max_size=max_size,
+            duration=duration,
+            stream=stream,
+            full_lifetimes=True,
+        )
+    )
+    return outcome.exit_code(threshold(fail_on))

@@ -1,0 +1,40 @@
+# Owns `afterfree symbols`: the probe plan of an executable, as a table or JSON.
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from agent.commands.options import debug_file as debug_file_option
+
+
+@click.command("symbols", short_help="Show what would be probed in an executable.")
+@click.argument("exe", type=click.Path())
+@click.option("--profile", type=click.Path(), help="Profile file; default: the shipped one that fits.")
+@debug_file_option
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["human", "json"]),
+    default="human",
+    show_default=True,
+    help="Output.",
+)
+def command(*, exe: str, profile: str | None, debug_file: str | None, form: str) -> int:
+    """Show the probe plan of EXE: every place where slots are created, destroyed, disowned and
+    dispatched, where the argument is there, and every instance that cannot be probed with its reason."""
+    from agent.plan_text import plan_lines
+    from agent.symbolize import SymbolClient
+    from agent.text import Printer
+
+    client = SymbolClient()
+    try:
+        plan = client.resolve(exe, profile, debug_file)
+    finally:
+        client.close()
+    if form == "json":
+        sys.stdout.write(json.dumps({"schema": "afterfree.plan/1", **plan}, indent=2) + "\n")
+    else:
+        Printer().lines(plan_lines(plan))
+    return 0

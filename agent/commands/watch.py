@@ -1,0 +1,67 @@
+# Owns `afterfree watch`: options in, run_live, exit code out.
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from agent.commands import options
+
+
+@click.command("watch", short_help="Watch processes and report findings as they happen.")
+@options.targets
+@options.verdicts
+@click.option(
+    "--timeline", is_flag=True, help="Also print every event as a line: who did what to which slot."
+)
+@click.option(
+    "--timeline-rate",
+    type=click.IntRange(1, 100_000),
+    default=200,
+    show_default=True,
+    help="Lines per second of the timeline; what is left out is counted.",
+)
+@click.option("--record", type=click.Path(path_type=Path), help="Keep a recording for `afterfree replay`.")
+@options.max_size
+def command(
+    *,
+    pids: tuple[int, ...],
+    exes: tuple[str, ...],
+    profile: str | None,
+    debug_file: str | None,
+    duration: float | None,
+    form: str,
+    findings: Path | None,
+    fail_on: str | None,
+    judge: str,
+    timeline: bool,
+    timeline_rate: int,
+    record: Path | None,
+    max_size: int,
+) -> int:
+    """Watch processes and report findings as they happen.
+
+    \b
+      afterfree watch --pid 4711
+      afterfree watch --exe /usr/local/bin/node --fail-on high --format json
+    """
+    from agent.commands.live import LiveOptions, run_live, threshold
+    from agent.errors import Misused
+    from agent.supervisor import Wanted
+
+    if timeline and form == "json":
+        raise Misused("--timeline and --format json both want standard output", remedy="use --findings FILE")
+    outcome = run_live(
+        LiveOptions(
+            wanted=Wanted(pids=pids, exes=exes, profile=profile, debug_file=debug_file),
+            form=form,
+            findings=findings,
+            judge=judge,
+            record=record,
+            max_size=max_size,
+            duration=duration,
+            timeline=timeline,
+            lines_per_second=timeline_rate,
+        )
+    )
+    return outcome.exit_code(threshold(fail_on))

@@ -1,0 +1,102 @@
+# Owns the failures of the agent's own parts. They carry data; agent/cli.py alone turns them into text
+# and exit codes. Must not print, and must not import anything heavy: the daemon keeps it loaded.
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a shell or a CI job can tell from the exit status (DESIGN section 7)."""
+
+    OK = 0
+    RUNTIME = 1
+    USAGE = 2
+    PREREQUISITE = 3
+    FINDINGS = 10
+
+
+class AgentError(Exception):
+    """Base: what failed (title), the detail, likely causes, and what to do or run next (remedy)."""
+
+    exit_code = ExitCode.RUNTIME
+
+    def __init__(
+        self, title: str, *, detail: str = "", causes: tuple[str, ...] = (), remedy: str = ""
+    ) -> None:
+        self.title = title
+        self.detail = detail
+        self.causes = causes
+        self.remedy = remedy
+        super().__init__(f"{title}: {detail}" if detail else title)
+
+
+class Misused(AgentError):
+    """The command line asks for something that makes no sense together."""
+
+    exit_code = ExitCode.USAGE
+
+
+class PrerequisiteMissing(AgentError):
+    """Something the machine must provide is not there."""
+
+    exit_code = ExitCode.PREREQUISITE
+
+
+class NoSuchTarget(AgentError):
+    """The process or the executable to watch does not exist (any more)."""
+
+
+class SymbolsFailed(AgentError):
+    """symbols/ refused an executable or a profile; `kind` is the class name of its SymbolError."""
+
+    def __init__(
+        self,
+        title: str,
+        *,
+        detail: str = "",
+        causes: tuple[str, ...] = (),
+        remedy: str = "",
+        kind: str = "",
+    ) -> None:
+        super().__init__(title, detail=detail, causes=causes, remedy=remedy)
+        self.kind = kind
+
+
+class OutputFailed(AgentError):
+    """A file that was asked for cannot be opened or written."""
+
+
+class RecordingError(AgentError):
+    """A recording cannot be read; `offset` is the byte where reading stopped."""
+
+    def __init__(
+        self,
+        title: str,
+        *,
+        detail: str = "",
+        causes: tuple[str, ...] = (),
+        remedy: str = "",
+        offset: int = 0,
+    ) -> None:
+        super().__init__(title, detail=detail, causes=causes, remedy=remedy)
+        self.offset = offset
+
+
+class NotARecording(RecordingError):
+    """The file does not begin like a recording."""
+
+
+class OtherVersion(RecordingError):
+    """A recording of a format or ABI version that this build does not read."""
+
+
+class RecordingTruncated(RecordingError):
+    """The file ends before its end marker; everything before that was delivered."""
+
+
+class RecordingDamaged(RecordingError):
+    """A frame contradicts itself; everything before it was delivered."""
+
+
+class DemoFailed(AgentError):
+    """The demonstration could not be carried through."""

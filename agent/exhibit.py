@@ -1,0 +1,210 @@
+# Owns a finding together with what was known when it fired: threads, stacks, target, and the questions
+# that symbols must answer. Also its JSON form. Must not draw; must not ask the clock or /proc.
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from agent.correlator.findings import Actor, Finding
+from agent.scene import Scene, Target
+from agent.symbolize import Answer, Question
+from probes.events import CrashSeen, Moment
+
+SCHEMA = "afterfree.finding/1"
+"""Version of one JSON line; raised when a key changes its meaning or goes away."""
+
+_MOST_PCS = 24
+_UPROBE_ROLES = frozenset({"created", "destroyed", "disowned", "dispatched", "crashed"})
+
+
+class Answers(Protocol):
+    """Where answers to questions are looked up."""
+
+    def answer(self, question: Question) -> Answer | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pc:
+    """One run-time address of a stack, and the question about it; None outside of the executable."""
+
+    ip: int
+    question: Question | None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFrame:
+    """One source-level frame; `reason` says why there is no function."""
+
+    ip: int
+    function: str
+    file: str = ""
+    line: int = 0
+    column: int = 0
+    inlined: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """An actor of the chain with its thread and stack."""
+
+    actor: Actor
+    comm: str
+    thread_role: str  # "loop" or "worker"; "" when the step was not seen
+    pcs: tuple[Pc, ...]
+
+    def frames(self, answers: Answers) -> list[SourceFrame]:
+        """Source frames, innermost first."""
+        return [frame for pc in self.pcs for frame in _frames(pc, answers)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exhibit:
+    """One finding, complete but for the answers."""
+
+    finding: Finding
+    target: Target | None
+    steps: tuple[Step, ...]
+    memory: Question | None
+
+    def questions(self) -> Iterator[Question]:
+        """Everything that must be answered before it can be shown."""
+        for step in self.steps:
+            for pc in step.pcs:
+                if pc.question is not None:
+                    yield pc.question
+        if self.memory is not None:
+            yield self.memory
+
+    def memory_lines(self, answers: Answers) -> tuple[list[str], str]:
+        """(what the bytes look like as the slot's type, or why that is not known)."""
+        if self.memory is None:
+            return [], "" if not self.finding.memory else "the slot's type is not known"
+        answer = answers.answer(self.memory) or {}
+        lines = answer.get("lines")
+        if isinstance(lines, list):
+            return [str(line) for line in lines], ""
+        return [], str(answer.get("reason", "not answered"))
+
+    def to_json(self, answers: Answers) -> dict[str, Any]:
+        """One line of `--format json`: the finding, its threads and its symbolized frames."""
+        value = self.finding.to_dict()
+        value["schema"] = SCHEMA
+        for row, step in zip(value["actors"], self.steps, strict=True):
+            row["comm"] = step.comm
+            row["thread"] = step.thread_role
+            row["frames"] = [_frame_json(frame) for frame in step.frames(answers)]
+        lines, reason = self.memory_lines(answers)
+        value["memory_as"] = {"type": self.target.slot_type if self.target else "", "lines": lines}
+        if reason:
+            value["memory_as"]["reason"] = reason
+        value["target"] = _target_json(self.target)
+        return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrashExhibit:
+    """A fatal signal of a target, with what its instruction pointer is in the source."""
+
+    crash: CrashSeen
+    target: Target | None
+    pc: Pc
+
+    def questions(self) -> Iterator[Question]:
+        if self.pc.question is not None:
+            yield self.pc.question
+
+    def frames(self, answers: Answers) -> list[SourceFrame]:
+        return _frames(self.pc, answers)
+
+
+def exhibit(finding: Finding, scene: Scene) -> Exhibit:
+    """`finding` with what `scene` knows now. Later events must not change it."""
+    target = scene.targets.get(finding.tgid)
+    memory = None
+    if finding.memory and target is not None and target.slot_type:
+        memory = Question("memory", target.identity, (target.slot_type, finding.memory.hex()))
+    return Exhibit(
+        finding=finding,
+        target=target,
+        steps=tuple(_step(actor, finding.tgid, target, scene) for actor in finding.actors),
+        memory=memory,
+    )
+
+
+def crash_exhibit(crash: CrashSeen, scene: Scene) -> CrashExhibit:
+    target = scene.targets.get(crash.tgid)
+    return CrashExhibit(crash=crash, target=target, pc=_pc(crash.ip, target, exact=True))
+
+
+def _step(actor: Actor, tgid: int, target: Target | None, scene: Scene) -> Step:
+    moment: Moment = actor.moment
+    exact = actor.role in _UPROBE_ROLES
+    pcs = tuple(
+        _pc(ip, target, exact=exact and index == 0)
+        for index, ip in enumerate(scene.stack(tgid, moment)[:_MOST_PCS])
+    )
+    return Step(
+        actor=actor,
+        comm=scene.comm(tgid, moment.tid) if moment.tid else "",
+        thread_role=scene.role(tgid, moment.tid) if moment.tid else "",
+        pcs=pcs,
+    )
+
+
+def _pc(ip: int, target: Target | None, *, exact: bool) -> Pc:
+    """exact: the address itself was probed. Otherwise it is one behind a call or syscall instruction."""
+    if target is None or not ip:
+        return Pc(ip, None)
+    address = target.image_address(ip)
+    if address is None or not target.identity:
+        return Pc(ip, None)
+    return Pc(ip, Question("frames", target.identity, (address if exact else address - 1,)))
+
+
+def _frames(pc: Pc, answers: Answers) -> list[SourceFrame]:
+    if pc.question is None:
+        return [SourceFrame(pc.ip, "?", reason="outside of the executable")]
+    answer: Mapping[str, Any] = answers.answer(pc.question) or {}
+    rows = answer.get("frames")
+    frames = [_source_frame(pc.ip, row) for row in rows] if isinstance(rows, list) else []
+    if frames and None not in frames:
+        return [frame for frame in frames if frame is not None]
+    return [SourceFrame(pc.ip, "?", reason=str(answer.get("reason", "not answered")))]
+
+
+def _source_frame(ip: int, row: Any) -> SourceFrame | None:
+    if not isinstance(row, list) or len(row) != 5:
+        return None
+    function, file, line, column, inlined = row
+    if not isinstance(line, int) or not isinstance(column, int):
+        return None
+    return SourceFrame(ip, str(function), str(file), line, column, bool(inlined))
+
+
+def _frame_json(frame: SourceFrame) -> dict[str, Any]:
+    if frame.reason:
+        return {"ip": hex(frame.ip), "reason": frame.reason}
+    return {
+        "ip": hex(frame.ip),
+        "function": frame.function,
+        "file": frame.file,
+        "line": frame.line,
+        "column": frame.column,
+        "inlined": frame.inlined,
+    }
+
+
+def _target_json(target: Target | None) -> dict[str, Any] | None:
+    if target is None:
+        return None
+    return {
+        "pid": target.tgid,
+        "exe": target.exe,
+        "comm": target.comm,
+        "identity": target.identity,
+        "profile": target.profile,
+        "attached_ts": target.attached,
+        "late": target.late,
+    }

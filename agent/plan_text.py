@@ -1,0 +1,117 @@
+# Owns the probe plan as lines for people. Works on the plan's JSON form, so that no DWARF reader is loaded.
+# Must not print.
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agent.sanitize import printable
+from agent.text import Line, Span, line, short_name, table
+
+
+def plan_lines(plan: Mapping[str, Any], *, short: bool = False) -> list[Line]:
+    """Table of the sites and of what cannot be probed. short: leaves out notes and addresses' fine print."""
+    slot = plan.get("slot") or {}
+    rows = [
+        line(Span("image    ", "label"), printable(plan.get("image"))),
+        line(
+            Span("identity ", "label"),
+            f"{printable(plan.get('identity'))}  {plan.get('machine')}",
+            _pie(plan),
+        ),
+        line(Span("profile  ", "label"), printable(plan.get("profile")), _guard(plan)),
+        line(Span("slot     ", "label"), _slot(slot)),
+        line(""),
+    ]
+    sites = plan.get("sites") or []
+    rows += _sites(sites)
+    if not short:
+        notes = [site for site in sites if site.get("note")]
+        if notes:
+            rows.append(line(""))
+        rows += [line("  ", Span(f"{_hex(s.get('address'))}: {printable(s['note'])}", "dim")) for s in notes]
+    unprobed = plan.get("unprobed") or []
+    if unprobed:
+        plural = "s" if len(unprobed) > 1 else ""
+        rows += [line(""), line(Span(f"{len(unprobed)} instance{plural} cannot be probed", "warning"))]
+        rows += table(
+            ("role", "function", "instance", "where", "reason"), (_missing(item) for item in unprobed)
+        )
+        rows.append(line("  ", Span("findings that depend on one of these are marked uncertain", "dim")))
+    rows += [line(Span("warning  ", "warning"), printable(text)) for text in plan.get("warnings") or ()]
+    return rows
+
+
+def _pie(plan: Mapping[str, Any]) -> str:
+    return "  position independent" if plan.get("pie") else "  fixed address"
+
+
+def _guard(plan: Mapping[str, Any]) -> str:
+    return f"   guards itself: {printable(plan['guard'])}" if plan.get("guard") else ""
+
+
+def _slot(slot: Mapping[str, Any]) -> str:
+    text = f"{short_name(str(slot.get('type_name', '?')), 60)}, {slot.get('size', 0)} bytes"
+    if slot.get("freelist_offset") is not None:
+        text += f", free-list link at +{slot['freelist_offset']:#x}"
+    if slot.get("object_offset") is not None:
+        text += f", {printable(slot.get('object_field'))} at +{slot['object_offset']:#x}"
+    return text
+
+
+def _sites(sites: Sequence[Mapping[str, Any]]) -> list[Line]:
+    """A heading per probed function, a row per instance; columns aligned over all of them."""
+    header = ("instance", "call site", "address", "argument", "price", "instruction")
+    cells = table(header, (_site(site) for site in sites))
+    rows, heading = [cells[0]], ""
+    for site, cell in zip(sites, cells[1:], strict=True):
+        own = f"{site.get('role')}  {short_name(str(site.get('function', '')), 80)}"
+        if own != heading:
+            heading = own
+            rows.append(line(Span(own, "source")))
+        rows.append(cell)
+    return rows
+
+
+def _site(site: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        str(site.get("kind")),
+        _where(site),
+        _hex(site.get("address")),
+        f"{site.get('argument', '')} = {source_text(site.get('source') or {})}",
+        str(site.get("price", "")),
+        printable(site.get("instruction", ""), 40),
+    )
+
+
+def _missing(item: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        str(item.get("role")),
+        short_name(str(item.get("function", "")), 46),
+        str(item.get("kind")),
+        _where(item),
+        str(item.get("reason", "")),
+    )
+
+
+def _where(site: Mapping[str, Any]) -> str:
+    call = site.get("call_site") or site.get("declared_at")
+    if isinstance(call, Mapping):
+        return f"{posixpath.basename(str(call.get('file', '?')))}:{call.get('line', 0)}"
+    return short_name(str(site.get("enclosing", "")), 32)
+
+
+def _hex(value: object) -> str:
+    return f"{value:#x}" if isinstance(value, int) else str(value or "?")
+
+
+def source_text(source: Mapping[str, Any]) -> str:
+    """An argument source the way symbols.plan.ArgSource writes it."""
+    text = str(source.get("register") or _hex(source.get("constant", 0)))
+    for kind, amount in source.get("steps") or ():
+        if kind == "add":
+            text = f"{text}{amount:+#x}"
+        else:
+            text = f"*({text})" if amount == 8 else f"*(u{amount * 8})({text})"
+    return text

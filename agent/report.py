@@ -1,0 +1,264 @@
+# Owns the one-screen report of a finding, as styled lines. Must not print, ask symbols or judge.
+from __future__ import annotations
+
+import posixpath
+import signal
+import textwrap
+
+from agent.correlator.findings import Finding
+from agent.exhibit import Answers, CrashExhibit, Exhibit, SourceFrame, Step
+from agent.sanitize import printable
+from agent.text import Line, Span, duration, line, number, short_name, since
+
+WIDTH = 96
+_BAR = "─" * WIDTH
+_FRAMES = 3  # own frames shown per step; four steps, their frames and the rest fit on one screen
+_MEMORY = 7
+_LABEL = 11
+
+_VERBS = {
+    "created": "created",
+    "registered": "registered",
+    "modified": "re-armed",
+    "removed": "removed",
+    "closed": "closed",
+    "destroyed": "destroyed",
+    "delivered": "delivered",
+    "dispatched": "dispatched",
+    "disowned": "disowned",
+}
+
+
+def report(item: Exhibit, answers: Answers) -> list[Line]:
+    """What happened, to which slot, who did what and when, what the memory holds, how sure, what to do."""
+    finding = item.finding
+    rows: list[Line] = [line(Span(_BAR, "dim")), *_headline(finding), line("")]
+    rows += _subject(item)
+    rows.append(line(""))
+    for step in item.steps:
+        rows += _step(step, item, answers)
+    rows += _measures(finding)
+    rows += _candidates(finding)
+    rows += _memory(item, answers)
+    rows += _paragraphs("how sure", [f"{finding.confidence}: {_first(finding)}", *finding.reasons[1:]])
+    rows += _paragraphs("do", list(finding.advice))
+    rows.append(line(Span(_BAR, "dim")))
+    return rows
+
+
+def update(finding: Finding) -> list[Line]:
+    """One line for a group that was reported before and goes on."""
+    rate = f", {number(finding.rate)}/s" if finding.rate else ""
+    return [
+        line(
+            Span(f" {finding.severity.label.upper()} ", finding.severity.label),
+            f" {finding.rule} #{printable(finding.group)} goes on: {number(finding.count)} "
+            f"{printable(finding.unit)} in {duration(finding.last_ts - finding.first_ts)}{rate}",
+        )
+    ]
+
+
+def crash(item: CrashExhibit, answers: Answers) -> list[Line]:
+    """The target got a fatal signal: one line of what, one of where."""
+    seen = item.crash
+    try:
+        name = signal.Signals(seen.signal).name
+    except ValueError:
+        name = f"signal {seen.signal}"
+    frames = item.frames(answers)
+    who = f"target {seen.tgid} {printable(item.target.comm) if item.target else ''}".rstrip()
+    rows = [
+        line(
+            Span(" CRASH ", "critical"),
+            f" {who} got {name} at address {seen.fault_addr:#x}, ",
+            f"thread {seen.tid} {_quoted(seen.comm)}, batch {seen.batch}",
+        )
+    ]
+    return [*rows, *_stack(frames, indent=4)]
+
+
+def _headline(finding: Finding) -> list[Line]:
+    kind = f" · {printable(finding.sub_class)}" if finding.sub_class else ""
+    count = f"   {number(finding.count)} {printable(finding.unit)}" if finding.count > 1 else ""
+    group = f"   #{printable(finding.group)}" if finding.group else ""
+    severity = finding.severity.label
+    first = line(
+        Span(f" {severity.upper()} ", severity),
+        " ",
+        Span(f"{finding.rule}{kind}", "label"),
+        count,
+        Span(group, "dim"),
+    )
+    title = printable(finding.title)
+    return [first, *(line(" ", Span(text, "label")) for text in textwrap.wrap(title, WIDTH - 2))]
+
+
+def _subject(item: Exhibit) -> list[Line]:
+    finding, target = item.finding, item.target
+    rows: list[Line] = []
+    if finding.slot:
+        kind = f"   {short_name(target.slot_type, 48)}" if target and target.slot_type else ""
+        rows.append(_labelled("slot", f"{finding.slot:#x}  generation {finding.generation}{kind}"))
+    where = []
+    if finding.fd >= 0:
+        where.append(f"fd {finding.fd}")
+    if finding.epfd >= 0:
+        where.append(f"epoll instance {finding.epfd}")
+    if finding.batch:
+        where.append(f"batch {finding.batch}")
+    if where:
+        rows.append(_labelled("watched by" if finding.fd >= 0 else "at", " · ".join(where)))
+    if target is not None:
+        late = "   attached while it ran" if target.late else ""
+        rows.append(
+            _labelled("target", f"{target.tgid} {printable(target.comm, 32)}   {_tail(target.exe, 56)}{late}")
+        )
+    else:
+        rows.append(_labelled("target", str(finding.tgid)))
+    if finding.chain:
+        rows.append(_labelled("follows", f"#{printable(finding.chain)}"))
+    return rows
+
+
+def _step(step: Step, item: Exhibit, answers: Answers) -> list[Line]:
+    actor = step.actor
+    verb = _VERBS.get(actor.role, printable(actor.role))
+    if not actor.moment.seen:
+        note = f" ({printable(actor.note)})" if actor.note else ""
+        return [line(" ", Span(verb.ljust(_LABEL), "label"), Span(f"not seen{note}", "dim"))]
+    start = item.target.attached if item.target is not None else item.finding.first_ts
+    when = since(actor.moment.ts, start)
+    gap = ""
+    if actor.gap_ns is not None:
+        gap = (
+            "   concurrent with the step before" if actor.concurrent else f"   {duration(actor.gap_ns)} later"
+        )
+    note = f"   {printable(actor.note)}" if actor.note else ""
+    thread = f"{step.thread_role} {actor.moment.tid} {_quoted(step.comm)}".rstrip()
+    rows = [
+        line(
+            " ",
+            Span(verb.ljust(_LABEL), "label"),
+            f"by {thread}".ljust(34),
+            f" at {when}",
+            Span(gap, "high" if actor.concurrent else ""),
+            Span(note, "dim"),
+        )
+    ]
+    rows += _stack(step.frames(answers))
+    return rows
+
+
+def _stack(frames: list[SourceFrame], indent: int = _LABEL + 1) -> list[Line]:
+    """The program's own frames; library frames on top of them are named behind the first one."""
+    mine = [i for i, frame in enumerate(frames) if not frame.reason and not _library(frame)]
+    first = mine[0] if mine else 0
+    # What starts a thread lies below the last own frame and says nothing.
+    end = min(first + _FRAMES, mine[-1] + 1 if mine else 1)
+    shown = frames[first:end]
+    through = frames[first - 1] if first else None
+    rows = []
+    for index, frame in enumerate(shown):
+        suffix = ""
+        if index == 0 and through is not None and not through.reason:
+            suffix = f"   through {short_name(through.function, 40)}"
+        word = "in" if index == 0 else ("inlined in" if shown[index - 1].inlined else "called by")
+        rows.append(_frame(frame, word, indent=indent, suffix=suffix))
+    rest = len([i for i in mine if i >= end])
+    if rest:
+        rows.append(line(" " * indent, Span(f"… {rest} more frame{'s' if rest > 1 else ''}", "dim")))
+    return rows
+
+
+def _library(frame: SourceFrame) -> bool:
+    """Frames of Zig's standard library or of libc: how it was called, not who called it."""
+    return (
+        "/lib/std/" in frame.file
+        or "/std/" in frame.file
+        or frame.file.startswith("std/")
+        or "/sysdeps/" in frame.file
+    )
+
+
+def _frame(frame: SourceFrame, word: str, *, indent: int, suffix: str = "") -> Line:
+    pad = " " * indent
+    if frame.reason:
+        return line(pad, word.ljust(11), f"{frame.ip:#x} ?   ", Span(printable(frame.reason, 60), "dim"))
+    where = printable(posixpath.basename(frame.file)) if frame.file else "?"
+    if frame.line:
+        where += f":{frame.line}" + (f":{frame.column}" if frame.column else "")
+    return line(
+        pad, word.ljust(11), f"{short_name(frame.function, 44)}  ", Span(where, "source"), Span(suffix, "dim")
+    )
+
+
+def _measures(finding: Finding) -> list[Line]:
+    parts = []
+    if finding.window_ns is not None:
+        parts.append(f"window {duration(finding.window_ns)}")
+    if finding.margin_ns is not None:
+        parts.append(f"margin {duration(finding.margin_ns)}")
+    if finding.rate is not None:
+        parts.append(f"{number(finding.rate)} {printable(finding.unit)}/s")
+    if finding.share is not None:
+        parts.append(f"{finding.share:.2%} of all lifetimes")
+    if len(finding.sub_classes) > 1:
+        split = ", ".join(f"{number(n)} {printable(name)}" for name, n in sorted(finding.sub_classes.items()))
+        parts.append(split)
+    return [_labelled("measured", " · ".join(parts))] if parts else []
+
+
+def _candidates(finding: Finding) -> list[Line]:
+    rows: list[Line] = []
+    for candidate in finding.candidates:
+        rows.append(
+            _labelled(
+                "candidate" if not rows else "",
+                f"{printable(candidate.role)} registration: fd {candidate.fd} on epoll instance "
+                f"{candidate.epfd}, generation {candidate.generation}, {candidate.state.name.lower()}",
+            )
+        )
+    return rows
+
+
+def _memory(item: Exhibit, answers: Answers) -> list[Line]:
+    memory = item.finding.memory
+    if not memory:
+        return []
+    rows = [_labelled("memory", Span(memory[:32].hex(" ", 8), "dim"))]
+    lines, reason = item.memory_lines(answers)
+    pad = " " * (_LABEL + 1)
+    rows += [line(pad, printable(text, WIDTH - _LABEL)) for text in lines[:_MEMORY]]
+    if len(lines) > _MEMORY:
+        rows.append(
+            line(" " * (_LABEL + 1), Span(f"… {len(lines) - _MEMORY} more lines in the JSON form", "dim"))
+        )
+    if reason:
+        rows.append(line(" " * (_LABEL + 1), Span(printable(f"not decoded: {reason}", WIDTH), "dim")))
+    return rows
+
+
+def _first(finding: Finding) -> str:
+    return finding.reasons[0] if finding.reasons else "no reason was given"
+
+
+def _paragraphs(label: str, texts: list[str]) -> list[Line]:
+    rows: list[Line] = []
+    for text in texts:
+        wrapped = textwrap.wrap(printable(text), WIDTH - _LABEL - 1) or [""]
+        for part in wrapped:
+            rows.append(_labelled("" if rows else label, part))
+    return rows
+
+
+def _labelled(label: str, text: str | Span) -> Line:
+    return line(" ", Span(label.ljust(_LABEL), "label"), text)
+
+
+def _tail(path: str, most: int) -> str:
+    text = printable(path)
+    return text if len(text) <= most else "…" + text[-(most - 1) :]
+
+
+def _quoted(comm: str) -> str:
+    return f'"{printable(comm, 20)}"' if comm else ""

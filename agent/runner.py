@@ -1,0 +1,235 @@
+# Owns the loop: source -> recording -> correlator -> sinks, and its clean end.
+# The same loop runs live and in replay; decisions depend on events only. Must not attach or draw reports.
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Protocol
+
+from agent import recording
+from agent.correlator.findings import Finding, Severity
+from agent.errors import ExitCode
+from agent.exhibit import CrashExhibit, Exhibit, crash_exhibit, exhibit
+from agent.recording import RecordingWriter
+from agent.scene import Scene
+from agent.sinks import Sink
+from agent.summary import Stats
+from agent.symbolize import SymbolClient
+from agent.text import Line, Printer
+from agent.timeline import TimelineModel, header, timeline_lines
+from probes.events import CrashSeen, Event, EventSource, TargetAttached
+
+_POLL = 0.2
+_POLL_BUSY = 0.02  # while symbols are under way
+_MOST_PENDING = 4096
+_SETTLE = 30.0
+
+
+class Judge(Protocol):
+    """What the runner needs of agent.correlator.core.Correlator."""
+
+    def feed(self, event: Event) -> tuple[Finding, ...]: ...
+
+    def findings(self) -> tuple[Finding, ...]: ...
+
+
+class Stop:
+    """A flag that SIGINT and SIGTERM raise; a second signal of the same kind ends at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[Stop]:
+        """Handlers for the time of the run. Only from the main thread."""
+        old = {number: signal.signal(number, self._raise) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _raise(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal:
+            signal.signal(number, signal.SIG_DFL)
+        self.signal = number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a run ended."""
+
+    stats: Stats
+    findings: tuple[Finding, ...]  # every group in its last state
+    emitted: int  # findings and updates handed to the sinks
+    error: Exception | None  # what ended the source early: a broken recording, a failing session
+    notes: tuple[str, ...]
+    signal: int
+
+    def exit_code(self, fail_on: Severity | None) -> int:
+        """10 when a finding reaches `fail_on`, else 0. `error` is for the caller to raise."""
+        if fail_on is not None and any(finding.severity >= fail_on for finding in self.findings):
+            return int(ExitCode.FINDINGS)
+        return int(ExitCode.OK)
+
+
+class Runner:
+    """One run over one source."""
+
+    def __init__(
+        self,
+        source: EventSource,
+        *,
+        judge: Judge,
+        symbols: SymbolClient,
+        sinks: Sequence[Sink] = (),
+        recorder: RecordingWriter | None = None,
+        timeline: TimelineModel | None = None,
+        timeline_printer: Printer | None = None,
+        scene: Scene | None = None,
+        duration: float | None = None,
+        stop: Stop | None = None,
+        on_notice: Callable[[str], None] = lambda _text: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """duration: seconds after which a live run ends by itself."""
+        self.stats = Stats()
+        self.scene = scene or Scene()
+        self._source = source
+        self._judge = judge
+        self._symbols = symbols
+        self._sinks = tuple(sinks)
+        self._recorder = recorder
+        self._recorder_said = False
+        self._timeline = timeline
+        self._printer = timeline_printer
+        self._duration = duration
+        self._stop = stop or Stop()
+        self._notice = on_notice
+        self._clock = clock
+        self._pending: deque[Exhibit | CrashExhibit] = deque()
+        self._emitted = 0
+        self._titled = False
+
+    def run(self) -> Outcome:
+        """Until the source is finished, the duration is over or a signal came. The source stays open."""
+        error: Exception | None = None
+        end = None if self._duration is None else self._clock() + self._duration
+        try:
+            while not self._source.finished and not self._stop.signal:
+                wait = _POLL_BUSY if self._pending else _POLL
+                if end is not None:
+                    wait = min(wait, end - self._clock())
+                    if wait <= 0:
+                        break
+                self._consume(self._source.poll(wait))
+                self._after_poll()
+        except BrokenPipeError:
+            raise  # nobody reads any more
+        except Exception as broken:  # noqa: BLE001 - what was found so far must still come out
+            error = broken
+        else:
+            self._drain()
+        self._symbols.settle(_SETTLE)
+        self._emit()
+        self._draw()
+        self._finish_recording()
+        return Outcome(
+            stats=self.stats,
+            findings=self._judge.findings(),
+            emitted=self._emitted,
+            error=error,
+            notes=self._notes(),
+            signal=self._stop.signal,
+        )
+
+    def _drain(self) -> None:
+        drain: Callable[[], Iterable[Event]] | None = getattr(self._source, "drain", None)
+        if drain is not None:
+            self._consume(drain())
+
+    def _consume(self, events: Iterable[Event]) -> None:
+        for whole in events:
+            for event in recording.chunks(whole):
+                self._take(event)
+
+    def _take(self, event: Event) -> None:
+        """One event through everything. What is recorded is exactly what is judged."""
+        if self._recorder is not None:
+            self._recorder.write(event)
+        self.stats.feed(event)
+        self.scene.feed(event)
+        if isinstance(event, TargetAttached):
+            self._symbols.know_plan(event.plan)
+        if self._timeline is not None:
+            self._timeline.update(event)
+        for finding in self._judge.feed(event):
+            self._queue(exhibit(finding, self.scene))
+        if isinstance(event, CrashSeen):
+            self._queue(crash_exhibit(event, self.scene))
+
+    def _queue(self, item: Exhibit | CrashExhibit) -> None:
+        for question in item.questions():
+            self._symbols.ask(question)
+        self._pending.append(item)
+        if len(self._pending) >= _MOST_PENDING:
+            # More findings than symbols can keep up with: wait rather than grow.
+            self._symbols.settle(_SETTLE)
+            self._emit()
+
+    def _after_poll(self) -> None:
+        self._symbols.pump()
+        self._emit()
+        self._draw()
+        if self._recorder is not None and self._recorder.notice and not self._recorder_said:
+            self._recorder_said = True
+            self._notice(f"{self._recorder.notice}; watching goes on without recording")
+
+    def _emit(self) -> None:
+        """Hand out pending findings in the order in which they fired, as far as symbols have come."""
+        while self._pending:
+            item = self._pending[0]
+            if any(self._symbols.answer(question) is None for question in item.questions()):
+                break
+            self._pending.popleft()
+            if self._recorder is not None:
+                self._recorder.write_answers(self._symbols.drain())
+            for sink in self._sinks:
+                if isinstance(item, Exhibit):
+                    sink.finding(item, self._symbols)
+                else:
+                    sink.crash(item, self._symbols)
+            self._emitted += isinstance(item, Exhibit)
+
+    def _draw(self) -> None:
+        if self._timeline is None or self._printer is None:
+            return
+        snapshot = self._timeline.take()
+        if not snapshot.rows and not snapshot.left_out:
+            return
+        rows: list[Line] = [] if self._titled else [header()]
+        self._titled = True
+        rows += timeline_lines(snapshot)
+        self._printer.lines(rows)
+
+    def _finish_recording(self) -> None:
+        if self._recorder is not None:
+            self._recorder.write_answers(self._symbols.drain())
+            self._recorder.close({"findings": self._emitted})
+
+    def _notes(self) -> tuple[str, ...]:
+        notes = []
+        if self._recorder is not None:
+            writer = self._recorder
+            notes.append(f"recorded {writer.events:,} events, {writer.size:,} bytes: {writer.path}")
+            if writer.notice:
+                notes.append(f"{writer.notice}; {writer.dropped:,} later events are not in it")
+        failures = sum(sink.failures for sink in self._sinks)
+        if failures:
+            notes.append(f"{failures:,} findings could not be written to their file")
+        return tuple(notes)

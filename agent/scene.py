@@ -1,0 +1,151 @@
+# Owns what a report needs besides the finding: targets, thread names and roles, stacks.
+# Learns from events only, so that a replay shows what the live run showed. Every table is bounded.
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from probes.abi import Kind
+from probes.events import (
+    CrashSeen,
+    Event,
+    LifetimeEnded,
+    Moment,
+    RecordsRead,
+    SlotLingering,
+    StackSeen,
+    SuspicionRaised,
+    TargetAttached,
+    ThreadSeen,
+)
+
+_MOST_TARGETS = 256
+_MOST_THREADS = 8192
+_MOST_STACKS = 16384
+
+_WAITING = frozenset({int(Kind.BATCH_OPENED), int(Kind.DELIVERED), int(Kind.BATCH_CLOSED)})
+"""Records that only a thread which waits on an epoll instance causes."""
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Bounded(OrderedDict[K, V], Generic[K, V]):
+    """A dict that forgets its oldest entry beyond `most`."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def __setitem__(self, key: K, value: V) -> None:
+        super().__setitem__(key, value)
+        if len(self) > self._most:
+            self.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One attached process, with what of its plan the reports use."""
+
+    tgid: int
+    attached: int  # ts
+    exe: str
+    comm: str
+    bias: int
+    image: str
+    identity: str
+    profile: str
+    slot_type: str
+    late: bool
+    bootstrapped: int
+    plan: Mapping[str, Any]
+
+    def image_address(self, ip: int) -> int | None:
+        """`ip` as the image's own headers give it; None when it lies outside of its segments."""
+        address = ip - self.bias
+        for segment in self.plan.get("segments", ()):
+            if not isinstance(segment, Mapping) or not segment.get("executable", True):
+                continue
+            start = int(segment.get("vaddr", 0))
+            if start <= address < start + int(segment.get("memsz", 0)):
+                return address
+        return None
+
+
+class Scene:
+    """What is known about processes and threads so far."""
+
+    def __init__(self, on_target: Callable[[Target], None] = lambda _target: None) -> None:
+        self._on_target = on_target
+        self.targets: Bounded[int, Target] = Bounded(_MOST_TARGETS)
+        self._comms: Bounded[tuple[int, int], str] = Bounded(_MOST_THREADS)
+        self._stacks: Bounded[tuple[int, int], tuple[int, ...]] = Bounded(_MOST_STACKS)
+        self._waiters: Bounded[tuple[int, int], int] = Bounded(_MOST_THREADS)  # (tgid, tid) -> epfd
+
+    def feed(self, event: Event) -> None:
+        """Learn from one event."""
+        if isinstance(event, RecordsRead):
+            self._records(event)
+        elif isinstance(event, StackSeen):
+            self._stacks[event.tgid, event.id] = event.pcs
+        elif isinstance(event, ThreadSeen):
+            self._comms[event.tgid, event.tid] = event.comm
+        elif isinstance(event, SuspicionRaised):
+            self._comms[event.trigger.tgid, event.trigger.tid] = event.comm
+            if event.slot is not None and event.slot.waiter:
+                self._waiters[event.slot.tgid, event.slot.waiter] = event.slot.epfd
+            if event.trigger.kind == Kind.DELIVERED:
+                self._waiters[event.trigger.tgid, event.trigger.tid] = event.trigger.epfd
+        elif isinstance(event, LifetimeEnded | SlotLingering):
+            if event.slot.waiter:
+                self._waiters[event.slot.tgid, event.slot.waiter] = event.slot.epfd
+        elif isinstance(event, CrashSeen):
+            self._comms[event.tgid, event.tid] = event.comm
+        elif isinstance(event, TargetAttached):
+            target = self.targets[event.tgid] = target_of(event)
+            self._on_target(target)
+
+    def _records(self, event: RecordsRead) -> None:
+        # Hot in a replay of a whole stream: plain tuples, fields as in probes.abi.Record.
+        waiting = _WAITING
+        waiters = self._waiters
+        for record in event.records:
+            if record[1] in waiting and (record[6], record[7]) not in waiters:
+                waiters[record[6], record[7]] = record[10]
+
+    def comm(self, tgid: int, tid: int) -> str:
+        """The thread's name, "" unknown. Untrusted text."""
+        return self._comms.get((tgid, tid), "")
+
+    def role(self, tgid: int, tid: int) -> str:
+        """ "loop" for a thread that waits on an epoll instance, "worker" for any other."""
+        return "loop" if (tgid, tid) in self._waiters else "worker"
+
+    def stack(self, tgid: int, moment: Moment) -> tuple[int, ...]:
+        """Run-time addresses of the moment, innermost first; at least its ip when that is known."""
+        pcs = self._stacks.get((tgid, moment.stack), ()) if moment.stack >= 0 else ()
+        if pcs:
+            return pcs
+        return (moment.ip,) if moment.ip else ()
+
+
+def target_of(event: TargetAttached) -> Target:
+    """What the reports keep of an attach event. The plan may come from a file: nothing is trusted."""
+    plan = event.plan
+    slot = plan.get("slot")
+    return Target(
+        tgid=event.tgid,
+        attached=event.ts,
+        exe=event.exe,
+        comm=event.comm,
+        bias=event.bias,
+        image=str(plan.get("image", event.exe)),
+        identity=str(plan.get("identity", "")),
+        profile=str(plan.get("profile", "")),
+        slot_type=str(slot.get("type_name", "")) if isinstance(slot, Mapping) else "",
+        late=event.late,
+        bootstrapped=event.bootstrapped,
+        plan=plan,
+    )

@@ -1,0 +1,175 @@
+# Owns the counts of one run and its closing summary. Counts come from events only.
+# Must not print.
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from agent.correlator.findings import Finding, Severity
+from agent.sanitize import printable
+from agent.text import Line, Span, duration, line, number, table
+from probes.events import (
+    CountersRead,
+    CrashSeen,
+    Event,
+    LifetimeEnded,
+    LifetimesCounted,
+    Lost,
+    RecordsRead,
+    SuspicionRaised,
+    TargetAttached,
+    TargetGone,
+    Tick,
+)
+
+_LOSSES = {
+    "recorder": "stream records were overwritten before they were read",
+    "lifetimes": "lifetimes were overwritten before they were counted",
+    "urgent": "urgent messages did not fit: a finding may be missing",
+    "suspicions-of-one-batch": "suspicions of a single batch were more than are kept",
+    "slots-map-full": "slots could not be tracked: the map is full",
+    "registrations-map-full": "registrations could not be tracked: the map is full",
+    "fds-map-full": "descriptors could not be tracked: the map is full",
+    "threads-map-full": "threads could not be tracked: the map is full",
+    "deliveries-beyond-limit": "deliveries of one wait were more than are read",
+    "user-memory-not-resident": "reads of target memory failed",
+}
+"""What Lost.what means to a user; any other kind is shown by its name."""
+
+
+class Stats:
+    """What was consumed."""
+
+    def __init__(self) -> None:
+        self.events = 0
+        self.records = 0
+        self.suspicions = 0
+        self.crashes = 0
+        self.attached = 0
+        self.bootstrapped = 0
+        self.gone: Counter[str] = Counter()
+        self.lost: Counter[str] = Counter()
+        self.counters: dict[str, int] = {}
+        self.first = 0
+        self.last = 0
+        self._decoded = 0
+        self._counted = 0
+
+    @property
+    def lifetimes(self) -> int:
+        """Counts include decoded examples where both are sent."""
+        return self._counted or self._decoded
+
+    def feed(self, event: Event) -> None:
+        """Count one event."""
+        self.events += 1
+        if isinstance(event, RecordsRead):
+            self.records += len(event.records)
+            if event.records:
+                self._at(event.records[-1][3])
+        elif isinstance(event, Tick):
+            self._at(event.ts)
+        elif isinstance(event, LifetimeEnded):
+            self._decoded += 1
+        elif isinstance(event, LifetimesCounted):
+            self._counted += sum(event.counts.values())
+        elif isinstance(event, SuspicionRaised):
+            self.suspicions += 1
+        elif isinstance(event, TargetAttached):
+            self.attached += 1
+            self.bootstrapped += event.bootstrapped
+            self._at(event.ts)
+        elif isinstance(event, TargetGone):
+            self.gone[event.reason] += 1
+            self._at(event.ts)
+        elif isinstance(event, Lost):
+            self.lost[event.what] += event.count
+        elif isinstance(event, CountersRead):
+            self.counters = dict(event.counters)
+        elif isinstance(event, CrashSeen):
+            self.crashes += 1
+
+    def _at(self, ts: int) -> None:
+        self.first = self.first or ts
+        self.last = max(self.last, ts)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "events": self.events,
+            "records": self.records,
+            "lifetimes": self.lifetimes,
+            "suspicions": self.suspicions,
+            "crashes": self.crashes,
+            "targets": self.attached,
+            "gone": dict(self.gone),
+            "lost": dict(self.lost),
+            "counters": self.counters,
+            "seconds": round((self.last - self.first) / 1e9, 3),
+        }
+
+
+def worst(findings: Sequence[Finding]) -> Severity | None:
+    """The highest severity; None without findings."""
+    return max((finding.severity for finding in findings), default=None)
+
+
+def summary(stats: Stats, findings: Sequence[Finding], *, notes: Sequence[str] = ()) -> list[Line]:
+    """The end of a run: findings by group, what was seen, what was lost."""
+    rows: list[Line] = [line("")]
+    alarming = [finding for finding in findings if finding.severity > Severity.WARNING]
+    if alarming:
+        rows.append(
+            line(Span(f"{len(alarming)} finding{'s' if len(alarming) > 1 else ''} above warning", "high"))
+        )
+    else:
+        rows.append(line(Span("no finding above warning", "good")))
+    if findings:
+        rows += _table(findings)
+    rows.append(line(""))
+    rows += [line("  ", text) for text in _seen(stats)]
+    rows += [line("  ", Span(text, "warning")) for text in _missed(stats)]
+    rows += [line("  ", printable(note)) for note in notes]
+    return rows
+
+
+def _table(findings: Sequence[Finding]) -> list[Line]:
+    ordered = sorted(findings, key=lambda f: (-f.severity, f.rule.value, f.group))
+    return table(
+        ("severity", "rule", "group", "count", "unit", "confidence", "target", "lasted"),
+        (
+            (
+                finding.severity.label,
+                finding.rule.value + (f" ({finding.sub_class})" if finding.sub_class else ""),
+                finding.group,
+                number(finding.count),
+                finding.unit,
+                finding.confidence.value,
+                str(finding.tgid),
+                duration(finding.last_ts - finding.first_ts) if finding.count > 1 else "",
+            )
+            for finding in ordered
+        ),
+        right=(3,),
+    )
+
+
+def _seen(stats: Stats) -> list[str]:
+    deliveries = stats.counters.get("deliveries")
+    parts = [f"{number(stats.attached)} target{'s' if stats.attached != 1 else ''}"]
+    if stats.last > stats.first:
+        parts.append(f"watched for {duration(stats.last - stats.first)}")
+    if deliveries is not None:
+        parts.append(f"{number(deliveries)} deliveries")
+    parts += [f"{number(stats.lifetimes)} lifetimes", f"{number(stats.events)} events consumed"]
+    if stats.records:
+        parts.append(f"{number(stats.records)} stream records")
+    rows = [" · ".join(parts)]
+    if stats.gone:
+        rows.append("ended: " + ", ".join(f"{n} {printable(why)}" for why, n in sorted(stats.gone.items())))
+    return rows
+
+
+def _missed(stats: Stats) -> list[str]:
+    lost = sorted(stats.lost.items())
+    return [f"LOST {number(n)}: {_LOSSES.get(what, printable(what))}" for what, n in lost]

@@ -1,0 +1,413 @@
+# Owns the daemon's side of symbols: questions to a short-lived child (agent/symbolize_worker.py),
+# a bounded cache of answers. The daemon itself never loads DWARF readers: they cost 30 MB and more.
+# Must not import symbols.*; must not block while the daemon judges (only `resolve` and `settle` wait).
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from agent.errors import PrerequisiteMissing, SymbolsFailed
+from agent.sanitize import shell
+
+_MOST_ANSWERS = 8192
+_MOST_PER_REQUEST = 64
+_MOST_LINE = 32 << 20
+_MOST_IMAGES = 64
+_DEADLINE = 120.0  # seconds for one request; a large image is parsed within it
+_MOST_DEATHS = 3
+
+
+class Question(NamedTuple):
+    """What one report needs. kind "frames": args = (image address,); "memory": (type name, hex bytes)."""
+
+    kind: str
+    identity: str  # of the image, as its plan gives it
+    args: tuple[str | int, ...]
+
+    @property
+    def key(self) -> str:
+        """Canonical form: what the cache and a recording file it under."""
+        return json.dumps([self.kind, self.identity, list(self.args)], separators=(",", ":"))
+
+
+Answer = Mapping[str, Any]
+"""{"frames": [[function, file, line, column, inlined], …]} or {"lines": […]} or {"reason": why not}."""
+
+_MISSING_PROFILE = {"NoProfileMatch", "NoDestroySite", "ProfileError"}
+
+
+def symbols_failed(kind: str, path: str, detail: str, remedy: str) -> SymbolsFailed:
+    """The agent's form of a SymbolError (by class name), with likely causes and the next command."""
+    titles = {
+        "NotReadable": "cannot read the executable",
+        "NotElf": "not an ELF executable",
+        "WrongMachine": "an executable for another machine",
+        "MalformedImage": "the executable is damaged",
+        "NoDebugInfo": "the executable has no debug information",
+        "DebugFileMismatch": "the debug file belongs to another build",
+        "ProfileError": "the profile is not valid",
+        "NoProfileMatch": "no profile fits this executable",
+        "NoDestroySite": "the profile finds no place where slots are destroyed",
+    }
+    causes = {
+        "NotElf": ("the path names a script or a wrapper; name the program it starts",),
+        "NoDebugInfo": (
+            "the executable was stripped (release builds and packages often are)",
+            "it was built without -g (zig: -fstrip)",
+        ),
+        "NoProfileMatch": (
+            "the server is not built on a framework that a shipped profile describes",
+            "the pool's functions have other names in this version",
+        ),
+        "NoDestroySite": ("the function was renamed or optimised away in this build",),
+        "WrongMachine": ("a container image or a cross build for another architecture",),
+    }
+    title = titles.get(kind, "the symbols cannot be resolved")
+    next_steps = [remedy] if remedy else []
+    if kind in _MISSING_PROFILE:
+        exe = "EXE" if kind == "ProfileError" or not path else shell(path)
+        next_steps.append(f"afterfree symbols {exe} --profile FILE   (shows what a profile finds)")
+    return SymbolsFailed(
+        f"{title}: {path}" if path else title,
+        detail=detail,
+        causes=causes.get(kind, ()),
+        remedy="\n".join(next_steps),
+        kind=kind,
+    )
+
+
+class SymbolClient:
+    """Asks the worker, which is started when there is a question and ended when it was idle.
+
+    ask/pump/answer never block; every question gets an answer in the end, if only a reason.
+    """
+
+    def __init__(
+        self,
+        *,
+        command: Sequence[str] = (),
+        idle: float = 5.0,
+        deadline: float = _DEADLINE,
+        stored: Mapping[str, Answer] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """stored: answers of a recording, which come before the worker's. idle, deadline: seconds."""
+        self._command = list(command) or [sys.executable, "-P", "-m", "agent.symbolize_worker"]
+        self._idle = idle
+        self._deadline = deadline
+        self._stored = dict(stored or {})
+        self._clock = clock
+        self._images: dict[str, list[str]] = {}
+        self._plans: dict[str, Mapping[str, Any]] = {}
+        self._debug: dict[str, str] = {}  # separate debug files, by identity of their image
+        self._answers: OrderedDict[str, Answer] = OrderedDict()
+        self._waiting: OrderedDict[str, Question] = OrderedDict()
+        self._flying: list[Question] = []
+        self._log: deque[tuple[Any, Answer]] = deque(maxlen=_MOST_ANSWERS)
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._selector: selectors.BaseSelector | None = None
+        self._buffer = bytearray()
+        self._sent = 0.0
+        self._used = 0.0
+        self._deaths = 0
+
+    def know_image(self, identity: str, paths: Iterable[str]) -> None:
+        """Files in which the image of that identity may be found; the worker checks the identity."""
+        known = self._images.setdefault(identity, [])
+        while len(self._images) > _MOST_IMAGES:
+            del self._images[next(iter(self._images))]
+        for path in paths:
+            if path and path not in known:
+                known.append(path)
+        del known[:-8]
+
+    def know_plan(self, plan: Mapping[str, Any]) -> None:
+        """The plan that an attached process has: memory is described by its slot's layout."""
+        self._plans[str(plan.get("identity", ""))] = plan
+        while len(self._plans) > _MOST_IMAGES:
+            del self._plans[next(iter(self._plans))]
+
+    def ask(self, question: Question) -> None:
+        """Want an answer. Costs nothing when it is known or already asked."""
+        key = question.key
+        if key in self._answers or key in self._waiting or question in self._flying:
+            return
+        stored = self._stored.get(key)
+        if isinstance(stored, Mapping):
+            self._keep(question, stored)
+        else:
+            self._waiting[key] = question
+
+    def answer(self, question: Question) -> Answer | None:
+        """The answer, or None while it is under way."""
+        return self._answers.get(question.key)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting or self._flying)
+
+    def drain(self) -> list[tuple[Any, Answer]]:
+        """(question, answer) pairs that are new since the last call, for the recording."""
+        new = list(self._log)
+        self._log.clear()
+        return new
+
+    def pump(self, timeout: float = 0.0) -> None:
+        """Send what waits, take what has come; end an idle worker. Waits at most `timeout` seconds."""
+        if not self._flying and self._waiting:
+            self._send()
+        if self._flying:
+            self._receive(timeout)
+            if self._flying and self._clock() - self._sent > self._deadline:
+                self._lose(f"the symbol worker did not answer within {self._deadline:.0f} s")
+        elif self._worker is not None and self._clock() - self._used > self._idle:
+            self.close()
+
+    def settle(self, timeout: float) -> None:
+        """Wait until everything asked is answered, at most `timeout` seconds; the rest gets a reason."""
+        end = self._clock() + timeout
+        while self.busy and self._clock() < end:
+            self.pump(min(0.1, max(0.0, end - self._clock())))
+        if self.busy:
+            self._lose("afterfree ended before the symbol worker had answered")
+            for question in list(self._waiting.values()):
+                self._keep(question, {"reason": "afterfree ended before this could be asked"})
+            self._waiting.clear()
+
+    def resolve(
+        self, image: str, profile: str | None = None, debug_file: str | None = None
+    ) -> dict[str, Any]:
+        """The probe plan of an executable as JSON (symbols.serial). Blocks. Raises SymbolsFailed."""
+        self.settle(self._deadline)
+        reply = self._call({"do": "resolve", "image": image, "profile": profile, "debug": debug_file})
+        plan = reply.get("plan")
+        if not isinstance(plan, dict):
+            raise SymbolsFailed("the symbol worker gave no plan", detail=str(reply)[:300])
+        if debug_file is not None:
+            self._debug[str(plan.get("identity", ""))] = debug_file
+        return plan
+
+    def close(self) -> None:
+        """End the worker. What is in flight gets a reason."""
+        self._end_worker()
+        if self._flying:
+            flying, self._flying = self._flying, []
+            for question in flying:
+                self._keep(question, {"reason": "the symbol worker was ended"})
+
+    # -- the pipe -----------------------------------------------------------------------------
+
+    def _call(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """One blocking request outside of the question queue."""
+        try:
+            self._start()
+            self._write(request)
+        except OSError as error:
+            raise self._worker_failed(str(error)) from error
+        end = self._clock() + self._deadline
+        while self._clock() < end:
+            line, alive = self._read_line(min(0.2, self._deadline))
+            if line is not None:
+                self._used = self._clock()
+                self._deaths = 0
+                return self._checked(line)
+            if not alive:
+                raise self._worker_failed(self._epitaph())
+        self._end_worker()
+        raise self._worker_failed(f"no answer within {self._deadline:.0f} s")
+
+    def _checked(self, line: bytes) -> Mapping[str, Any]:
+        reply = _parse(line)
+        error = reply.get("error")
+        if isinstance(error, Mapping):
+            kind = str(error.get("kind", ""))
+            if kind == "ModuleNotFoundError":
+                raise PrerequisiteMissing(
+                    "a Python package is missing", detail=str(error.get("detail", "")), remedy="make setup"
+                )
+            raise symbols_failed(
+                kind, str(error.get("path", "")), str(error.get("detail", "")), str(error.get("remedy", ""))
+            )
+        return reply
+
+    def _worker_failed(self, detail: str) -> SymbolsFailed:
+        return SymbolsFailed(
+            "the symbol worker failed",
+            detail=detail,
+            causes=("the machine ran out of memory", "the executable is damaged in a way not foreseen"),
+            remedy="afterfree symbols EXE   (does the same step alone)\nAFTERFREE_DEBUG=1 afterfree …",
+        )
+
+    def _start(self) -> None:
+        if self._worker is not None and self._worker.poll() is None:
+            return
+        self._end_worker()
+        root = str(Path(__file__).resolve().parent.parent)
+        environment = dict(os.environ)
+        # -P keeps the current folder out of sys.path: the daemon runs as root in folders of others.
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+        debug = os.environ.get("AFTERFREE_DEBUG") == "1"
+        self._worker = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if debug else subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for us; the worker ends with its pipe
+            bufsize=0,
+        )
+        assert self._worker.stdout is not None
+        os.set_blocking(self._worker.stdout.fileno(), False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._worker.stdout, selectors.EVENT_READ)
+        self._buffer.clear()
+
+    def _write(self, request: Mapping[str, Any]) -> None:
+        if self._worker is None or self._worker.stdin is None:
+            raise BrokenPipeError("the symbol worker is not running")
+        # One request at a time, so the worker is reading: this cannot block on a full pipe for long.
+        self._worker.stdin.write(json.dumps(request, separators=(",", ":")).encode() + b"\n")
+        self._sent = self._used = self._clock()
+
+    def _read_line(self, timeout: float) -> tuple[bytes | None, bool]:
+        """(a whole line or None, whether the worker still lives)."""
+        line = self._buffered_line()
+        if line is not None:
+            return line, True
+        if self._worker is None or self._worker.stdout is None or self._selector is None:
+            return None, False
+        if not self._selector.select(timeout):
+            return None, True
+        while True:
+            try:
+                data = os.read(self._worker.stdout.fileno(), 1 << 16)
+            except BlockingIOError:
+                break
+            if not data:
+                return self._buffered_line(), False
+            self._buffer += data
+            if len(self._buffer) > _MOST_LINE:
+                return None, False
+        return self._buffered_line(), True
+
+    def _buffered_line(self) -> bytes | None:
+        end = self._buffer.find(b"\n")
+        if end < 0:
+            return None
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return line
+
+    # -- questions ----------------------------------------------------------------------------
+
+    def _send(self) -> None:
+        if self._deaths >= _MOST_DEATHS:
+            reason = f"the symbol worker ended {self._deaths} times; it is not started again"
+            for question in self._waiting.values():
+                self._keep(question, {"reason": reason})
+            self._waiting.clear()
+            return
+        first = next(iter(self._waiting.values()))
+        batch = [q for q in self._waiting.values() if (q.kind, q.identity) == (first.kind, first.identity)]
+        batch = batch[:_MOST_PER_REQUEST]
+        for question in batch:
+            del self._waiting[question.key]
+        self._flying = batch
+        request: dict[str, Any] = {
+            "do": first.kind,
+            "identity": first.identity,
+            "args": [list(question.args) for question in batch],
+        }
+        if first.kind == "memory":
+            request["plan"] = self._plans.get(first.identity)
+        else:
+            request["images"] = self._images.get(first.identity, [])
+            request["debug"] = self._debug.get(first.identity)
+        try:
+            self._start()
+            self._write(request)
+        except OSError as error:
+            self._lose(f"the symbol worker could not be asked: {error.strerror or error}")
+
+    def _receive(self, timeout: float) -> None:
+        line, alive = self._read_line(timeout)
+        if line is not None:
+            self._take(line)
+        elif not alive:
+            self._lose(self._epitaph())
+
+    def _take(self, line: bytes) -> None:
+        reply = _parse(line)
+        self._used = self._clock()
+        answers = reply.get("answers")
+        flying, self._flying = self._flying, []
+        if isinstance(answers, list) and len(answers) == len(flying):
+            self._deaths = 0
+            for question, answer in zip(flying, answers, strict=True):
+                self._keep(question, answer if isinstance(answer, dict) else {"reason": "no answer"})
+            return
+        error = reply.get("error")
+        detail = str(error.get("detail", "")) if isinstance(error, Mapping) else ""
+        for question in flying:
+            self._keep(question, {"reason": detail or "the symbol worker's answer makes no sense"})
+
+    def _lose(self, reason: str) -> None:
+        self._deaths += 1
+        flying, self._flying = self._flying, []
+        self._end_worker()
+        for question in flying:
+            self._keep(question, {"reason": reason})
+
+    def _keep(self, question: Question, answer: Answer) -> None:
+        self._answers[question.key] = answer
+        if len(self._answers) > _MOST_ANSWERS:
+            self._answers.popitem(last=False)
+        self._log.append(([question.kind, question.identity, list(question.args)], answer))
+
+    def _epitaph(self) -> str:
+        if self._worker is None:
+            return "the symbol worker is not running"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._worker.wait(1.0)
+        code = self._worker.returncode
+        if code is None:
+            return "the symbol worker sent too much"
+        return (
+            f"the symbol worker was killed by signal {-code}"
+            if code < 0
+            else f"the symbol worker ended ({code})"
+        )
+
+    def _end_worker(self) -> None:
+        worker, self._worker = self._worker, None
+        if self._selector is not None:
+            self._selector.close()
+            self._selector = None
+        if worker is None:
+            return
+        for pipe in (worker.stdin, worker.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        try:
+            worker.wait(0.2 if worker.poll() is None else 0)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+
+
+def _parse(line: bytes) -> Mapping[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

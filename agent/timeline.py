@@ -1,0 +1,279 @@
+# Owns the live race timeline: a bounded model fed with events, and snapshots of its rows.
+# Drawing is timeline_lines(); a full-screen view draws from the same snapshots. No I/O, no clock.
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from agent.sanitize import printable
+from agent.scene import Bounded, Scene
+from agent.text import Line, Span, duration, line, number
+from probes.abi import Kind, RecordFlag
+from probes.events import Event, Lost, RecordsRead, SuspicionRaised, TargetAttached, TargetGone
+
+_MOST_SLOTS = 8192
+_MOST_KEPT = 2000
+_SECOND = 1_000_000_000
+
+_WORDS = {
+    Kind.CREATED: "create",
+    Kind.DESTROYED: "DESTROY",
+    Kind.DISOWNED: "disown",
+    Kind.DISPATCHED: "dispatch",
+    Kind.ADDED: "ADD",
+    Kind.MODIFIED: "MOD",
+    Kind.REMOVED: "DEL",
+    Kind.CLOSED: "CLOSE",
+    Kind.DUPPED: "dup",
+    Kind.BATCH_OPENED: "wait returned",
+    Kind.DELIVERED: "deliver",
+    Kind.ACCEPTED: "accept",
+    Kind.FORKED: "fork",
+    Kind.FORK_ENDED: "fork ended",
+    Kind.SIGNALED: "SIGNAL",
+    Kind.EXECED: "exec",
+    Kind.EXITED: "exit",
+    Kind.READ: "read",
+    Kind.EPOLL_CREATED: "epoll create",
+}
+"""Kinds that get a line. The *_BEGUN kinds only say when a call was entered; BATCH_CLOSED ends a marker."""
+
+_SLOT_KINDS = frozenset(
+    {
+        Kind.CREATED, Kind.DESTROYED, Kind.DISOWNED, Kind.ADDED, Kind.MODIFIED, Kind.REMOVED, Kind.CLOSED,
+        Kind.DELIVERED,
+        Kind.DISPATCHED,
+    }
+)  # fmt: skip
+
+_EPOLL = ((0x001, "IN"), (0x004, "OUT"), (0x008, "ERR"), (0x010, "HUP"), (0x2000, "RDHUP"), (0x002, "PRI"))
+_EPOLL_HIGH = ((1 << 28, "EXCL"), (1 << 30, "ONESHOT"), (1 << 31, "ET"))
+
+
+def event_mask(mask: int) -> str:
+    """EPOLL* bits by name: "IN|RDHUP"."""
+    names = [name for bit, name in (*_EPOLL, *_EPOLL_HIGH) if mask & bit]
+    return "|".join(names) or f"{mask:#x}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of the timeline. Texts are untrusted."""
+
+    ts: int
+    tgid: int
+    tid: int
+    role: str  # "loop", "worker"
+    comm: str
+    what: str
+    detail: str = ""
+    alias: str = ""  # "S12": the slot's short name for this run; "" no slot
+    addr: int = 0
+    gen: int = 0
+    fd: int = -1
+    gap_ns: int | None = None  # to the previous event of the same slot
+    batch: int = 0  # open batch the event falls into; 0 none
+    style: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What came since the last one."""
+
+    rows: tuple[Row, ...]
+    left_out: int  # events that got no row because of the rate limit
+    left_out_by: dict[str, int]
+    start: int  # ts that times are shown relative to
+
+
+class TimelineModel:
+    """Turns events into rows, at most `per_second` of them for each second of event time.
+
+    Findings' evidence (suspicions), losses and process changes are never left out.
+    """
+
+    def __init__(self, scene: Scene, *, per_second: int = 200) -> None:
+        self.recent: deque[Row] = deque(maxlen=_MOST_KEPT)
+        self._scene = scene
+        self._limit = per_second
+        self._rows: deque[Row] = deque(maxlen=max(_MOST_KEPT, per_second * 4))
+        self._left: Counter[str] = Counter()
+        self._second = -1
+        self._used = 0
+        self._start = 0
+        self._aliases: Bounded[tuple[int, int], str] = Bounded(_MOST_SLOTS)
+        self._last: Bounded[tuple[int, int], int] = Bounded(_MOST_SLOTS)
+        self._by_low_half: Bounded[tuple[int, int], int] = Bounded(_MOST_SLOTS)
+        self._fds: Bounded[tuple[int, int], int] = Bounded(_MOST_SLOTS)  # of the last registration
+        self._batches: Bounded[tuple[int, int], int] = Bounded(1024)  # (tgid, tid) -> open batch
+        self._named = 0
+
+    def update(self, event: Event) -> None:
+        """Take one event."""
+        if isinstance(event, RecordsRead):
+            for record in event.records:
+                self._record(record)
+        elif isinstance(event, SuspicionRaised):
+            t = event.trigger
+            name = event.suspect.name.lower().replace("_", " ")
+            addr = event.slot.addr if event.slot else t.addr
+            gen = event.slot.gen if event.slot else t.gen
+            self._add(
+                self._row(t.ts, t.tgid, t.tid, f"!! {name}", addr=addr, gen=gen, fd=t.fd, style="critical")
+            )
+        elif isinstance(event, Lost):
+            text = f"lost {event.count:,} {event.what}"
+            self._add(self._row(event.ts, 0, 0, text, style="high"))
+        elif isinstance(event, TargetAttached):
+            self._start = self._start or event.ts
+            self._add(
+                self._row(event.ts, event.tgid, 0, f"{event.tgid} attached", detail=event.comm, style="info")
+            )
+        elif isinstance(event, TargetGone):
+            self._add(self._row(event.ts, event.tgid, 0, f"{event.tgid} gone: {event.reason}", style="info"))
+
+    def take(self) -> Snapshot:
+        """Rows since the last call, and what was left out meanwhile."""
+        rows, left = tuple(self._rows), dict(self._left)
+        self._rows.clear()
+        self._left.clear()
+        return Snapshot(rows=rows, left_out=sum(left.values()), left_out_by=left, start=self._start)
+
+    def _record(self, record: tuple[int, ...]) -> None:
+        _seq, kind, flags, ts, _enter, addr, tgid, tid, gen, fd, _epfd, ret, arg, stack = record
+        if kind == Kind.BATCH_CLOSED:
+            self._batches.pop((tgid, tid), None)
+            return
+        if kind == Kind.BATCH_OPENED:
+            self._batches[tgid, tid] = arg
+        elif kind == Kind.DELIVERED:
+            # A delivery carries its batch in `stack`; its `fd` field holds no descriptor.
+            self._batches[tgid, tid] = stack
+            fd = self._fds.get((tgid, addr), -1)
+        elif kind == Kind.ADDED and ret == 0:
+            self._fds[tgid, addr] = fd
+        word = _WORDS.get(kind)  # type: ignore[call-overload]  # IntEnum keys compare equal to ints
+        if word is None:
+            return
+        second = ts // _SECOND
+        if second != self._second:
+            self._second, self._used = second, 0
+        if kind == Kind.DISPATCHED:
+            # `addr` is the inner object; `arg` holds the low half of the slot's address when it is known.
+            addr = self._by_low_half.get((tgid, arg), 0) if arg else 0
+        has_slot = addr and kind in _SLOT_KINDS and not flags & RecordFlag.NO_SLOT
+        if self._used >= self._limit:
+            self._left[word] += 1
+            if has_slot:
+                self._last[tgid, addr] = ts
+            return
+        self._used += 1
+        detail, style = _detail(kind, ret, arg, addr)
+        self._start = self._start or ts
+        self._add(
+            self._row(
+                ts, tgid, tid, word, detail=detail, addr=addr if has_slot else 0, gen=gen, fd=fd, style=style
+            )
+        )
+
+    def _row(
+        self,
+        ts: int,
+        tgid: int,
+        tid: int,
+        what: str,
+        *,
+        detail: str = "",
+        addr: int = 0,
+        gen: int = 0,
+        fd: int = -1,
+        style: str = "",
+    ) -> Row:
+        alias, gap = "", None
+        if addr:
+            alias = self._alias(tgid, addr)
+            before = self._last.get((tgid, addr))
+            gap = ts - before if before is not None else None
+            self._last[tgid, addr] = ts
+        return Row(
+            ts=ts,
+            tgid=tgid,
+            tid=tid,
+            role=self._scene.role(tgid, tid) if tid else "",
+            comm=self._scene.comm(tgid, tid) if tid else "",
+            what=what,
+            detail=detail,
+            alias=alias,
+            addr=addr,
+            gen=gen,
+            fd=fd,
+            gap_ns=gap,
+            batch=self._open_batch(tgid, tid),
+            style=style,
+        )
+
+    def _alias(self, tgid: int, addr: int) -> str:
+        alias = self._aliases.get((tgid, addr))
+        if alias is None:
+            self._named += 1
+            alias = self._aliases[tgid, addr] = f"S{self._named}"
+            self._by_low_half[tgid, addr & 0xFFFF_FFFF] = addr
+        return alias
+
+    def _open_batch(self, tgid: int, tid: int) -> int:
+        own = self._batches.get((tgid, tid))
+        if own is not None:
+            return own
+        # Another thread: the batch that was opened last in its process is what it may collide with.
+        return next((batch for (group, _), batch in reversed(self._batches.items()) if group == tgid), 0)
+
+    def _add(self, row: Row) -> None:
+        self._rows.append(row)
+        self.recent.append(row)
+
+
+def _detail(kind: int, ret: int, arg: int, addr: int) -> tuple[str, str]:
+    if kind == Kind.BATCH_OPENED:
+        return f"{ret} event{'s' if ret != 1 else ''}", "dim"
+    if kind in (Kind.DELIVERED, Kind.ADDED, Kind.MODIFIED):
+        if ret < 0 and kind != Kind.DELIVERED:
+            return f"failed ({ret})", "high"
+        return event_mask(arg), ""
+    if kind in (Kind.REMOVED, Kind.CLOSED) and ret < 0:
+        return f"failed ({ret})", "high"
+    if kind == Kind.DUPPED:
+        return f"to fd {ret}", ""
+    if kind == Kind.ACCEPTED:
+        return f"fd {ret}", ""
+    if kind == Kind.SIGNALED:
+        return f"{arg} at {addr:#x}", "critical"
+    return "", ""
+
+
+def header() -> Line:
+    """Column titles of `timeline_lines`."""
+    return line(
+        Span(f"{'time s':>12}  {'thread':<29} {'what':<36} {'slot':<31} {'fd':>5} {'gap':>9}  batch", "label")
+    )
+
+
+def timeline_lines(snapshot: Snapshot) -> Iterable[Line]:
+    """The snapshot as text, with an honest last line when events were left out."""
+    for row in snapshot.rows:
+        thread = f"{row.role:<6} {row.tid} {printable(row.comm, 15)}" if row.tid else ""
+        slot = f"{row.alias} {row.addr:#x} g{row.gen}" if row.addr else ""
+        what = f"{printable(row.what)} {printable(row.detail, 24)}".rstrip()
+        gap = f"+{duration(row.gap_ns)}" if row.gap_ns is not None else ""
+        fd = str(row.fd) if row.fd >= 0 else ""
+        batch = f"│{row.batch}" if row.batch else ""
+        yield line(
+            f"{(row.ts - snapshot.start) / 1e9:>12.6f}  {thread:<29} ",
+            Span(f"{what:<36}", row.style),
+            f" {slot:<31} {fd:>5} {gap:>9}  ",
+            Span(batch, "dim"),
+        )
+    if snapshot.left_out:
+        most = sorted(snapshot.left_out_by.items(), key=lambda item: (-item[1], item[0]))[:4]
+        kinds = ", ".join(f"{number(n)} {name}" for name, n in most)
+        yield line(Span(f"{'':>12}  … {number(snapshot.left_out)} more events left out ({kinds})", "dim"))

@@ -1,0 +1,373 @@
+# stale-delivery, recycled-delivery, stale-dispatch, hot-redelivery: fires, does not fire, cannot conclude.
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from probes.abi import RegFlag, RegState, SlotFlag, SlotState
+from probes.events import FdinfoChecked, Lost, Moment
+from tests.unit.agent.correlator.playbook import (
+    EPFD,
+    EPOLLERR,
+    EPOLLHUP,
+    EPOLLIN,
+    EPOLLONESHOT,
+    EPOLLOUT,
+    LOOP,
+    SITES,
+    SLOT,
+    TGID,
+    WORKER,
+    Life,
+    Playbook,
+    attached,
+    critical,
+    freed_bytes,
+    info,
+    life,
+    nothing,
+    plan,
+    warning,
+)
+
+
+class TestStaleDelivery:
+    def test_destroyed_before_the_wait_is_a_later_batch(self, play: Playbook) -> None:
+        play >> attached() << nothing
+        play >> life().closed(40, WORKER).destroyed(50).stale_delivery(70, wait=60)
+        play << critical("stale-delivery", sub_class="later-batch", window_ns=20, update=False, count=1)
+
+    def test_destroyed_inside_the_wait_is_concurrent(self, play: Playbook) -> None:
+        play >> attached() >> life().closed(40, WORKER).destroyed(65).stale_delivery(70, wait=60)
+        play << critical("stale-delivery", sub_class="concurrent", window_ns=5)
+
+    def test_the_chain_names_all_four_actors_in_time_order_with_gaps(self, play: Playbook) -> None:
+        play >> attached() >> life().closed(40, WORKER).destroyed(50).stale_delivery(70)
+        play << critical("stale-delivery")
+        assert play.last is not None
+        chain = [(a.role, a.moment.ts, a.moment.tid, a.gap_ns) for a in play.last.actors]
+        assert chain == [
+            ("registered", 20, LOOP, None),
+            ("closed", 40, WORKER, 20),
+            ("destroyed", 50, LOOP, 10),
+            ("delivered", 70, LOOP, 20),
+        ]
+        assert [(s.role, s.address) for s in play.last.sites] == [
+            ("registered", SITES["add"]),
+            ("closed", SITES["close"]),
+            ("destroyed", SITES["destroy"]),
+        ]
+
+    def test_overlapping_calls_of_two_threads_are_called_concurrent(self, play: Playbook) -> None:
+        story = life().closed(55, WORKER, began=45).destroyed(50, LOOP)
+        play >> attached() >> story.stale_delivery(70)
+        play << critical("stale-delivery")
+        assert play.last is not None
+        assert [(a.role, a.concurrent) for a in play.last.actors] == [
+            ("registered", False),
+            ("destroyed", False),
+            ("closed", True),
+            ("delivered", False),
+        ]
+
+    def test_memory_that_looks_freed_confirms(self, play: Playbook) -> None:
+        play >> attached() >> life().destroyed(50).stale_delivery(70, memory=freed_bytes())
+        play << critical("stale-delivery", "confirmed")
+
+    @pytest.mark.parametrize(
+        "memory",
+        [
+            b"\xaa" * 64,  # created and not yet written: the link is 0xaa too
+            freed_bytes()[:63] + b"\0",
+            freed_bytes()[:16],  # too little to say anything
+            b"\0" * 64,
+            b"",
+        ],
+    )
+    def test_other_memory_does_not_confirm(self, play: Playbook, memory: bytes) -> None:
+        play >> attached() >> life().destroyed(50).stale_delivery(70, memory=memory)
+        play << critical("stale-delivery", "observed", memory=memory)
+
+    def test_bytes_behind_the_slot_belong_to_a_neighbour(self, play: Playbook) -> None:
+        play >> attached() >> life().destroyed(50).stale_delivery(70, memory=freed_bytes() + b"neighbour")
+        play << critical("stale-delivery", "confirmed")
+
+    def test_a_link_to_a_known_slot_confirms_in_a_build_that_does_not_fill(self, play: Playbook) -> None:
+        other = life(SLOT + 0x100, fd=8).destroyed(49).ended()
+        memory = (SLOT + 0x100).to_bytes(8, "little") + b"\x01" * 56
+        play >> attached() >> other << nothing
+        (
+            play
+            >> life().destroyed(50).stale_delivery(70, memory=memory)
+            << critical("stale-delivery", "confirmed")
+        )
+
+    def test_fdinfo_read_after_the_destroy_confirms(self, play: Playbook) -> None:
+        check = FdinfoChecked(ts=55, tgid=TGID, epfd=EPFD, fd=9, userdata=SLOT, present=True)
+        play >> attached() >> check >> life().destroyed(50).stale_delivery(70)
+        play << critical("stale-delivery", "confirmed")
+
+    def test_fdinfo_read_before_the_destroy_says_nothing(self, play: Playbook) -> None:
+        check = FdinfoChecked(ts=45, tgid=TGID, epfd=EPFD, fd=9, userdata=SLOT, present=True)
+        play >> attached() >> check >> life().destroyed(50).stale_delivery(70)
+        play << critical("stale-delivery", "observed")
+
+    def test_a_slot_from_before_the_attach_is_inferred(self, play: Playbook) -> None:
+        play >> attached() >> life().flagged(SlotFlag.INFERRED).destroyed(50).stale_delivery(70)
+        play << critical("stale-delivery", "inferred")
+
+    def test_a_loss_inside_the_chain_makes_it_uncertain(self, play: Playbook) -> None:
+        play >> attached() >> Lost(ts=30, what="slots-map-full", count=1, since=25) << nothing
+        play >> life().destroyed(50).stale_delivery(70) << warning("stale-delivery", "uncertain")
+        assert play.last is not None
+        assert play.last.title.startswith("cannot conclude")
+
+    @pytest.mark.parametrize(
+        "lost",
+        [
+            Lost(ts=15, what="slots-map-full", count=1, since=5),  # over before the slot's birth at 18
+            Lost(ts=80, what="slots-map-full", count=1, since=71),
+            Lost(ts=30, what="recorder", count=9, since=25),  # the kernel side judges from its maps
+            Lost(ts=30, what="urgent", count=9, since=25),
+            Lost(ts=30, what="slots-map-full", count=0, since=25),
+        ],
+    )
+    def test_a_loss_elsewhere_does_not(self, play: Playbook, lost: Lost) -> None:
+        story = Life().created(18).added(20).destroyed(50)
+        play >> attached() >> lost >> story.stale_delivery(70) << critical("stale-delivery")
+
+    def test_an_unknown_start_of_the_loss_reaches_back_to_the_attach(self, play: Playbook) -> None:
+        play >> attached() >> Lost(ts=15, what="fds-map-full", count=1, since=0)
+        play >> life().destroyed(50).stale_delivery(70) << warning("stale-delivery", "uncertain")
+
+    def test_an_unprobed_create_leaves_it_certain(self, play: Playbook) -> None:
+        play >> attached(plan(unprobed=("create",))) >> life().destroyed(50).stale_delivery(70)
+        play << critical("stale-delivery")
+
+    def test_a_guarded_program_counts_it_as_info(self, play: Playbook) -> None:
+        play >> attached(plan(guard="generation bits")) >> life().destroyed(50).stale_delivery(70)
+        play << info("stale-delivery")
+
+    @pytest.mark.parametrize(
+        "story",
+        [
+            life(),  # never destroyed
+            life().destroyed(50).has(state=SlotState.LIVE),
+            life().destroyed(90),  # after the delivery: impossible
+        ],
+    )
+    def test_contradicting_evidence_concludes_nothing(self, play: Playbook, story: Life) -> None:
+        play >> attached() >> story.stale_delivery(70) << warning("stale-delivery", "uncertain")
+
+    def test_nothing_known_of_the_slot_concludes_nothing(self, play: Playbook) -> None:
+        bare = replace(life().destroyed(50).stale_delivery(70), slot=None, reg=None)
+        play >> attached() >> bare << warning("stale-delivery", "uncertain", slot=0)
+        assert play.last is not None
+        assert [a.moment.seen for a in play.last.actors] == [False, False, True]
+
+    def test_what_a_run_still_owed_names_the_thread_that_got_it(self, play: Playbook) -> None:
+        story = life().destroyed(50).has(last_tid=LOOP)
+        owed = replace(story.stale_delivery(70, stale=9, by=WORKER), wait_enter=0, wait_exit=0)
+        play >> attached() >> owed << critical("stale-delivery", count=9, sub_class="later-batch")
+        assert play.last is not None
+        assert (play.last.actors[-1].moment.tid, play.last.actors[-1].note) == (LOOP, "last of several")
+
+
+class TestRecycledDelivery:
+    def old_and_new(self, **current: int) -> Life:
+        """A registration that survived its slot; the next generation registers as well."""
+        return life().closed(30, shared=True).destroyed(40).reborn(50).with_current(60, **current)
+
+    def test_critical_when_the_new_generation_has_no_registration(self, play: Playbook) -> None:
+        story = life().closed(30, shared=True).destroyed(40).reborn(50)
+        play >> attached() >> story.recycled_delivery(70) << critical("recycled-delivery", generation=2)
+        assert play.last is not None
+        assert [c.role for c in play.last.candidates] == ["older"]
+
+    def test_uncertain_when_both_can_have_caused_it_and_both_are_named(self, play: Playbook) -> None:
+        play >> attached() >> self.old_and_new().recycled_delivery(70)
+        play << warning("recycled-delivery", "uncertain")
+        assert play.last is not None
+        assert [(c.role, c.generation, c.fd) for c in play.last.candidates] == [
+            ("older", 1, 9),
+            ("current", 2, 12),
+        ]
+
+    def test_critical_when_the_new_mask_cannot_produce_the_events(self, play: Playbook) -> None:
+        play >> attached() >> self.old_and_new(events=EPOLLOUT).recycled_delivery(70)
+        play << critical("recycled-delivery")
+
+    @pytest.mark.parametrize("events", [EPOLLERR, EPOLLHUP])
+    def test_error_and_hangup_need_no_mask(self, play: Playbook, events: int) -> None:
+        play >> attached() >> self.old_and_new(events=EPOLLOUT).recycled_delivery(70, events=events)
+        play << warning("recycled-delivery", "uncertain")
+
+    def test_critical_when_the_new_one_is_a_consumed_one_shot(self, play: Playbook) -> None:
+        play >> attached() >> self.old_and_new(events=EPOLLONESHOT).recycled_delivery(70)
+        play << critical("recycled-delivery")
+
+    def test_an_armed_one_shot_can_have_caused_it(self, play: Playbook) -> None:
+        play >> attached() >> self.old_and_new(events=EPOLLONESHOT | EPOLLIN).recycled_delivery(70)
+        play << warning("recycled-delivery", "uncertain")
+
+    def test_critical_when_the_new_one_ended_before_the_wait(self, play: Playbook) -> None:
+        story = self.old_and_new()
+        story.other = replace(story.other, state=RegState.ENDED, end=Moment(61, 62, 0, LOOP, -1))
+        play >> attached() >> story.recycled_delivery(70, wait=65) << critical("recycled-delivery")
+
+    def test_an_end_inside_the_wait_is_concurrent_and_excludes_nothing(self, play: Playbook) -> None:
+        story = self.old_and_new()
+        story.other = replace(story.other, state=RegState.ENDED, end=Moment(64, 66, 0, WORKER, -1))
+        play >> attached() >> story.recycled_delivery(70, wait=65)
+        play << warning("recycled-delivery", "uncertain")
+
+    def test_a_mask_changed_inside_the_wait_excludes_nothing(self, play: Playbook) -> None:
+        story = self.old_and_new(events=EPOLLOUT)
+        story.other = replace(story.other, mod=Moment(64, 66, 0, WORKER, -1))
+        play >> attached() >> story.recycled_delivery(70, wait=65)
+        play << warning("recycled-delivery", "uncertain")
+
+    def test_critical_when_the_new_one_is_of_another_epoll_instance(self, play: Playbook) -> None:
+        story = self.old_and_new()
+        story.other = replace(story.other, epfd=EPFD + 1)
+        play >> attached() >> story.recycled_delivery(70) << critical("recycled-delivery")
+
+    def test_a_new_one_whose_removal_is_in_flight_may_be_the_cause(self, play: Playbook) -> None:
+        story = self.old_and_new()
+        story.other = None  # the kernel side names only a registration that is not ending
+        play >> attached() >> story.recycled_delivery(70) << warning("recycled-delivery", "uncertain")
+
+    def test_a_new_one_that_was_removed_before_the_wait_is_not(self, play: Playbook) -> None:
+        story = self.old_and_new().has(removed=Moment(61, 62, 0, LOOP, -1)).flagged(SlotFlag.DELETED)
+        story.other = None
+        play >> attached() >> story.recycled_delivery(70, wait=65) << critical("recycled-delivery")
+
+    def test_a_removal_that_failed_removed_nothing(self, play: Playbook) -> None:
+        story = self.old_and_new().has(removed=Moment(61, 62, 0, LOOP, -1))
+        story.other = None
+        play >> attached() >> story.recycled_delivery(70, wait=65)
+        play << warning("recycled-delivery", "uncertain")
+
+    def test_a_second_delivery_in_one_batch_is_the_older_ones(self, play: Playbook) -> None:
+        story = self.old_and_new().has(batch_count=2)
+        play >> attached() >> story.recycled_delivery(70, batch=3)
+        play << warning("recycled-delivery", "uncertain")
+        play >> story.recycled_delivery(70, n=2, batch=3) << critical("recycled-delivery", count=1)
+        (
+            play
+            >> story.recycled_delivery(80, n=3, batch=4)
+            << warning("recycled-delivery", "uncertain", count=2)
+        )
+
+    def test_no_finding_when_only_the_new_one_can_have_caused_it(self, play: Playbook) -> None:
+        story = self.old_and_new().registration(events=EPOLLOUT)
+        play >> attached() >> story.recycled_delivery(70) << nothing
+        assert play.correlator.stats.dropped == {"explained-by-current-registration": 1}
+
+    def test_uncertain_when_neither_can(self, play: Playbook) -> None:
+        story = self.old_and_new(events=EPOLLOUT).registration(events=EPOLLOUT)
+        play >> attached() >> story.recycled_delivery(70) << warning("recycled-delivery", "uncertain")
+
+    def test_uncertain_when_the_registration_is_not_older(self, play: Playbook) -> None:
+        play >> attached() >> life().recycled_delivery(70) << warning("recycled-delivery", "uncertain")
+
+    def test_a_loss_makes_it_uncertain(self, play: Playbook) -> None:
+        story = life().closed(30, shared=True).destroyed(40).reborn(50)
+        play >> attached() >> Lost(ts=55, what="regs-map-full", count=1, since=52)
+        play >> story.recycled_delivery(70) << warning("recycled-delivery", "uncertain")
+
+    def test_fdinfo_confirms_the_survivor(self, play: Playbook) -> None:
+        story = life().closed(30, shared=True).destroyed(40).reborn(50)
+        check = FdinfoChecked(ts=45, tgid=TGID, epfd=EPFD, fd=9, userdata=SLOT, present=True)
+        play >> attached() >> check >> story.recycled_delivery(70)
+        play << critical("recycled-delivery", "confirmed")
+
+
+class TestStaleDispatch:
+    def test_a_null_object(self, play: Playbook) -> None:
+        play >> attached() >> life().delivered(45).destroyed(50).stale_dispatch(60, 0)
+        play << critical("stale-dispatch", sub_class="null-object", window_ns=10)
+        assert play.last is not None
+        roles = [a.role for a in play.last.actors]
+        assert roles == ["registered", "delivered", "destroyed", "dispatched"]
+
+    def test_an_object_of_a_freed_slot(self, play: Playbook) -> None:
+        play >> attached() >> life().destroyed(50).stale_dispatch(60, 0x7F00_0000_9000)
+        play << critical("stale-dispatch", sub_class="freed-object")
+
+    def test_a_fill_pattern_as_object(self, play: Playbook) -> None:
+        play >> attached() >> life().destroyed(50).stale_dispatch(60, 0xAAAA_AAAA_AAAA_AAAA)
+        play << critical("stale-dispatch", sub_class="garbage-object")
+
+    def test_uncertain_when_the_slot_lives(self, play: Playbook) -> None:
+        play >> attached() >> life().stale_dispatch(60, 0x7F00_0000_9000)
+        play << warning("stale-dispatch", "uncertain")
+
+    def test_uncertain_when_a_create_may_have_been_missed(self, play: Playbook) -> None:
+        (
+            play
+            >> attached(plan(unprobed=("create",)))
+            >> life().destroyed(50).stale_dispatch(60, 0x7F00_0000_9000)
+        )
+        play << warning("stale-dispatch", "uncertain")
+
+    def test_a_null_object_is_certain_even_then(self, play: Playbook) -> None:
+        play >> attached(plan(unprobed=("create",))) >> life().destroyed(50).stale_dispatch(60, 0)
+        play << critical("stale-dispatch")
+
+    def test_a_null_object_needs_no_known_slot(self, play: Playbook) -> None:
+        play >> attached() >> replace(life().stale_dispatch(60, 0), slot=None, reg=None)
+        play << critical("stale-dispatch")
+
+    def test_uncertain_when_an_object_has_no_known_slot(self, play: Playbook) -> None:
+        play >> attached() >> replace(life().stale_dispatch(60, 0x7F00_0000_9000), slot=None)
+        play << warning("stale-dispatch", "uncertain")
+
+    def test_it_follows_the_stale_delivery_of_the_same_slot_and_batch(self, play: Playbook) -> None:
+        play >> attached() >> life().destroyed(50).stale_delivery(70, batch=3) << critical("stale-delivery")
+        assert play.last is not None
+        group = play.last.group
+        play >> life().destroyed(50).stale_dispatch(71, 0, batch=3) << critical("stale-dispatch", chain=group)
+
+    def test_it_does_not_follow_one_of_another_batch(self, play: Playbook) -> None:
+        play >> attached() >> life().destroyed(50).stale_delivery(70, batch=3) << critical("stale-delivery")
+        play >> life().destroyed(50).stale_dispatch(81, 0, batch=4) << critical("stale-dispatch", chain="")
+
+    def test_a_guard_that_failed_is_no_guard(self, play: Playbook) -> None:
+        play >> attached(plan(guard="generation bits")) >> life().destroyed(50).stale_dispatch(60, 0)
+        play << critical("stale-dispatch")
+
+
+class TestHotRedelivery:
+    def test_first_report_and_rate_from_the_first_delivery(self, play: Playbook) -> None:
+        story = life().has(first_delivery=1000, deliveries=1025)
+        play >> attached() >> story.hot(1_025_000, 1024)
+        play << warning("hot-redelivery", count=1024, rate=1_000_000.0, fd=9)
+
+    def test_rate_from_successive_reports_in_one_group(self, play: Playbook) -> None:
+        story = life().has(first_delivery=1000, deliveries=5000)
+        play >> attached() >> story.hot(2_000_000, 1024) << warning("hot-redelivery", rate=None)
+        play >> story.hot(4_048_000, 2048)
+        play << warning("hot-redelivery", count=2048, rate=500_000.0, update=True)
+        assert len(play.correlator.findings()) == 1
+
+    def test_a_new_run_of_the_same_registration_counts_from_its_start(self, play: Playbook) -> None:
+        story = life().has(deliveries=9000)
+        play >> attached() >> story.hot(2_000_000, 2048) << warning("hot-redelivery", count=2048)
+        play >> story.hot(9_000_000, 1024) << nothing  # 3072: not doubled yet
+        assert play.correlator.findings()[0].count == 3072
+
+    def test_a_late_attach_says_that_since_when_cannot_be_known(self, play: Playbook) -> None:
+        story = life().flagged(SlotFlag.INFERRED).registration(flags=RegFlag.INFERRED)
+        play >> attached() >> story.hot(2_000_000, 1024) << warning("hot-redelivery", "inferred")
+        assert play.last is not None
+        assert any("since when it spins cannot be known" in reason for reason in play.last.reasons)
+
+    @pytest.mark.parametrize("mode", [1 << 31, 1 << 30])
+    def test_edge_triggered_and_one_shot_do_not_spin(self, play: Playbook, mode: int) -> None:
+        play >> attached() >> life().registration(events=EPOLLIN | mode).hot(2_000_000, 1024) << nothing
+
+    def test_uncertain_when_nothing_is_known(self, play: Playbook) -> None:
+        play >> attached() >> replace(life().hot(2_000_000, 1024), slot=None, reg=None)
+        play << warning("hot-redelivery", "uncertain")

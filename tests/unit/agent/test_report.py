@@ -1,0 +1,187 @@
+"""The report a person reads at 3 a.m., and its JSON form."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+
+from agent import report
+from agent.correlator.findings import Actor, Candidate, Confidence, Severity
+from agent.exhibit import SCHEMA, crash_exhibit, exhibit
+from agent.scene import Scene
+from agent.sinks import json_line
+from agent.text import Printer, plain
+from probes.abi import RegState
+from probes.events import CrashSeen, Moment
+from tests.unit.agent.scenario import BATCH, PID, WITNESSES, FixedAnswers, at, finding
+
+
+@pytest.fixture
+def scene() -> Scene:
+    scene = Scene()
+    for event in (*WITNESSES, BATCH):
+        scene.feed(event)
+    return scene
+
+
+EXPECTED = """\
+────────────────────────────────────────────────────────────────────────────────────────────────
+ CRITICAL  stale-delivery · later-batch   #a1b2c3
+ epoll delivered an event for a slot that had already been destroyed
+
+ slot       0x7f12a4c31040  generation 3   worker.Conn(poolserver.NoWebsocket)
+ watched by fd 23 · epoll instance 5 · batch 912
+ target     4711 poolserver   /usr/local/bin/poolserver   attached while it ran
+
+ registered by loop 4711 "srv-loop"            at 12.345678 s
+            in         worker.NonBlocking.monitorRead  worker.zig:640:20   through os.linux.epoll_ctl
+            called by  worker.NonBlocking.accept  worker.zig:402:13
+ closed     by worker 4713 "srv\\x1b[31m-w0"    at 12.349112 s   3.43 ms later
+            in         worker.Conn.close  worker.zig:1210:9   through posix.close
+            inlined in worker.processHTTPData  worker.zig:951:17
+ destroyed  by loop 4711 "srv-loop"            at 12.349924 s   812 µs later
+            in         worker.NonBlocking.disown  worker.zig:812:9   through heap.memory_pool.Extra(…).destroy
+ delivered  by loop 4711 "srv-loop"            at 12.351000 s   1.08 ms later   IN|RDHUP
+            in         worker.NonBlocking.run  worker.zig:512:30
+ measured   window 1.08 ms
+ memory     0000000000000000 aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa
+            protocol = .http = null   (free-list link: end of list)
+            fd = 0xaaaaaaaa
+ how sure   observed: every step of the chain was seen, and nothing was lost in between
+ do         Remove the registration with EPOLL_CTL_DEL before close().
+────────────────────────────────────────────────────────────────────────────────────────────────
+"""
+
+
+def test_the_report_as_a_whole(scene: Scene) -> None:
+    assert plain(report.report(exhibit(finding(), scene), FixedAnswers())) == EXPECTED
+
+
+def test_it_fits_one_screen(scene: Scene) -> None:
+    crowded = finding(
+        actors=tuple(
+            replace(actor, role=role)
+            for role, actor in zip(
+                ("created", "registered", "removed", "closed", "destroyed", "delivered", "dispatched"),
+                (*finding().actors, *finding().actors[:3]),
+                strict=True,
+            )
+        ),
+        reasons=("one " * 30, "two " * 30),
+        advice=("do this " * 30, "or that " * 30),
+    )
+    lines = plain(report.report(exhibit(crowded, scene), FixedAnswers())).splitlines()
+    assert len(lines) <= 50
+    assert max(len(line) for line in lines) <= 120
+
+
+def test_without_symbols_it_says_why(scene: Scene) -> None:
+    text = plain(
+        report.report(exhibit(finding(), scene), FixedAnswers("the symbol worker was killed by signal 9"))
+    )
+    assert "0x1001444 ?   the symbol worker was killed by signal 9" in text
+    assert "not decoded: the symbol worker was killed by signal 9" in text
+
+
+def test_unseen_steps_concurrency_candidates_and_update(scene: Scene) -> None:
+    odd = finding(
+        confidence=Confidence.UNCERTAIN,
+        actors=(
+            Actor(role="registered", moment=Moment(), note="before the attach"),
+            Actor(role="destroyed", moment=at(5, 4713, 2), concurrent=True, gap_ns=5),
+        ),
+        candidates=(
+            Candidate(
+                role="older", generation=2, epfd=5, fd=23, events=1, state=RegState.ORPHAN, added=Moment()
+            ),
+        ),
+        count=12_345,
+        unit="deliveries",
+    )
+    text = plain(report.report(exhibit(odd, scene), FixedAnswers()))
+    assert "registered not seen (before the attach)" in text
+    assert "concurrent with the step before" in text
+    assert "candidate  older registration: fd 23 on epoll instance 5, generation 2, orphan" in text
+    assert "12,345 deliveries" in text
+    assert "goes on: 12,345 deliveries" in plain(report.update(odd))
+
+
+def test_an_unknown_target_is_no_obstacle() -> None:
+    item = exhibit(finding(), Scene())
+    assert "outside of the executable" in plain(report.report(item, FixedAnswers()))
+    assert item.to_json(FixedAnswers())["target"] is None
+
+
+def test_the_json_line(scene: Scene) -> None:
+    line = json_line(exhibit(finding(comm="a\nb"), scene), FixedAnswers())
+    assert "\n" not in line
+    value = json.loads(line)
+    assert value["schema"] == SCHEMA == "afterfree.finding/1"
+    assert value["rule"] == "stale-delivery"
+    assert value["severity"] == "critical"
+    closed = value["actors"][1]
+    assert (closed["role"], closed["thread"], closed["comm"]) == ("closed", "worker", "srv\x1b[31m-w0")
+    assert closed["frames"][1] == {
+        "ip": "0x1001333",
+        "function": "worker.Conn.close",
+        "file": "/src/worker.zig",
+        "line": 1210,
+        "column": 9,
+        "inlined": True,
+    }
+    assert value["memory_as"]["lines"][1] == "fd = 0xaaaaaaaa"
+    assert value["target"]["pid"] == PID
+
+
+def test_colour_only_when_asked_and_no_escape_from_the_outside(scene: Scene) -> None:
+    lines = report.report(exhibit(finding(), scene), FixedAnswers())
+    stream = io.StringIO()
+    Printer(stream).lines(lines)
+    assert "\x1b" not in stream.getvalue()
+    assert stream.getvalue() == EXPECTED
+
+
+def test_no_colour_wins_over_a_terminal(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = Terminal()
+    Printer(stream).lines(report.report(exhibit(finding(), scene), FixedAnswers()))
+    assert stream.getvalue() == EXPECTED
+    monkeypatch.delenv("NO_COLOR")
+    stream = Terminal()
+    Printer(stream).lines(report.report(exhibit(finding(), scene), FixedAnswers()))
+    assert "\x1b[" in stream.getvalue()
+    assert "\\x1b[31m-w0" in stream.getvalue()
+
+
+def test_every_severity_has_a_style(scene: Scene) -> None:
+    for severity in Severity:
+        assert severity.label.upper() in plain(
+            report.report(exhibit(finding(severity=severity), scene), FixedAnswers())
+        )
+
+
+def test_a_crash_names_signal_address_and_place(scene: Scene) -> None:
+    crash = CrashSeen(
+        ts=1,
+        tgid=PID,
+        tid=4711,
+        comm="srv-loop",
+        signal=11,
+        si_code=1,
+        fault_addr=0x2F8,
+        ip=0x1001554,
+        registers={},
+        stack=b"",
+        batch=913,
+    )
+    text = plain(report.crash(crash_exhibit(crash, scene), FixedAnswers()))
+    assert "SIGSEGV at address 0x2f8" in text
+    assert "worker.zig:512:30" in text

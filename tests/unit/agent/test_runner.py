@@ -1,0 +1,187 @@
+"""The loop: order, recording, replay, ends."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from agent.correlator.findings import Severity
+from agent.recording import RecordingWriter
+from agent.replay_source import RecordingSource
+from agent.runner import Runner, Stop
+from agent.scene import Scene
+from agent.sinks import ConsoleSink, JsonConsoleSink, JsonFileSink
+from agent.summary import summary
+from agent.symbolize import SymbolClient
+from agent.text import Printer, plain
+from agent.timeline import TimelineModel
+from probes.events import CrashSeen, Event, Lost, Tick
+from tests.unit.agent.scenario import BATCH, PID, SECOND, WITNESSES, FakeSymbols, ListSource, OnTick
+
+LIVE = (WITNESSES, (BATCH, Tick(ts=101 * SECOND)), (Tick(ts=102 * SECOND),))
+
+
+def symbols() -> SymbolClient:
+    return cast("SymbolClient", FakeSymbols())
+
+
+def run(source: Any, **options: Any) -> tuple[str, Any]:
+    stream = io.StringIO()
+    runner = Runner(
+        source,
+        judge=OnTick(),
+        symbols=options.pop("symbols", None) or symbols(),
+        sinks=[JsonConsoleSink(stream)],
+        **options,
+    )
+    return stream.getvalue() or _after(runner, stream), runner
+
+
+def _after(runner: Runner, stream: io.StringIO) -> str:
+    runner.outcome = runner.run()  # type: ignore[attr-defined]
+    return stream.getvalue()
+
+
+def test_replay_gives_the_same_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "r.afrec"
+    live, _ = run(ListSource(*LIVE), recorder=RecordingWriter.open(path))
+    source = RecordingSource.open(path)
+    # No worker can be started: everything must come from the recording.
+    replayed, _ = run(source, symbols=SymbolClient(command=["/nonexistent"], stored=source.answers))
+    assert live.count("\n") == 1
+    assert replayed == live
+    assert source.totals["totals"] == {"findings": 1}
+
+
+def test_a_truncated_recording_ends_with_its_error_and_its_findings(tmp_path: Path) -> None:
+    path = tmp_path / "r.afrec"
+    live, _ = run(ListSource(*LIVE), recorder=RecordingWriter.open(path))
+    path.write_bytes(path.read_bytes()[:-3])
+    source = RecordingSource.open(path)
+    replayed, runner = run(source, symbols=SymbolClient(command=["/nonexistent"], stored=source.answers))
+    assert replayed == live
+    assert "truncated" in str(runner.outcome.error)
+
+
+def test_findings_wait_for_their_symbols_in_order() -> None:
+    text, runner = run(ListSource(*LIVE), symbols=cast("SymbolClient", FakeSymbols(delay=1000)))
+    assert text.count("\n") == 1
+    assert runner.outcome.emitted == 1
+
+
+def test_exit_codes_follow_fail_on() -> None:
+    _, runner = run(ListSource(*LIVE))
+    outcome = runner.outcome
+    assert outcome.exit_code(None) == 0
+    assert outcome.exit_code(Severity.CRITICAL) == 10
+    _, quiet = run(ListSource((Lost(ts=1, what="recorder", count=3, since=0),)))
+    assert quiet.outcome.exit_code(Severity.INFO) == 0
+
+
+def test_a_signal_ends_the_run_and_drains() -> None:
+    class Endless:
+        finished = False
+        drained = False
+
+        def poll(self, timeout: float) -> Iterator[Event]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield from ()
+
+        def drain(self) -> Iterator[Event]:
+            self.drained = True
+            yield Tick(ts=5)
+
+        def close(self) -> None:
+            pass
+
+    source, stop = Endless(), Stop()
+    before = signal.getsignal(signal.SIGTERM)
+    with stop.installed():
+        text, runner = run(source, stop=stop)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert source.drained
+    assert runner.outcome.signal == signal.SIGTERM
+    assert text.count("\n") == 1
+
+
+def test_a_duration_ends_the_run() -> None:
+    class Endless:
+        finished = False
+
+        def poll(self, timeout: float) -> Iterator[Event]:
+            yield from ()
+
+        def close(self) -> None:
+            pass
+
+    now = iter(range(1000))
+    _, runner = run(Endless(), duration=5, clock=lambda: float(next(now)))
+    assert runner.outcome.signal == 0
+
+
+def test_a_full_disk_is_said_once() -> None:
+    notices: list[str] = []
+    writer = RecordingWriter.open(Path("/dev/full"))
+    run(ListSource(*LIVE, *LIVE), recorder=writer, on_notice=notices.append)
+    assert len(notices) == 1
+    assert "No space left" in notices[0]
+
+
+def test_a_findings_file_that_fails_is_counted() -> None:
+    notices: list[str] = []
+    sink = JsonFileSink(Path("/dev/full"), notices.append)
+    outcome = Runner(ListSource(*LIVE), judge=OnTick(), symbols=symbols(), sinks=[sink]).run()
+    assert sink.failures == 1
+    assert "No space left" in notices[0]
+    assert "could not be written" in outcome.notes[-1]
+
+
+def test_a_crash_is_shown_after_the_finding_before_it() -> None:
+    crash = CrashSeen(
+        ts=102 * SECOND,
+        tgid=PID,
+        tid=4711,
+        comm="srv-loop",
+        signal=11,
+        si_code=1,
+        fault_addr=0x2F8,
+        ip=0x1001554,
+        registers={},
+        stack=b"",
+        batch=913,
+    )
+    stream = io.StringIO()
+    Runner(
+        ListSource(*LIVE, (crash,)), judge=OnTick(), symbols=symbols(), sinks=[ConsoleSink(Printer(stream))]
+    ).run()
+    text = stream.getvalue()
+    assert text.index("stale-delivery") < text.index("SIGSEGV at address 0x2f8")
+
+
+def test_the_timeline_is_drawn_once_with_its_header() -> None:
+    scene, stream = Scene(), io.StringIO()
+    Runner(
+        ListSource(*LIVE),
+        judge=OnTick(),
+        symbols=symbols(),
+        scene=scene,
+        timeline=TimelineModel(scene),
+        timeline_printer=Printer(stream),
+    ).run()
+    assert stream.getvalue().count("thread") == 1
+    assert "wait returned 1 event" in stream.getvalue()
+
+
+def test_the_summary_says_what_was_found_and_what_was_lost() -> None:
+    _, runner = run(ListSource(*LIVE, (Lost(ts=103 * SECOND, what="recorder", count=1234, since=0),)))
+    text = plain(summary(runner.outcome.stats, runner.outcome.findings, notes=("a note",)))
+    assert "1 finding above warning" in text
+    assert "stale-delivery (later-batch)" in text
+    assert "LOST 1,234: stream records were overwritten" in text
+    assert "1 target" in text
+    assert "a note" in text
+    assert "no finding above warning" in plain(summary(runner.outcome.stats, ()))

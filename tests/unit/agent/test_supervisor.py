@@ -1,0 +1,265 @@
+"""Which sessions are open, and when: processes, programs, replaced binaries."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from agent.errors import AgentError, Misused, NoSuchTarget, SymbolsFailed
+from agent.processes import Proc
+from agent.supervisor import Session, Supervisor, Wanted
+from probes.events import CountersRead, Event, TargetAttached, TargetGone, Tick
+from symbols.plan import ProbePlan
+from tests.unit.agent.scenario import ATTACHED
+
+
+class FakeSession:
+    def __init__(self, plan: dict[str, Any], pids: Sequence[int], follow: bool) -> None:
+        self.plan, self.pids, self.follow = plan, tuple(pids), follow
+        self.targets: dict[int, TargetAttached] = dict.fromkeys(pids, ATTACHED)
+        self.queue: list[Event] = []
+        self.finished = False
+        self.closed = False
+        self.count = 1
+
+    def poll(self, timeout: float) -> Iterable[Event]:
+        queue, self.queue = self.queue, []
+        return queue
+
+    def drain(self) -> Iterable[Event]:
+        return [*self.poll(0), CountersRead(ts=9, counters=self.counters())]
+
+    def counters(self) -> Mapping[str, int]:
+        return {"deliveries": self.count}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class World:
+    """A /proc of links, an opener and a resolver that remember what they were asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.proc = folder / "proc"
+        self.proc.mkdir()
+        self.sessions: list[FakeSession] = []
+        self.resolved: list[str] = []
+        self.known: dict[str, list[str]] = {}
+        self.notices: list[str] = []
+        self.refuse = ""
+        self.now = 0
+
+    def program(self, name: str, content: str = "v1") -> Path:
+        path = self.folder / name
+        path.write_text(content)
+        return path
+
+    def process(self, pid: int, program: Path) -> None:
+        (self.proc / str(pid)).mkdir()
+        (self.proc / str(pid) / "exe").symlink_to(program)
+
+    def resolve(
+        self, image: str, profile: str | None = None, debug_file: str | None = None
+    ) -> dict[str, Any]:
+        self.resolved.append(image)
+        if self.refuse:
+            raise SymbolsFailed(self.refuse)
+        return {"image": image, "identity": f"id{len(self.resolved)}", "profile": profile or "shipped"}
+
+    def know_image(self, identity: str, paths: Iterable[str]) -> None:
+        self.known.setdefault(identity, []).extend(paths)
+
+    def close(self) -> None:
+        pass
+
+    def open(self, plan: ProbePlan, *, pids: Sequence[int], follow: bool) -> Session:
+        session = FakeSession(cast("dict[str, Any]", plan), pids, follow)
+        self.sessions.append(session)
+        return session
+
+    def supervisor(self, **wanted: Any) -> Supervisor:
+        made = Supervisor(
+            Wanted(**wanted),
+            opener=self.open,
+            resolver=self,
+            load_plan=lambda plan: cast("ProbePlan", plan),
+            proc=Proc(str(self.proc)),
+            clock_ns=self.clock,
+            on_notice=self.notices.append,
+        )
+        made.open()
+        return made
+
+    def clock(self) -> int:
+        self.now += 1_100_000_000
+        return self.now
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def until(condition: Callable[[], object], supervisor: Supervisor) -> None:
+    """Poll (each poll is more than a second of the fake clock) until the condition holds."""
+    end = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end
+        list(supervisor.poll(0.005))
+
+
+def test_pids_of_one_program_share_a_session(world: World) -> None:
+    first, second = world.program("a"), world.program("b")
+    for pid, program in ((10, first), (11, first), (12, second)):
+        world.process(pid, program)
+    world.supervisor(pids=(10, 11, 12, 10))
+    assert [(s.pids, s.follow) for s in world.sessions] == [((10, 11), False), ((12,), False)]
+    assert world.resolved == [str(first), str(second)]
+
+
+def test_a_program_takes_all_its_processes_and_follows(world: World) -> None:
+    program = world.program("a")
+    world.process(10, program)
+    world.process(12, world.program("b"))
+    supervisor = world.supervisor(exes=(str(program),), pids=(10,))
+    assert [(s.pids, s.follow) for s in world.sessions] == [((10,), True)]
+    assert not supervisor.finished
+
+
+def test_a_program_may_start_later(world: World) -> None:
+    supervisor = world.supervisor(exes=(str(world.program("a")),))
+    assert [(s.pids, s.follow) for s in world.sessions] == [((), True)]
+    assert not supervisor.finished
+
+
+def test_a_deleted_program_is_opened_through_proc(world: World) -> None:
+    assert Proc().executable(os.getpid())[0] == os.path.realpath("/proc/self/exe")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kind", "words"),
+    [
+        ({"pids": (99,)}, NoSuchTarget, "there is no process 99"),
+        ({"exes": ("/nonexistent/x",)}, NoSuchTarget, "there is no executable /nonexistent/x"),
+        ({"exes": ("/usr",)}, NoSuchTarget, "/usr is not a file"),
+        ({}, Misused, "nothing to watch"),
+    ],
+)
+def test_what_does_not_exist(
+    world: World, wanted: dict[str, Any], kind: type[AgentError], words: str
+) -> None:
+    with pytest.raises(kind, match=words) as caught:
+        world.supervisor(**wanted)
+    assert caught.value.remedy
+
+
+def test_a_failure_half_way_leaves_nothing_open(world: World) -> None:
+    world.process(10, world.program("a"))
+    with pytest.raises(NoSuchTarget):
+        world.supervisor(exes=(str(world.program("b")),), pids=(10, 99))
+    assert all(session.closed for session in world.sessions)
+
+
+def test_it_ends_with_its_last_process(world: World) -> None:
+    world.process(10, world.program("a"))
+    supervisor = world.supervisor(pids=(10,))
+    session = world.sessions[0]
+    session.queue = [TargetGone(ts=1, tgid=10, reason="exited")]
+    session.targets.clear()
+    session.finished = True
+    events = list(supervisor.poll(0))
+    assert TargetGone(ts=1, tgid=10, reason="exited") in events
+    assert session.closed
+    assert supervisor.finished
+    assert supervisor.counters() == {"deliveries": 1}
+
+
+def test_a_tick_about_once_a_second(world: World) -> None:
+    world.process(10, world.program("a"))
+    supervisor = world.supervisor(pids=(10,))
+    assert [event for event in supervisor.poll(0) if isinstance(event, Tick)] == [Tick(ts=1_100_000_000)]
+
+
+def test_counters_are_summed_over_sessions(world: World) -> None:
+    world.process(10, world.program("a"))
+    world.process(11, world.program("b"))
+    supervisor = world.supervisor(pids=(10, 11))
+    for session, count in zip(world.sessions, (3, 4), strict=True):
+        session.queue = [CountersRead(ts=1, counters={"deliveries": count})]
+    events = [event for event in supervisor.poll(0) if isinstance(event, CountersRead)]
+    assert events[-1].counters == {"deliveries": 7}
+
+
+def test_a_replaced_binary_gets_its_own_session(world: World) -> None:
+    program = world.program("a")
+    world.process(10, program)
+    supervisor = world.supervisor(exes=(str(program),))
+    os.rename(world.program("new", "v2"), program)
+    world.process(20, program)
+    until(lambda: len(world.sessions) == 2, supervisor)
+    old, new = world.sessions
+    assert new.follow
+    assert 20 in new.pids
+    assert not old.closed
+    assert "was replaced" in world.notices[0]
+    old.targets.clear()
+    until(lambda: old.closed, supervisor)
+    assert not new.closed
+    assert not supervisor.finished
+
+
+def test_a_binary_rewritten_in_place_ends_the_old_session_at_once(world: World) -> None:
+    program = world.program("a")
+    supervisor = world.supervisor(exes=(str(program),))
+    program.write_text("version two")
+    until(lambda: len(world.sessions) == 2, supervisor)
+    assert world.sessions[0].closed
+
+
+def test_a_new_binary_that_cannot_be_watched_is_said_once(world: World) -> None:
+    program = world.program("a")
+    supervisor = world.supervisor(exes=(str(program),))
+    world.refuse = "the executable has no debug information"
+    os.rename(world.program("new", "v2"), program)
+    until(lambda: world.notices, supervisor)
+    for _ in range(10):
+        list(supervisor.poll(0))
+    assert len(world.notices) == 1
+    assert "no debug information" in world.notices[0]
+    assert not world.sessions[0].closed
+    world.refuse = ""
+    os.rename(world.program("newer", "v3"), program)
+    until(lambda: len(world.sessions) == 2, supervisor)
+
+
+def test_a_binary_that_is_away_for_a_moment(world: World) -> None:
+    program = world.program("a")
+    supervisor = world.supervisor(exes=(str(program),))
+    kept = world.folder / "kept"
+    shutil.move(program, kept)
+    list(supervisor.poll(0))
+    shutil.move(kept, program)
+    list(supervisor.poll(0))
+    assert len(world.sessions) == 1
+
+
+def test_images_are_made_known_to_the_symbols(world: World) -> None:
+    world.process(10, world.program("a"))
+    supervisor = world.supervisor(pids=(10,))
+    world.sessions[0].queue = [ATTACHED]
+    list(supervisor.poll(0))
+    assert world.known["sha256:00ff"] == ["/usr/local/bin/poolserver", "/proc/4711/exe"]
+
+
+def test_draining_asks_every_session(world: World) -> None:
+    world.process(10, world.program("a"))
+    supervisor = world.supervisor(pids=(10,))
+    kinds = [type(event) for event in supervisor.drain()]
+    assert kinds == [CountersRead, Tick]

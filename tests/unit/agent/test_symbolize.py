@@ -1,0 +1,157 @@
+"""The daemon's side of symbols: never blocks, survives its worker, keeps what was asked."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.errors import SymbolsFailed
+from agent.symbolize import Question, SymbolClient
+
+WORKER = Path(__file__).with_name("fake_worker.py")
+
+
+def client(mode: str, **options: float) -> SymbolClient:
+    return SymbolClient(command=[sys.executable, str(WORKER), mode], **options)
+
+
+@pytest.fixture
+def good() -> Iterator[SymbolClient]:
+    made = client("good", idle=0.2)
+    yield made
+    made.close()
+
+
+def question(address: int) -> Question:
+    return Question("frames", "id", (address,))
+
+
+def test_answers_come_in_batches_and_are_logged(good: SymbolClient) -> None:
+    asked = [question(n) for n in range(200)]
+    for one in asked:
+        good.ask(one)
+        good.ask(one)
+    assert good.answer(asked[0]) is None
+    good.settle(10)
+    for n, one in enumerate(asked):
+        assert good.answer(one) == {"frames": [["f", "a.zig", n, 0, False]]}
+    log = good.drain()
+    assert len(log) == 200
+    assert log[7] == (["frames", "id", [7]], good.answer(asked[7]))
+    assert good.drain() == []
+
+
+def test_the_worker_ends_when_idle_and_comes_back(good: SymbolClient) -> None:
+    good.ask(question(1))
+    good.settle(10)
+    first = good._worker
+    assert first is not None
+    end = time.monotonic() + 5
+    while first.poll() is None and time.monotonic() < end:
+        good.pump(0.05)
+        time.sleep(0.01)
+    assert first.poll() is not None
+    good.ask(question(2))
+    good.settle(10)
+    assert good.answer(question(2)) is not None
+
+
+def test_its_death_becomes_a_reason() -> None:
+    made = client("die")
+    for n in range(5):
+        made.ask(question(n))
+        made.settle(10)
+    assert made.answer(question(0)) == {"reason": "the symbol worker was killed by signal 9"}
+    last = made.answer(question(4))
+    assert last is not None
+    assert "not started again" in str(last["reason"])
+
+
+def test_a_worker_that_hangs_is_given_up() -> None:
+    made = client("hang", deadline=0.3)
+    made.ask(question(1))
+    started = time.monotonic()
+    made.settle(10)
+    assert time.monotonic() - started < 5
+    assert "did not answer" in str((made.answer(question(1)) or {}).get("reason"))
+    assert made._worker is None
+
+
+def test_settle_leaves_nothing_open() -> None:
+    made = client("hang")
+    made.ask(question(1))
+    made.pump()
+    made.ask(question(2))
+    made.settle(0.1)
+    assert not made.busy
+    assert "reason" in (made.answer(question(1)) or {})
+    assert "reason" in (made.answer(question(2)) or {})
+
+
+def test_garbage_is_no_answer() -> None:
+    made = client("garbage")
+    made.ask(question(1))
+    made.settle(10)
+    assert "reason" in (made.answer(question(1)) or {})
+    made.close()
+
+
+def test_a_program_that_cannot_start_is_a_reason() -> None:
+    made = SymbolClient(command=["/nonexistent/worker"])
+    made.ask(question(1))
+    made.settle(5)
+    assert "could not be asked" in str((made.answer(question(1)) or {}).get("reason"))
+
+
+def test_stored_answers_come_first() -> None:
+    made = SymbolClient(
+        command=["/nonexistent/worker"], stored={question(9).key: {"frames": [["g", "", 0, 0, False]]}}
+    )
+    made.ask(question(9))
+    assert made.answer(question(9)) == {"frames": [["g", "", 0, 0, False]]}
+    assert not made.busy
+
+
+def test_resolve(good: SymbolClient) -> None:
+    assert good.resolve("/bin/x")["image"] == "/bin/x"
+
+
+def test_a_refusal_keeps_what_the_user_needs() -> None:
+    made = client("refuse")
+    with pytest.raises(SymbolsFailed) as caught:
+        made.resolve("/bin/stripped")
+    made.close()
+    assert caught.value.kind == "NoDebugInfo"
+    assert "/bin/stripped" in caught.value.title
+    assert "--debug-file" in caught.value.remedy
+    assert caught.value.causes
+
+
+@pytest.mark.parametrize("mode", ["die", "hang", "garbage"])
+def test_resolve_with_a_broken_worker(mode: str) -> None:
+    made = client(mode, deadline=0.5)
+    with pytest.raises(SymbolsFailed):
+        made.resolve("/bin/x")
+    made.close()
+
+
+def test_the_real_worker_refuses_a_script(tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/bin/sh\n")
+    made = SymbolClient()
+    with pytest.raises(SymbolsFailed) as caught:
+        made.resolve(str(script))
+    made.close()
+    assert caught.value.kind == "NotElf"
+
+
+def test_the_real_worker_says_when_the_image_is_unknown() -> None:
+    made = SymbolClient()
+    made.ask(Question("frames", "sha256:00", (4096,)))
+    made.settle(20)
+    made.close()
+    assert "reason" in (made.answer(Question("frames", "sha256:00", (4096,))) or {})

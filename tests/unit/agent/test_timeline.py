@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from agent.scene import Scene
+from agent.text import plain
+from agent.timeline import TimelineModel, event_mask, header, timeline_lines
+from probes.abi import Kind
+from probes.events import Event, Lost, RecordsRead, TargetGone
+from tests.unit.agent.scenario import PID, SECOND, SLOT, WITNESSES
+
+LOOP, WORKER = 4711, 4713
+
+
+def record(kind: Kind, ms: float, tid: int, **changes: int) -> tuple[int, ...]:
+    values = {
+        "seq": 1, "kind": int(kind), "flags": 0, "ts": 100 * SECOND + int(ms * 1e6), "enter": 0, "addr": SLOT,
+        "tgid": PID, "tid": tid, "gen": 3, "fd": 23, "epfd": 5, "ret": 0, "arg": 0, "stack": -1,
+    }  # fmt: skip
+    values.update(changes)
+    return tuple(values.values())
+
+
+def model(*events: Event, per_second: int = 200) -> TimelineModel:
+    scene = Scene()
+    made = TimelineModel(scene, per_second=per_second)
+    for event in (*WITNESSES, *events):
+        scene.feed(event)
+        made.update(event)
+    return made
+
+
+RACE = RecordsRead(
+    records=(
+        record(Kind.ADDED, 1, LOOP, arg=0x2001),
+        record(Kind.BATCH_OPENED, 2, LOOP, addr=0, fd=-1, arg=912, ret=1),
+        record(Kind.DELIVERED, 2, LOOP, arg=0x1, fd=0, stack=912),
+        record(Kind.CLOSE_BEGUN, 2.4, WORKER),
+        record(Kind.CLOSED, 2.5, WORKER),
+        record(Kind.BATCH_CLOSED, 3, LOOP, addr=0, arg=912),
+        record(Kind.DESTROYED, 3.25, LOOP, fd=-1),
+        record(Kind.REMOVED, 3.5, LOOP, ret=-9),
+    )
+)
+
+EXPECTED = """\
+      time s  thread                        what                                 slot                               fd       gap  batch
+    0.000000                                4711 attached poolserver
+    0.001000  loop   4711 srv-loop          ADD IN|RDHUP                         S1 0x7f12a4c31040 g3               23
+    0.002000  loop   4711 srv-loop          wait returned 1 event                                                              │912
+    0.002000  loop   4711 srv-loop          deliver IN                           S1 0x7f12a4c31040 g3               23  +1 ms  │912
+    0.002500  worker 4713 srv\\x1b[31m-w0    CLOSE                                S1 0x7f12a4c31040 g3               23   +500 µs  │912
+    0.003250  loop   4711 srv-loop          DESTROY                              S1 0x7f12a4c31040 g3                    +750 µs
+    0.003500  loop   4711 srv-loop          DEL failed (-9)                      S1 0x7f12a4c31040 g3               23   +250 µs
+"""  # noqa: E501
+
+
+def test_a_race_as_lines() -> None:
+    lines = [header(), *timeline_lines(model(RACE).take())]
+    text = plain(lines)
+    assert [row.split() for row in text.splitlines()] == [row.split() for row in EXPECTED.splitlines()]
+
+
+def test_what_is_left_out_is_counted() -> None:
+    many = RecordsRead(records=tuple(record(Kind.DELIVERED, 1 + n / 1000, LOOP) for n in range(1234 + 10)))
+    taken = model(many, per_second=10).take()
+    assert len(taken.rows) == 11  # ten and the attach
+    assert taken.left_out == 1234
+    assert (
+        plain(timeline_lines(taken)).splitlines()[-1].endswith("… 1,234 more events left out (1,234 deliver)")
+    )
+
+
+def test_the_next_second_has_its_own_lines() -> None:
+    rows = RecordsRead(records=tuple(record(Kind.DELIVERED, 1 + n, LOOP) for n in range(3000)))
+    taken = model(rows, per_second=5).take()
+    assert len(taken.rows) == 1 + 3 * 5 + 1  # the attach, three whole seconds, the first event of the fourth
+
+
+def test_losses_and_ends_are_always_shown() -> None:
+    taken = model(
+        RecordsRead(records=tuple(record(Kind.DELIVERED, 1, LOOP) for _ in range(50))),
+        Lost(ts=101 * SECOND, what="recorder", count=77, since=0),
+        TargetGone(ts=101 * SECOND, tgid=PID, reason="killed by signal 11"),
+        per_second=1,
+    ).take()
+    text = plain(timeline_lines(taken))
+    assert "lost 77 recorder" in text
+    assert "gone: killed by signal 11" in text
+
+
+def test_memory_is_bounded_without_a_reader() -> None:
+    made = model(per_second=200)
+    for n in range(200):
+        made.update(
+            RecordsRead(
+                records=tuple(
+                    record(Kind.CREATED, n * 1000 + i, LOOP, addr=n * 64 + i * 8) for i in range(200)
+                )
+            )
+        )
+    assert len(made.take().rows) <= 2000
+    assert len(made.recent) <= 2000
+    assert len(made._aliases) <= 8192
+
+
+def test_taking_twice_gives_nothing_new() -> None:
+    made = model(RACE)
+    assert made.take().rows
+    assert not made.take().rows
+
+
+def test_event_masks() -> None:
+    assert event_mask(0x2019) == "IN|ERR|HUP|RDHUP"
+    assert event_mask(0x80000001) == "IN|ET"
+    assert event_mask(0) == "0x0"

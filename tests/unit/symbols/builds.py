@@ -1,0 +1,87 @@
+"""Builds the test programs, cached by source, flags and compiler version under build/."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+CACHE = HERE.parents[2] / "build" / "tests-symbols"
+
+C_PROFILE = """
+name = "cpool"
+[slot]
+type = "conn"
+create = { function = "conn_create", returns = "slot" }
+destroy = { function = "conn_destroy", slot = "conn" }
+disown = { function = "conn_disown", slot = "conn" }
+dispatch = { function = "session_state", object = "s" }
+freelist_link = { offset = 0 }
+"""
+
+ZIG_PROFILE = """
+name = "zpool"
+[slot]
+type = "pool.Conn(*)"
+create = { function = "heap.memory_pool.*(pool.Conn(*)*).create", returns = "slot" }
+destroy = { function = "heap.memory_pool.*(pool.Conn(*)*).destroy", slot = "ptr" }
+disown = { function = "pool.Loop.disown", slot = "conn" }
+dispatch = { function = "pool.HTTPConn.getState", object = "self" }
+freelist_link = { offset = 0 }
+"""
+
+
+def _build(source: Path, command: list[str], versions: list[str], name: str) -> Path:
+    key = hashlib.sha256()
+    for part in (source.read_bytes(), *(c.encode() for c in command), *versions_of(versions)):
+        key.update(hashlib.sha256(part).digest())
+    target = CACHE / f"{key.hexdigest()[:16]}-{name}"
+    if not target.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        scratch = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+        subprocess.run([*command, str(scratch)], cwd=HERE / "programs", check=True, capture_output=True)
+        scratch.replace(target)
+    return target
+
+
+def versions_of(command: list[str]) -> list[bytes]:
+    return [subprocess.run(command, capture_output=True, check=True).stdout.splitlines()[0]]
+
+
+def build_c(*flags: str, compiler: str = "gcc") -> Path:
+    """programs/pool.c with these flags. Skips when the compiler is missing."""
+    path = shutil.which(compiler)
+    if path is None:
+        pytest.skip(f"{compiler} is not installed")
+    source = HERE / "programs" / "pool.c"
+    name = f"{compiler}{''.join(flags)}".replace("/", "_")
+    return _build(source, [path, *flags, "pool.c", "-o"], [path, "--version"], name)
+
+
+def build_zig(mode: str) -> Path:
+    """programs/pool.zig in a build mode. Skips when Zig is missing."""
+    pytest.importorskip("ziglang")
+    zig = [sys.executable, "-m", "ziglang"]
+    source = HERE / "programs" / "pool.zig"
+    # A fixed CPU: the kernel refuses uprobes on AVX-512 instructions, which "native" may bring.
+    command = [*zig, "build-exe", "pool.zig", "-O", mode, "-fno-strip", "-mcpu=x86_64_v3"]
+    return _build_zig(source, command, [*zig, "version"], f"zig-{mode}")
+
+
+def _build_zig(source: Path, command: list[str], version: list[str], name: str) -> Path:
+    key = hashlib.sha256(source.read_bytes() + " ".join(command[1:]).encode() + versions_of(version)[0])
+    target = CACHE / f"{key.hexdigest()[:16]}-{name}"
+    if not target.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        scratch = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+        subprocess.run(
+            [*command, f"-femit-bin={scratch}"], cwd=HERE / "programs", check=True, capture_output=True
+        )
+        scratch.replace(target)
+    return target

@@ -1,0 +1,97 @@
+"""gdb as the oracle: runs a program with breakpoints at a plan's sites and evaluates their sources."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from symbols.plan import Add, ProbePlan, Role
+
+_SCRIPT = """
+import gdb, json
+gdb.execute("set pagination off"); gdb.execute("set confirm off")
+gdb.execute("set startup-with-shell off"); gdb.execute("set disable-randomization on")
+sites = json.loads({sites!r}); pie = {pie!r}; log = open({log!r}, "w")
+class Site(gdb.Breakpoint):
+    def __init__(self, index, address, register, constant, steps):
+        super().__init__("*%#x" % address)
+        self.data = (index, register, constant, steps)
+    def stop(self):
+        index, register, value, steps = self.data
+        if register is not None:
+            value = int(gdb.newest_frame().read_register(register)) & (2**64 - 1)
+        for kind, amount in steps:
+            if kind == "add":
+                value = (value + amount) & (2**64 - 1)
+            else:
+                raw = gdb.selected_inferior().read_memory(value, amount).tobytes()
+                value = int.from_bytes(raw, "little")
+        log.write(json.dumps([index, value]) + "\\n"); log.flush()
+        return False
+bias = 0
+if pie:
+    gdb.execute("starti")
+    for line in gdb.execute("info proc mappings", to_string=True).splitlines():
+        if line.strip().endswith({path!r}):
+            bias = int(line.split()[0], 16)
+            break
+for index, address, register, constant, steps in sites:
+    Site(index, address + bias, register, constant, steps)
+gdb.execute("continue" if pie else "run")
+"""
+
+
+def hits(path: Path, plan: ProbePlan, tmp: Path) -> tuple[dict[int, list[int]], str]:
+    """(site index -> values in order, the program's output)."""
+    if shutil.which("gdb") is None:
+        pytest.skip("gdb is not installed")
+    sites = [
+        (
+            s.index,
+            s.address,
+            s.source.register,
+            s.source.constant,
+            [("add", x.amount) if isinstance(x, Add) else ("deref", x.size) for x in s.source.steps],
+        )
+        for s in plan.sites
+    ]
+    script, log = tmp / "sites.py", tmp / "hits.jsonl"
+    script.write_text(_SCRIPT.format(sites=json.dumps(sites), pie=plan.pie, log=str(log), path=str(path)))
+    command = [
+        "gdb",
+        "-nx",
+        "-batch",
+        "-ex",
+        "set auto-load no",
+        "-x",
+        str(script),
+        "--args",
+        str(path),
+        "60",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found: dict[int, list[int]] = defaultdict(list)
+    assert log.exists(), done.stdout + done.stderr
+    for line in log.read_text().splitlines():
+        index, value = json.loads(line)
+        found[index].append(value)
+    return found, done.stdout
+
+
+def check_against_truth(path: Path, plan: ProbePlan, tmp: Path, *, roles: str = "CDOS") -> None:
+    """Every role's sites together saw exactly what the program itself printed, in number and value."""
+    found, output = hits(path, plan, tmp)
+    letters = {Role.CREATE: "C", Role.DESTROY: "D", Role.DISOWN: "O", Role.DISPATCH: "S"}
+    for role, letter in letters.items():
+        if letter not in roles:
+            continue
+        truth = sorted(int(v, 16) for v in re.findall(rf"^{letter} 0x([0-9a-f]+)$", output, re.MULTILINE))
+        seen = sorted(v for s in plan.by_role(role) for v in found[s.index] if v)
+        assert truth, (role, output[-500:])
+        assert seen == truth, role
