@@ -258,6 +258,8 @@ class Slot(ctypes.LittleEndianStructure):
         ("old_desc", _U64),
         ("batch_count", _U32),
         ("undispatched", _U32),
+        ("stale_dispatches", _U32),
+        ("reserved", _U32),
     ]
 
 

@@ -64,6 +64,7 @@ def _slot(s: abi.Slot) -> events.SlotLife:
         old_desc=s.old_desc,
         batch_count=s.batch_count,
         undispatched=s.undispatched,
+        stale_dispatches=s.stale_dispatches,
     )
 
 

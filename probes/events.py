@@ -70,6 +70,7 @@ class SlotLife:
     old_desc: int = 0
     batch_count: int = 0
     undispatched: int = 0
+    stale_dispatches: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

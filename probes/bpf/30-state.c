@@ -159,6 +159,7 @@ static inline __attribute__((always_inline)) void af_slot_reborn(struct af_targe
 	slot->recycled_reported = 0;
 	slot->batch_count = 0;
 	slot->undispatched = 0;
+	slot->stale_dispatches = 0;
 }
 
 /* Is the batch that holds the slot's last delivery still open on the thread that got it? */

@@ -187,8 +187,10 @@ static inline __attribute__((always_inline)) int af_hit_dispatch(struct pt_regs 
 	bool garbage = object < 4096 || (object >> 47) || (!known && af_slot_find(tgid, object));
 	if (!slot && garbage && t->stale_slot)
 		slot = af_slot_find(tgid, t->stale_slot);
-	af_record(AF_DISPATCHED, known ? 0 : AF_F_UNKNOWN, now, ip, object, slot ? slot->gen : 0, -1,
-		  t->wait_epfd, 0, slot ? (u32)slot->addr : 0, -1);
+	/* quiet while its deliveries are (af_delivered) */
+	if (!slot || slot->consecutive < AF_QUIET_AFTER || af_worth_sending(slot->consecutive, true))
+		af_record(AF_DISPATCHED, known ? 0 : AF_F_UNKNOWN, now, ip, object, slot ? slot->gen : 0, -1,
+			  t->wait_epfd, 0, slot ? (u32)slot->addr : 0, -1);
 	if (known && slot->state == AF_SLOT_LIVE) {
 		slot->dispatches += 1;
 		slot->last_dispatch = now;
@@ -200,6 +202,11 @@ static inline __attribute__((always_inline)) int af_hit_dispatch(struct pt_regs 
 	}
 	if (!garbage && !(slot && slot->state == AF_SLOT_FREE))
 		return 0;
+	if (slot) {
+		slot->stale_dispatches += 1;
+		if (!af_worth_sending(slot->stale_dispatches, slot->consecutive > 0))
+			return 0;
+	}
 	struct af_trigger_args a = {.ts = now, .enter = ip, .addr = object, .gen = slot ? slot->gen : 0,
 				    .fd = slot ? slot->fd : -1, .epfd = t->wait_epfd, .ret = 0, .arg = 0,
 				    .stack = af_stack_id(ctx), .kind = AF_DISPATCHED};

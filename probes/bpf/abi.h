@@ -14,7 +14,7 @@ enum af_kind {
 	AF_CREATED = 1,     /* addr = slot, gen = the new generation */
 	AF_DESTROYED = 2,   /* addr = slot, gen = the generation that ended */
 	AF_DISOWNED = 3,    /* addr = slot */
-	AF_DISPATCHED = 4,  /* addr = object, gen/other = the slot it belongs to when known */
+	AF_DISPATCHED = 4,  /* addr = object; gen and arg (low half of the address) = its slot when known */
 	AF_ADD_BEGUN = 5,   /* epoll_ctl(ADD) entered: addr = userdata, arg = events */
 	AF_ADDED = 6,       /* epoll_ctl(ADD) returned ret (negative errno on failure) */
 	AF_MODIFIED = 7,    /* epoll_ctl(MOD) returned ret: addr = userdata, arg = events */
@@ -23,8 +23,9 @@ enum af_kind {
 	AF_CLOSE_BEGUN = 10, /* close entered on an fd with a known registration or description */
 	AF_CLOSED = 11,     /* close returned ret; dup2/dup3 over an open fd and close_range count too */
 	AF_DUPPED = 12,     /* fd = old, ret = new fd */
-	AF_BATCH_OPENED = 13, /* a wait returned: ret = number of events, arg = batch, epfd */
-	AF_DELIVERED = 14,  /* addr = userdata, arg = events, ret = index in the batch, stack = batch */
+	AF_BATCH_OPENED = 13, /* reserved: a batch opens with its first AF_DELIVERED */
+	AF_DELIVERED = 14,  /* addr = userdata, arg = events, ret = index in the batch, stack = batch number,
+			     * fd = consecutive batches before this one, gen of the slot, enter = wait entered */
 	AF_BATCH_CLOSED = 15, /* same thread entered its next wait: arg = batch */
 	AF_ACCEPTED = 16,   /* ret = new fd */
 	AF_FORKED = 17,     /* arg = child tgid; the child shares every open file description */
@@ -130,6 +131,8 @@ struct af_slot {
 	__u64 old_desc;              /* description id of the old registration when its fd was closed; 0 otherwise */
 	__u32 batch_count;           /* deliveries in last_batch: one registration gives at most one a batch */
 	__u32 undispatched;          /* of these, not dispatched yet */
+	__u32 stale_dispatches;      /* dispatches after destroy */
+	__u32 reserved;
 };
 
 enum af_reg_state { AF_REG_NONE = 0, AF_REG_ADDING = 1, AF_REG_LIVE = 2, AF_REG_ORPHAN = 3, AF_REG_ENDED = 4 };
