@@ -330,6 +330,12 @@ class TestStaleDispatch:
         group = play.last.group
         play >> life().destroyed(50).stale_dispatch(71, 0, batch=3) << critical("stale-dispatch", chain=group)
 
+    def test_running_totals_are_counted_once(self, play: Playbook) -> None:
+        story = life().destroyed(50)
+        play >> attached() >> story.has(stale_dispatches=2).stale_dispatch(60, 0)
+        play << critical("stale-dispatch", count=2)
+        play >> story.has(stale_dispatches=8).stale_dispatch(61, 0) << critical("stale-dispatch", count=8)
+
     def test_it_does_not_follow_one_of_another_batch(self, play: Playbook) -> None:
         play >> attached() >> life().destroyed(50).stale_delivery(70, batch=3) << critical("stale-delivery")
         play >> life().destroyed(50).stale_dispatch(81, 0, batch=4) << critical("stale-dispatch", chain="")

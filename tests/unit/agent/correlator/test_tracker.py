@@ -235,6 +235,14 @@ class TestForks:
         play >> alive().forked(5000).fork_ended(5000).closed(9).destroyed().take() << nothing
         assert play.correlator.stats.dropped == {}
 
+    def test_what_only_a_child_kept_is_forgotten_at_the_next_birth(self) -> None:
+        tracker = StreamTracker()
+        tape = alive().forked(5000).closed(9).destroyed()
+        tracker.feed(tape.take().records)
+        assert len(tracker._processes[TGID].orphans) == 1
+        tracker.feed(tape.fork_ended(5000).created().take().records)
+        assert len(tracker._processes[TGID].orphans) == 0
+
     def test_the_end_of_an_unknown_child_makes_no_process(self) -> None:
         tracker = StreamTracker()
         tracker.feed(Tape().fork_ended(5000).take().records)

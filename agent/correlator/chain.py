@@ -1,0 +1,226 @@
+# Owns how evidence becomes a draft finding: actors in time order, call sites, confidence and its reasons.
+# The rules decide what fired; this module must not.
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from agent.correlator.catalog import RULES, uncertain_title
+from agent.correlator.context import Context
+from agent.correlator.findings import Actor, CallSite, Candidate, Confidence, Finding, RuleId, Severity
+from probes.abi import Kind, RegFlag, SlotFlag
+from probes.events import Moment, Registration, SlotLife, SuspicionRaised, Trigger
+from symbols.plan import Role
+
+_UNREAD = "user-memory-not-resident"
+_UPROBES = frozenset({Kind.CREATED, Kind.DESTROYED, Kind.DISOWNED, Kind.DISPATCHED})
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Evidence that is no finding, and why; counted under `reason`."""
+
+    reason: str
+
+
+def trigger_moment(trigger: Trigger) -> Moment:
+    """The trigger as a Moment: a uprobe hit carries its address in `enter`, a call its entry time."""
+    if trigger.kind in _UPROBES:
+        return Moment(trigger.ts, trigger.ts, trigger.enter, trigger.tid, trigger.stack)
+    return Moment(trigger.enter, trigger.ts, 0, trigger.tid, trigger.stack)
+
+
+def precise(moment: Moment, *others: Moment) -> Moment:
+    """The same moment as another record has it, when that one knows the instruction."""
+    if moment.ip:
+        return moment
+    for other in others:
+        if other.ts == moment.ts and other.tid == moment.tid and other.ip:
+            return other
+    return moment
+
+
+def order(actors: Iterable[Actor]) -> tuple[Actor, ...]:
+    """Seen actors by time with gaps; an unseen one stays before the next seen one of the given order."""
+    given = list(actors)
+    seen = sorted((a for a in given if a.moment.seen), key=lambda a: (a.moment.ts, a.moment.enter))
+    unseen = [a for a in given if not a.moment.seen]
+    timed: list[Actor] = []
+    for actor in seen:
+        if not timed:
+            timed.append(actor)
+            continue
+        before = timed[-1].moment
+        moment = actor.moment
+        timed.append(
+            replace(
+                actor,
+                gap_ns=moment.ts - before.ts,
+                concurrent=moment.tid != before.tid and moment.enter <= before.ts,
+            )
+        )
+    return (*unseen, *timed)
+
+
+def actor(role: str, moment: Moment | None, note: str = "") -> Actor:
+    return Actor(role=role, moment=moment if moment is not None else Moment(), note=note)
+
+
+def seen(role: str, moment: Moment | None, note: str = "") -> tuple[Actor, ...]:
+    """The actor if it was seen, nothing otherwise: for steps that need not have happened."""
+    return (actor(role, moment, note),) if moment is not None and moment.seen else ()
+
+
+def candidate(role: str, reg: Registration) -> Candidate:
+    return Candidate(
+        role=role,
+        generation=reg.gen,
+        epfd=reg.epfd,
+        fd=reg.fd,
+        events=reg.events,
+        state=reg.state,
+        added=reg.add,
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class Doubts:
+    """Collects what speaks for and against a chain; `weigh` makes the confidence of it."""
+
+    context: Context
+    against: list[str] = field(default_factory=list)
+    inferred: list[str] = field(default_factory=list)
+    confirmed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def doubt(self, sentence: str) -> None:
+        self.against.append(sentence)
+
+    def note(self, sentence: str) -> None:
+        self.notes.append(sentence)
+
+    def confirm(self, sentence: str | None) -> None:
+        if sentence:
+            self.confirmed.append(sentence)
+
+    def needs(self, *roles: Role) -> None:
+        """The rule is only certain when every instance of these roles is probed."""
+        plan = self.context.plan
+        if plan is None:
+            self.doubt("the probe plan of this process is not known")
+            return
+        for role in roles:
+            if not plan.complete(role):
+                self.doubt(plan.gap(role))
+
+    def lost(self, slot: SlotLife | None, regs: Sequence[Registration | None], end: int) -> None:
+        """Losses between the first moment of the chain and its trigger make it uncertain."""
+        moments = [slot.create.ts, slot.add.enter, slot.add.ts] if slot is not None else []
+        for reg in regs:
+            if reg is not None:
+                moments += [reg.add.enter, reg.add.ts]
+        known = [ts for ts in moments if ts]
+        start = min(known) if known else self.context.target.attached
+        plan = self.context.plan
+        # An ADD whose arguments could not be read hides a birth only where no create is seen either.
+        ignoring = _UNREAD if plan is not None and plan.complete(Role.CREATE) else ""
+        what = self.context.loss.overlapping(min(start, end), end, ignoring)
+        if what is not None:
+            self.doubt(f"records were lost while this chain was built ({what})")
+
+    def predates(self, slot: SlotLife | None, *regs: Registration | None) -> None:
+        if slot is not None and slot.flags & SlotFlag.INFERRED:
+            self.inferred.append("the slot was alive before the attach; its birth was not seen")
+        if any(reg is not None and reg.flags & RegFlag.INFERRED for reg in regs):
+            self.inferred.append("the registration predates the attach and was read from /proc/PID/fdinfo")
+
+    def registered(self, reg: Registration | None, since: int) -> bool | None:
+        """Asks fdinfo whether `reg` was alive at or after `since`; a yes confirms."""
+        if reg is None:
+            return None
+        answer = self.context.fdinfo.present((reg.tgid, reg.epfd, reg.fd, reg.userdata), since)
+        if answer:
+            self.confirm(f"/proc/{reg.tgid}/fdinfo/{reg.epfd} lists the registration (tfd {reg.fd})")
+        return answer
+
+    def weigh(self) -> tuple[Confidence, tuple[str, ...]]:
+        if self.against:
+            return Confidence.UNCERTAIN, (*self.against, *self.confirmed, *self.inferred, *self.notes)
+        if self.confirmed:
+            return Confidence.CONFIRMED, (*self.confirmed, *self.inferred, *self.notes)
+        if self.inferred:
+            return Confidence.INFERRED, (*self.inferred, *self.notes)
+        return Confidence.OBSERVED, ("every event of the chain was seen", *self.notes)
+
+
+def draft(
+    rule: RuleId,
+    doubts: Doubts,
+    *,
+    slot: SlotLife | None,
+    reg: Registration | None,
+    ts: int,
+    tgid: int,
+    actors: Iterable[Actor],
+    site_roles: Sequence[str],
+    title: str | None = None,
+    sub_class: str = "",
+    candidates: tuple[Candidate, ...] = (),
+    generation: int | None = None,
+    fd: int | None = None,
+    epfd: int | None = None,
+    window_ns: int | None = None,
+    margin_ns: int | None = None,
+) -> Finding:
+    """A finding before grouping: severity capped by confidence, sites normalised by the target's bias."""
+    text = RULES[rule]
+    guard = doubts.context.guard if text.guarded else None
+    if guard is not None:
+        doubts.note(f"the profile declares a guard ({guard}): counted, not alarming")
+    confidence, reasons = doubts.weigh()
+    severity = Severity.INFO if guard is not None else text.severity
+    headline = title or text.title
+    if confidence is Confidence.UNCERTAIN:
+        severity = min(severity, Severity.WARNING)
+        headline = uncertain_title(rule)
+    ordered = order(actors)
+    bias = doubts.context.target.bias
+    sites = tuple(
+        CallSite(role=a.role, address=a.moment.ip - bias if a.moment.ip else 0)
+        for a in ordered
+        if a.role in site_roles and a.moment.seen
+    )
+    if generation is None:
+        generation = slot.gen if slot is not None else 0
+    return Finding(
+        rule=rule,
+        severity=severity,
+        confidence=confidence,
+        reasons=reasons,
+        title=headline,
+        advice=text.advice,
+        tgid=tgid,
+        sub_class=sub_class,
+        slot=slot.addr if slot is not None else (reg.slot if reg is not None else 0),
+        generation=generation,
+        fd=_fd(fd, reg.fd if reg else None, slot.fd if slot else None),
+        epfd=_fd(epfd, reg.epfd if reg else None, slot.epfd if slot else None),
+        actors=ordered,
+        candidates=candidates,
+        window_ns=window_ns,
+        margin_ns=margin_ns,
+        sites=sites,
+        unit=text.unit,
+        sub_classes={sub_class: 1} if sub_class else {},
+        first_ts=ts,
+        last_ts=ts,
+    )
+
+
+def of_suspicion(finding: Finding, evidence: SuspicionRaised) -> Finding:
+    """Adds what every suspicion carries beside the chain."""
+    return replace(finding, batch=evidence.batch, comm=evidence.comm, memory=evidence.memory)
+
+
+def _fd(*choices: int | None) -> int:
+    return next((fd for fd in choices if fd is not None and fd >= 0), -1)

@@ -1,0 +1,119 @@
+# Owns the rules over whole lifetimes and lingering slots, and which hazards a signature carries.
+# Pure functions; counting lifetimes is lifetimes.py.
+from __future__ import annotations
+
+from agent.correlator.chain import Doubts, Dropped, actor, draft, seen
+from agent.correlator.context import Context
+from agent.correlator.findings import Actor, Finding, RuleId
+from probes.abi import Signature, SlotFlag, SlotState
+from probes.events import LifetimeEnded, Moment, SlotLife, SlotLingering
+from symbols.plan import Role
+
+LIFETIME_RULES = (RuleId.DELIVERY_AFTER_CLOSE, RuleId.IMPLICIT_REMOVAL, RuleId.CLOSE_IN_OPEN_BATCH)
+_REMOVED = Signature.DEL | Signature.DEL_OTHER
+
+
+def signature_rules(signature: int) -> tuple[RuleId, ...]:
+    """The warnings that a lifetime of this signature gives; the bits alone decide."""
+    rules: list[RuleId] = []
+    if signature & Signature.AFTER_CLOSE:
+        rules.append(RuleId.DELIVERY_AFTER_CLOSE)
+    removed = signature & _REMOVED and not signature & Signature.DEL_AFTER_CLOSE
+    survives = signature & (Signature.ORPHANED | Signature.REGISTERED)
+    if signature & Signature.CLOSE_OTHER and not removed and not survives:
+        rules.append(RuleId.IMPLICIT_REMOVAL)
+    if signature & Signature.CLOSE_IN_BATCH:
+        rules.append(RuleId.CLOSE_IN_OPEN_BATCH)
+    return tuple(rules)
+
+
+def judge_lifetime(ended: LifetimeEnded, context: Context) -> tuple[Finding, ...]:
+    """One finding of count 1 for every warning the lifetime gives."""
+    return tuple(_finding(rule, ended.slot, context) for rule in signature_rules(ended.signature))
+
+
+def unseen_lifetime(rule: RuleId, ts: int, context: Context) -> Finding:
+    """A warning known by its count alone: no lifetime of that signature was decoded."""
+    doubts = Doubts(context=context)
+    doubts.note("counted by signature; no example was decoded")
+    return draft(rule, doubts, slot=None, reg=None, ts=ts, tgid=context.target.tgid, actors=(), site_roles=())
+
+
+def _finding(rule: RuleId, slot: SlotLife, context: Context) -> Finding:
+    doubts = Doubts(context=context)
+    end = slot.destroy.ts or slot.last_delivery or slot.close.ts
+    doubts.lost(slot, (), end)
+    doubts.predates(slot)
+    margin = None
+    window = _width(slot.close.ts, slot.destroy.ts)
+    if rule is RuleId.DELIVERY_AFTER_CLOSE:
+        margin = _width(slot.last_after_close, slot.destroy.ts)
+        if slot.after_close > 1:
+            doubts.note(f"{slot.after_close} deliveries came after the close")
+    return draft(
+        rule,
+        doubts,
+        slot=slot,
+        reg=None,
+        ts=end,
+        tgid=slot.tgid,
+        actors=_actors(slot),
+        site_roles=("closed", "destroyed"),
+        window_ns=window,
+        margin_ns=margin,
+    )
+
+
+def _actors(slot: SlotLife) -> tuple[Actor, ...]:
+    waiter = slot.waiter or slot.last_tid
+    late = slot.last_after_close
+    last = late or slot.last_delivery
+    failed = not slot.flags & SlotFlag.DELETED
+    return (
+        actor("registered", slot.add),
+        *seen("removed", slot.removed, "EPOLL_CTL_DEL failed" if failed else "EPOLL_CTL_DEL"),
+        actor("closed", slot.close),
+        *seen(
+            "delivered",
+            Moment(slot.last_delivery_enter if last == slot.last_delivery else last, last, 0, waiter),
+            "after the close" if late else "",
+        ),
+        actor("destroyed", slot.destroy),
+    )
+
+
+def judge_lingering(event: SlotLingering, context: Context) -> Finding | Dropped:
+    """leaked-slot: the fd is closed for `leak_after_ns` and the slot still not destroyed."""
+    slot = event.slot
+    if slot.state is SlotState.FREE or slot.destroy.seen:
+        return Dropped("slot-was-destroyed")
+    if not slot.close.seen or not slot.flags & SlotFlag.CLOSED:
+        return Dropped("fd-still-open")
+    age = event.ts - slot.close.ts
+    if age < context.leak_after_ns:
+        return Dropped("not-lingering-long-enough")
+    doubts = Doubts(context=context)
+    doubts.needs(Role.DESTROY)
+    doubts.lost(slot, (), event.ts)
+    doubts.predates(slot)
+    return draft(
+        RuleId.LEAKED_SLOT,
+        doubts,
+        slot=slot,
+        reg=None,
+        ts=event.ts,
+        tgid=slot.tgid,
+        actors=(
+            *seen("created", slot.create),
+            actor("registered", slot.add),
+            *seen("removed", slot.removed),
+            actor("closed", slot.close),
+        ),
+        site_roles=("registered", "closed"),
+        window_ns=age,
+    )
+
+
+def _width(start: int, end: int) -> int | None:
+    """0 when the two overlap (the close returned after the destroy): concurrent, no window at all."""
+    return max(0, end - start) if start and end else None

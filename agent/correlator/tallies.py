@@ -1,0 +1,96 @@
+# Owns exact counts from cumulative ones: the kernel side sends a slot's running total, not every event.
+# Must not judge.
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from operator import attrgetter
+
+from agent.correlator.bounded import BoundedMap
+from agent.correlator.findings import Finding, RuleId
+from agent.correlator.rules_delivery import repeat_count
+from probes.events import SlotLife, SuspicionRaised
+
+Key = tuple[int, ...]
+
+# The rules whose evidence carries a running total of the slot's current generation.
+_TOTALS: dict[RuleId, tuple[int, Callable[[SlotLife], int]]] = {
+    RuleId.STALE_DELIVERY: (0, attrgetter("stale")),
+    RuleId.RECYCLED_DELIVERY: (1, attrgetter("recycled")),
+    RuleId.STALE_DISPATCH: (2, attrgetter("stale_dispatches")),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """The last report of one registration's run of consecutive deliveries."""
+
+    ts: int
+    repeats: int
+    rate: float | None
+
+
+class Tallies:
+    """Remembers, in bounded memory, how much of each running total has been counted."""
+
+    def __init__(self, limit: int) -> None:
+        self._totals: BoundedMap[Key, int] = BoundedMap(limit)
+        self._runs: BoundedMap[Key, _Run] = BoundedMap(limit)
+        self.inexact = 0  # totals whose earlier part was forgotten: counted as one
+
+    def __len__(self) -> int:
+        return len(self._totals) + len(self._runs)
+
+    def settle(self, finding: Finding, evidence: SuspicionRaised, epoch: int) -> Finding | None:
+        """`finding` with what is new in its count and its rate; None when nothing is.
+
+        `epoch` tells apart two programs that had the same tgid.
+        """
+        if finding.rule in _TOTALS:
+            count = self._increment(finding.rule, evidence, epoch)
+        elif finding.rule is RuleId.HOT_REDELIVERY:
+            count, rate = self._run(evidence, epoch)
+            finding = replace(finding, rate=rate)
+        else:
+            return finding
+        if count <= 0:
+            return None
+        sub_classes = {finding.sub_class: count} if finding.sub_class else {}
+        return replace(finding, count=count, sub_classes=sub_classes)
+
+    def _increment(self, rule: RuleId, evidence: SuspicionRaised, epoch: int) -> int:
+        slot = evidence.slot
+        if slot is None:
+            return 1
+        which, total_of = _TOTALS[rule]
+        total = total_of(slot)
+        if total <= 0:
+            return 1
+        key = (which, slot.tgid, epoch, slot.addr, slot.gen)
+        before = self._totals.get(key)
+        if before is None and total > 1 and self._totals.evicted:
+            self.inexact += 1
+            before = total - 1
+        self._totals.put(key, max(total, before or 0))
+        return total - (before or 0)
+
+    def _run(self, evidence: SuspicionRaised, epoch: int) -> tuple[int, float | None]:
+        slot, reg, ts = evidence.slot, evidence.reg, evidence.trigger.ts
+        key: Key = (evidence.trigger.tgid, epoch)
+        key += (slot.addr, slot.gen) if slot is not None else (0, 0)
+        key += (reg.epfd, reg.fd, reg.add.ts) if reg is not None else (-1, -1, 0)
+        repeats = max(1, repeat_count(evidence))
+        before = self._runs.get(key)
+        rate: float | None = None
+        count = repeats
+        if before is not None and repeats >= before.repeats:
+            count = repeats - before.repeats
+            rate = _rate(count, ts - before.ts) or before.rate
+        elif slot is not None and 0 < slot.deliveries <= repeats + 1:
+            rate = _rate(repeats, ts - slot.first_delivery)  # every delivery so far belongs to this run
+        self._runs.put(key, _Run(ts, repeats, rate))
+        return count, rate
+
+
+def _rate(count: int, nanoseconds: int) -> float | None:
+    return round(count * 1e9 / nanoseconds, 1) if count > 0 and nanoseconds > 0 else None

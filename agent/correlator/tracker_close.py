@@ -1,0 +1,247 @@
+# Owns the mirror of 50-fds.c and of evidence: what close and dup do to descriptions and registrations.
+# Base of tracker.StreamTracker; records are plain tuples in Record order.
+from __future__ import annotations
+
+from agent.correlator.tracker_codes import (
+    EBADF,
+    F_UNKNOWN,
+    R_BY_CLOSE,
+    R_ENDING,
+    R_FORK_SHARED,
+    R_SHARED,
+    S_CLOSE_BY_OTHER,
+    S_CLOSE_IN_BATCH,
+    S_CLOSED,
+    S_FORK_SHARED,
+    S_ORPHANED,
+    S_WAITER_KNOWN,
+)
+from agent.correlator.tracker_state import (
+    LIVE,
+    R_ENDED,
+    R_ORPHAN,
+    At,
+    Fd,
+    Process,
+    Reg,
+    Resolve,
+    Slot,
+    alive,
+    registration,
+    slot_life,
+)
+from probes.abi import Kind, Suspect
+from probes.events import LifetimeEnded, LifetimesCounted, Moment, SuspicionRaised, Trigger
+
+Rec = tuple[int, ...]
+_MAX_DESCRIPTIONS = 8192
+
+
+class Closer:
+    """What the handlers of StreamTracker share: evidence, close, dup, reuse of fd numbers."""
+
+    def __init__(self, max_slots: int) -> None:
+        self._max_slots = max(1, max_slots)
+        self._out: list[SuspicionRaised | LifetimeEnded | LifetimesCounted] = []
+        self._counts: dict[int, int] = {}
+        self.full = 0  # entries that found no place
+
+    def _moment_ip(self, tgid: int, stack: int) -> int:
+        raise NotImplementedError
+
+    def _adopt(self, p: Process, r: Rec) -> Reg | None:
+        raise NotImplementedError
+
+    def _resolver(self, tgid: int) -> Resolve:
+        def resolve(at: At) -> Moment:
+            enter, ts, ip, tid, stack = at
+            if not ip and stack >= 0:
+                ip = self._moment_ip(tgid, stack)
+            return Moment(enter, ts, ip, tid, stack)
+
+        return resolve
+
+    def _suspect(
+        self,
+        p: Process,
+        suspect: Suspect,
+        r: Rec,
+        slot: Slot | None,
+        reg: Reg | None = None,
+        other: Reg | None = None,
+    ) -> None:
+        thread = p.threads.get(r[7])
+        at = self._resolver(p.tgid)
+        trigger = Trigger(*r)
+        if r[1] == Kind.DELIVERED:
+            trigger = trigger._replace(stack=-1)  # there it is the batch
+        self._out.append(
+            SuspicionRaised(
+                suspect=suspect,
+                trigger=trigger,
+                wait_enter=thread.wait_enter if thread is not None else 0,
+                wait_exit=thread.wait_exit if thread is not None else 0,
+                batch=thread.batch if thread is not None else 0,
+                batch_open=thread.batch_open if thread is not None else False,
+                slot=slot_life(slot, at) if slot is not None else None,
+                reg=registration(reg, p.tgid, at),
+                other=registration(other, p.tgid, at),
+                comm="",
+                memory=b"",
+            )
+        )
+
+    def _close_begun(self, p: Process, r: Rec) -> None:
+        fd, epfd = r[9], r[10]
+        f = p.fds.get(fd)
+        if f is None:
+            if fd < 0 or len(p.fds) >= self._max_slots:
+                return
+            f = p.fds[fd] = Fd(epfd)
+        if f.closing:
+            return
+        f.closing = r[7]
+        f.closing_at = (r[4], 0, 0, r[7], r[13])
+        if f.epfd >= 0:
+            reg = p.regs.get(f.epfd << 32 | fd)
+            if reg is None and r[5]:
+                reg = self._adopt(p, r)
+            if reg is not None and alive(reg):
+                reg.flags |= R_ENDING
+
+    def _closed(self, p: Process, r: Rec) -> None:
+        if r[2] & F_UNKNOWN:
+            if r[11] == EBADF:
+                self._suspect(p, Suspect.BAD_CLOSE, r, None)
+            return
+        f = p.fds.get(r[9])
+        if f is not None:
+            self._close_effect(p, r[9], f, (r[4], r[3], 0, r[7], r[13]))
+
+    def _fd_reused(self, p: Process, fd: int, f: Fd, now: int) -> None:
+        enter, _, _, _, stack = f.closing_at
+        self._close_effect(p, fd, f, (enter if f.closing else 0, now, 0, f.closing, stack))
+
+    def _accepted(self, p: Process, r: Rec) -> None:
+        f = p.fds.get(r[11])
+        if f is not None:
+            self._fd_reused(p, r[11], f, r[3])
+
+    def _dupped(self, p: Process, r: Rec) -> None:
+        old, new, ts = r[9], r[11], r[3]
+        f = p.fds.get(new)
+        if f is not None:
+            self._fd_reused(p, new, f, ts)
+        if len(p.fds) + 2 > self._max_slots or len(p.descs) >= _MAX_DESCRIPTIONS:
+            self.full += 1
+            return
+        f = p.fds.get(old)
+        if f is None:
+            f = p.fds[old] = Fd(-1)
+        if not f.desc:
+            f.desc = ts
+            p.descs[ts] = 1
+        if f.desc not in p.descs:
+            return
+        p.descs[f.desc] += 1
+        p.fds[new] = Fd(-1, f.desc)
+        if f.epfd >= 0:
+            reg = p.regs.get(f.epfd << 32 | old)
+            if reg is not None and alive(reg):
+                reg.flags |= R_SHARED
+
+    def _close_effect(self, p: Process, fd: int, f: Fd, at: At) -> None:
+        desc, epfd = f.desc, f.epfd
+        survives = by_fork = False
+        p.fds.pop(fd, None)
+        if desc:
+            refs = p.descs.get(desc, 0)
+            if refs > 1:
+                p.descs[desc] = refs - 1
+                survives = True
+            else:
+                self._description_gone(p, desc)
+        if not survives and p.forks:
+            survives = by_fork = True
+            desc = at[1] | 1
+        if epfd < 0:
+            return
+        reg = p.regs.get(epfd << 32 | fd)
+        if reg is None or reg.state == R_ENDED:
+            return
+        slot = p.slots.get(reg.slot)
+        current = slot is not None and slot.gen == reg.gen
+        reg.end = at
+        reg.flags &= ~R_ENDING
+        if slot is not None and current:
+            self._slot_closed(p, slot, epfd, at)
+        if not survives:
+            reg.state = R_ENDED
+            reg.flags |= R_BY_CLOSE
+            return
+        orphan = self._orphan(p, reg, desc, R_FORK_SHARED if by_fork else R_SHARED)
+        reg.flags = orphan.flags | R_BY_CLOSE
+        reg.desc = desc
+        if slot is not None:
+            if current:
+                slot.flags |= S_FORK_SHARED if by_fork else S_ORPHANED
+            slot.old_fd = fd
+            slot.old_epfd = epfd
+            slot.old_gen = reg.gen
+            slot.old_desc = desc
+        if not by_fork:
+            trigger = (
+                0,
+                Kind.CLOSED,
+                0,
+                at[1],
+                at[0],
+                reg.slot,
+                p.tgid,
+                at[3],
+                reg.gen,
+                fd,
+                epfd,
+                0,
+                0,
+                at[4],
+            )
+            self._suspect(p, Suspect.OUTLIVES_CLOSE, trigger, slot, orphan)
+        reg.state = R_ENDED
+
+    @staticmethod
+    def _description_gone(p: Process, desc: int) -> None:
+        p.descs.pop(desc, None)
+        orphan = p.orphans.pop(desc, None)
+        slot = p.slots.get(orphan.slot) if orphan is not None else None
+        if slot is not None and slot.old_desc == desc:
+            slot.old_desc = 0
+            slot.old_fd = -1
+
+    def _orphan(self, p: Process, reg: Reg, desc: int, why: int) -> Reg:
+        """A copy of `reg` under its description: the number `fd` may be given out again."""
+        orphan = Reg(reg.userdata, reg.slot, reg.gen, reg.epfd, reg.fd, reg.events, reg.add)
+        orphan.mod = reg.mod
+        orphan.end = reg.end
+        orphan.desc = desc
+        orphan.state = R_ORPHAN
+        orphan.flags = reg.flags | why
+        if len(p.orphans) < _MAX_DESCRIPTIONS:
+            p.orphans[desc] = orphan
+        else:
+            self.full += 1
+        return orphan
+
+    @staticmethod
+    def _slot_closed(p: Process, slot: Slot, epfd: int, at: At) -> None:
+        tid = at[3]
+        slot.close = at
+        slot.flags |= S_CLOSED
+        waiter = p.waiters.get(epfd, 0)
+        if waiter > 0:
+            slot.waiter = waiter
+            slot.flags |= S_WAITER_KNOWN if waiter == tid else S_WAITER_KNOWN | S_CLOSE_BY_OTHER
+        if slot.state == LIVE and slot.last_tid and slot.last_tid != tid:
+            thread = p.threads.get(slot.last_tid)
+            if thread is not None and thread.batch_open and thread.batch == slot.last_batch:
+                slot.flags |= S_CLOSE_IN_BATCH
