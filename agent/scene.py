@@ -25,7 +25,7 @@ _MOST_TARGETS = 256
 _MOST_THREADS = 8192
 _MOST_STACKS = 16384
 
-_WAITING = frozenset({int(Kind.BATCH_OPENED), int(Kind.DELIVERED), int(Kind.BATCH_CLOSED)})
+_WAITING = frozenset({int(Kind.WAITER_SEEN), int(Kind.DELIVERED), int(Kind.BATCH_CLOSED)})
 """Records that only a thread which waits on an epoll instance causes."""
 
 K = TypeVar("K")

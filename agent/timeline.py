@@ -26,7 +26,7 @@ _WORDS = {
     Kind.REMOVED: "DEL",
     Kind.CLOSED: "CLOSE",
     Kind.DUPPED: "dup",
-    Kind.BATCH_OPENED: "wait returned",
+    Kind.WAITER_SEEN: "waits",
     Kind.DELIVERED: "deliver",
     Kind.ACCEPTED: "accept",
     Kind.FORKED: "fork",
@@ -145,9 +145,7 @@ class TimelineModel:
         if kind == Kind.BATCH_CLOSED:
             self._batches.pop((tgid, tid), None)
             return
-        if kind == Kind.BATCH_OPENED:
-            self._batches[tgid, tid] = arg
-        elif kind == Kind.DELIVERED:
+        if kind == Kind.DELIVERED:
             # A delivery carries its batch in `stack`; its `fd` field holds no descriptor.
             self._batches[tgid, tid] = stack
             fd = self._fds.get((tgid, addr), -1)
@@ -234,8 +232,8 @@ class TimelineModel:
 
 
 def _detail(kind: int, ret: int, arg: int, addr: int) -> tuple[str, str]:
-    if kind == Kind.BATCH_OPENED:
-        return f"{ret} event{'s' if ret != 1 else ''}", "dim"
+    if kind == Kind.WAITER_SEEN:
+        return "first wait on this epoll instance", "dim"
     if kind in (Kind.DELIVERED, Kind.ADDED, Kind.MODIFIED):
         if ret < 0 and kind != Kind.DELIVERED:
             return f"failed ({ret})", "high"

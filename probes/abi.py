@@ -30,7 +30,7 @@ class Kind(IntEnum):
     CLOSE_BEGUN = 10
     CLOSED = 11
     DUPPED = 12
-    BATCH_OPENED = 13
+    WAITER_SEEN = 13
     DELIVERED = 14
     BATCH_CLOSED = 15
     ACCEPTED = 16

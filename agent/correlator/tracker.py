@@ -83,7 +83,7 @@ class StreamTracker(Registrar):
             int(Kind.CLOSE_BEGUN): self._close_begun,
             int(Kind.CLOSED): self._closed,
             int(Kind.DUPPED): self._dupped,
-            int(Kind.BATCH_OPENED): self._batch_opened,
+            int(Kind.WAITER_SEEN): self._waiter_seen,
             int(Kind.DELIVERED): self._delivered,
             int(Kind.BATCH_CLOSED): self._batch_closed,
             int(Kind.ACCEPTED): self._accepted,
@@ -276,7 +276,7 @@ class StreamTracker(Registrar):
                 return
             p.waiters[epfd] = tid if known is None else MANY
 
-    def _batch_opened(self, p: Process, r: Rec) -> None:
+    def _waiter_seen(self, p: Process, r: Rec) -> None:
         self._waits(p, r[10], r[7])
 
     def _batch_closed(self, p: Process, r: Rec) -> None:

@@ -6,11 +6,13 @@ from agent.correlator.tracker_codes import (
     EBADF,
     F_UNKNOWN,
     R_BY_CLOSE,
+    R_BY_DEL,
     R_ENDING,
     R_FORK_SHARED,
     R_SHARED,
     S_CLOSE_BY_OTHER,
     S_CLOSE_IN_BATCH,
+    S_DELETED,
     S_CLOSED,
     S_FORK_SHARED,
     S_ORPHANED,
@@ -167,10 +169,14 @@ class Closer:
         if epfd < 0:
             return
         reg = p.regs.get(epfd << 32 | fd)
-        if reg is None or reg.state == R_ENDED:
+        if reg is None:
             return
         slot = p.slots.get(reg.slot)
         current = slot is not None and slot.gen == reg.gen
+        if reg.state == R_ENDED:
+            if slot is not None and current and reg.flags & R_BY_DEL and not slot.close[1]:
+                self._slot_closed(p, slot, epfd, at)
+            return
         reg.end = at
         reg.flags &= ~R_ENDING
         if slot is not None and current:
@@ -241,7 +247,7 @@ class Closer:
         if waiter > 0:
             slot.waiter = waiter
             slot.flags |= S_WAITER_KNOWN if waiter == tid else S_WAITER_KNOWN | S_CLOSE_BY_OTHER
-        if slot.state == LIVE and slot.last_tid and slot.last_tid != tid:
+        if slot.state == LIVE and not slot.flags & S_DELETED and slot.last_tid and slot.last_tid != tid:
             thread = p.threads.get(slot.last_tid)
             if thread is not None and thread.batch_open and thread.batch == slot.last_batch:
                 slot.flags |= S_CLOSE_IN_BATCH

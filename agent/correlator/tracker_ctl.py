@@ -82,6 +82,8 @@ class Registrar(Closer):
             slot = self._new_slot(p, addr, r[8], flags)
         elif slot.state == FREE:
             self._reborn(p, slot, S_ADD_FREED if p.have_create else 0, r[8])
+        if slot is not None and not slot.add[1]:
+            slot.add = (enter, 0, 0, 0, -1)
         key = epfd << 32 | fd
         reg = p.regs.get(key)
         if reg is None or not alive(reg):
@@ -181,12 +183,6 @@ class Registrar(Closer):
         reg.state = R_ENDED
         reg.flags = reg.flags & ~R_ENDING | R_BY_DEL
         reg.end = at
-        f = p.fds.get(fd)
-        if f is not None and f.epfd == epfd:
-            if f.desc or f.closing:
-                f.epfd = -1
-            else:
-                del p.fds[fd]
         slot = p.slots.get(reg.slot)
         if slot is None or slot.gen != reg.gen:
             return

@@ -183,7 +183,8 @@ static inline __attribute__((always_inline)) void af_slot_closed(struct af_slot 
 		if (waiter != at->tid)
 			slot->flags |= AF_S_CLOSE_BY_OTHER;
 	}
-	if (slot->state == AF_SLOT_LIVE && slot->last_tid != at->tid && af_in_open_batch(slot))
+	if (slot->state == AF_SLOT_LIVE && !(slot->flags & AF_S_DELETED) && slot->last_tid != at->tid &&
+	    af_in_open_batch(slot))
 		slot->flags |= AF_S_CLOSE_IN_BATCH;
 }
 
@@ -223,10 +224,15 @@ static inline __attribute__((always_inline)) void af_close_effect(void *ctx, str
 	if (epfd < 0)
 		return;
 	struct af_reg *reg = af_reg_find(tgid, epfd, fd);
-	if (!reg || reg->state == AF_REG_ENDED)
+	if (!reg)
 		return;
 	struct af_slot *slot = af_slot_find(tgid, reg->slot);
 	bool current = slot && slot->gen == reg->gen;
+	if (reg->state == AF_REG_ENDED) {
+		if (current && (reg->flags & AF_R_BY_DEL) && !slot->close.ts)
+			af_slot_closed(slot, reg, at);
+		return;
+	}
 	reg->end = *at;
 	reg->flags &= ~AF_R_ENDING;
 	if (current)

@@ -64,6 +64,8 @@ static inline __attribute__((always_inline)) void af_add_begun(void *ctx, struct
 	u64 addr = t->userdata & AF_UD_MASK;
 	struct af_slot *slot = af_slot_for_add(target, tgid, addr);
 	u32 gen = slot ? slot->gen : 0;
+	if (slot && !slot->add.ts)
+		slot->add.enter = t->enter; /* a delivery may become visible before ADD returns */
 	struct af_reg *reg = af_reg_find(tgid, t->epfd, t->fd);
 	if (!af_reg_alive(reg)) {
 		struct af_reg_key key = {.tgid = tgid, .epfd = t->epfd, .fd = t->fd};
@@ -221,20 +223,12 @@ static inline __attribute__((always_inline)) void af_modified(struct af_thread *
 
 static inline __attribute__((always_inline)) void af_removed(struct af_thread *t, u32 tgid, struct af_at *at)
 {
-	struct af_fd_key fkey = {.tgid = tgid, .fd = t->fd};
 	struct af_reg *reg = af_reg_find(tgid, t->epfd, t->fd);
 	if (!reg || reg->state == AF_REG_ENDED)
 		return;
 	reg->state = AF_REG_ENDED;
 	reg->flags = (reg->flags & ~AF_R_ENDING) | AF_R_BY_DEL;
 	reg->end = *at;
-	struct af_fd *f = fds.lookup(&fkey);
-	if (f && f->epfd == t->epfd) {
-		if (f->desc || f->closing)
-			f->epfd = -1;
-		else
-			fds.delete(&fkey);
-	}
 	struct af_slot *slot = af_slot_find(tgid, reg->slot);
 	if (!slot || slot->gen != reg->gen)
 		return;
@@ -319,6 +313,8 @@ int af_enter_wait(struct af_sys_enter *ctx)
 		if (known && *known != tid)
 			tid = AF_MANY_WAITERS;
 		waiters.update(&key, &tid);
+		/* who waits, for the reader of the stream: a batch opens with its first delivery */
+		af_record(AF_WAITER_SEEN, 0, now, now, 0, 0, -1, epfd, 0, 0, -1);
 	}
 	t->call = AF_CALL_WAIT;
 	t->wait_epfd = epfd;

@@ -79,18 +79,26 @@ static inline __attribute__((always_inline)) u64 af_signature(struct af_slot *sl
 	return sig;
 }
 
-static inline __attribute__((always_inline)) bool af_undispatched_elsewhere(struct af_slot *slot, u32 tid)
+/* Does the slot still hold the object it was registered with? Not when another protocol took it over: then
+ * the dispatch probe says nothing about it. */
+static inline __attribute__((always_inline)) bool af_holds_object(struct af_slot *slot)
+{
+#if AF_HAVE_DISPATCH
+	u64 object = 0;
+	if (!slot->object || bpf_probe_read_user(&object, sizeof(object), (void *)(slot->addr + AF_OBJECT_OFFSET)))
+		return false;
+	return object == slot->object;
+#else
+	return false;
+#endif
+}
+
+static inline __attribute__((always_inline)) bool af_undispatched(struct af_slot *slot, u32 tid, bool holds)
 {
 	if (slot->state != AF_SLOT_LIVE || !af_in_open_batch(slot))
 		return false;
 #if AF_HAVE_DISPATCH
-	if ((slot->flags & AF_S_DISPATCHED) || !slot->object)
-		return false;
-	/* the slot changed hands (another protocol took it over): the dispatch probe says nothing about it */
-	u64 object = 0;
-	if (bpf_probe_read_user(&object, sizeof(object), (void *)(slot->addr + AF_OBJECT_OFFSET)))
-		return false;
-	return object == slot->object;
+	return holds && !(slot->flags & AF_S_DISPATCHED);
 #else
 	return slot->last_tid != tid;
 #endif
@@ -119,7 +127,8 @@ static inline __attribute__((always_inline)) int af_hit_destroy(struct pt_regs *
 		slot->flags = AF_S_INFERRED;
 		flags = AF_F_UNKNOWN | AF_F_INFERRED;
 	}
-	af_record(AF_DESTROYED, flags, now, ip, addr, slot->gen, slot->fd, slot->epfd, 0, 0, stack);
+	bool holds = af_holds_object(slot);
+	af_record(AF_DESTROYED, flags, now, ip, addr, slot->gen, slot->fd, slot->epfd, 0, holds, stack);
 	struct af_trigger_args a = {.ts = now, .enter = ip, .addr = addr, .gen = slot->gen, .fd = slot->fd,
 				    .epfd = slot->epfd, .ret = 0, .arg = 0, .stack = stack, .kind = AF_DESTROYED};
 	if (slot->state == AF_SLOT_FREE) {
@@ -133,7 +142,7 @@ static inline __attribute__((always_inline)) int af_hit_destroy(struct pt_regs *
 		slot->flags |= AF_S_CLOSE_PENDING;
 	if (!reg && slot->old_fd >= 0 && slot->old_gen >= slot->live_from)
 		reg = af_reg_old(slot, target);
-	bool in_batch = af_undispatched_elsewhere(slot, tid);
+	bool in_batch = af_undispatched(slot, tid, holds);
 	slot->state = AF_SLOT_FREE;
 	slot->destroy = at;
 	u32 waiter = slot->fd >= 0 ? af_waiter(tgid, slot->epfd) : 0;

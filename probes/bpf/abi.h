@@ -12,7 +12,7 @@
 /* kinds of stream records (struct af_rec.kind) */
 enum af_kind {
 	AF_CREATED = 1,     /* addr = slot, gen = the new generation */
-	AF_DESTROYED = 2,   /* addr = slot, gen = the generation that ended */
+	AF_DESTROYED = 2,   /* addr = slot, gen = the generation that ended, arg bit 0 = it still held its object */
 	AF_DISOWNED = 3,    /* addr = slot */
 	AF_DISPATCHED = 4,  /* addr = object; gen and arg (low half of the address) = its slot when known */
 	AF_ADD_BEGUN = 5,   /* epoll_ctl(ADD) entered: addr = userdata, arg = events */
@@ -23,7 +23,7 @@ enum af_kind {
 	AF_CLOSE_BEGUN = 10, /* close entered on an fd with a known registration or description */
 	AF_CLOSED = 11,     /* close returned ret; dup2/dup3 over an open fd and close_range count too */
 	AF_DUPPED = 12,     /* fd = old, ret = new fd */
-	AF_BATCH_OPENED = 13, /* reserved: a batch opens with its first AF_DELIVERED */
+	AF_WAITER_SEEN = 13, /* first wait of this thread on epfd; a batch opens with its first AF_DELIVERED */
 	AF_DELIVERED = 14,  /* addr = userdata, arg = events, ret = index in the batch, stack = batch number,
 			     * fd = consecutive batches before this one, gen of the slot, enter = wait entered */
 	AF_BATCH_CLOSED = 15, /* same thread entered its next wait: arg = batch */

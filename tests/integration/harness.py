@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from probes import abi, events
 from probes.session import LiveSession, SessionOptions
 from symbols.plan import ProbePlan
 from symbols.resolve import resolve
+from tests.requirements import require_program
 from tests.targets.build import build
 
 READY_TIMEOUT_S = 20.0
@@ -183,6 +184,17 @@ def finish(session: LiveSession, run: Run) -> None:
     run.counters = dict(session.counters())
 
 
+def conclude(session: LiveSession, run: Run, target: Server, timeout: float = 30.0) -> dict[str, Any]:
+    """End the target while its events are still consumed, then drain: both sides have seen the same."""
+    target.process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + timeout
+    while not session.finished:
+        run.feed(list(session.poll(0.1)))
+        assert time.monotonic() < deadline, "the session does not end with its target"
+    finish(session, run)
+    return target.stop()
+
+
 def cli(*args: str, timeout: float = 120, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run afterfree as a user would."""
     return subprocess.run(
@@ -216,3 +228,132 @@ def wait_for(condition: Any, timeout: float = 15.0, what: str = "condition") -> 
         if time.monotonic() > deadline:
             raise AssertionError(f"{what}: not within {timeout} s")
         time.sleep(0.02)
+
+
+# -- the daemon as a process: what it costs, what it holds, what it leaves
+
+
+@dataclass(slots=True)
+class Daemon:
+    """A running command of afterfree whose output goes to files: nobody has to empty a pipe."""
+
+    process: subprocess.Popen[bytes]
+    out: Path
+    err: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def said(self) -> str:
+        return self.err.read_text(encoding="utf-8")
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Its standard output as JSON lines, up to the last whole one."""
+        text = self.out.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def wait_ready(self, timeout: float = 60.0) -> None:
+        """Until it says that it watches."""
+
+        def ready() -> bool:
+            if self.process.poll() is not None:
+                raise AssertionError(f"afterfree ended with {self.process.returncode}: {self.said()}")
+            return "Ctrl-C ends" in self.said()
+
+        wait_for(ready, timeout, f"no probes in place, it said {self.said()!r}")
+
+    def end(self, with_signal: int = signal.SIGTERM, timeout: float = 30.0) -> int:
+        with suppress(ProcessLookupError):
+            self.process.send_signal(with_signal)
+        return self.process.wait(timeout)
+
+
+@contextmanager
+def daemon(tmp: Path, *args: str, env: dict[str, str] | None = None) -> Iterator[Daemon]:
+    """Start `afterfree ARGS`; it is killed at the end if it still runs."""
+    out, err = tmp / "afterfree.out", tmp / "afterfree.err"
+    with out.open("wb") as stdout, err.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "agent.cli", *args],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            env={**os.environ, **(env or {})},
+        )
+    try:
+        yield Daemon(process, out, err)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def rss_kb(pid: int) -> int:
+    """Resident memory in KiB (proc_pid_status(5): VmRSS)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0])
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process (proc_pid_stat(5), fields 14 and 15)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Every child, grandchild, …: pid and command line."""
+    found: dict[int, str] = {}
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                command = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found |= {int(child): command, **descendants(int(child))}
+    return found
+
+
+def alive(pids: Iterable[int]) -> list[int]:
+    """Those that still run: a zombie does not."""
+    running = []
+    for pid in pids:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX":
+                running.append(pid)
+    return running
+
+
+def bpftool(*args: str) -> Any:
+    answer = subprocess.run(
+        [require_program("bpftool"), "-j", *args], capture_output=True, text=True, check=False
+    )
+    return json.loads(answer.stdout) if answer.returncode == 0 and answer.stdout.strip() else []
+
+
+def attachments(pid: int) -> dict[str, set[int]]:
+    """What `bpftool perf` says the process holds: {"tracepoint" | "uprobe": program ids}."""
+    held: dict[str, set[int]] = {}
+    for entry in bpftool("perf", "show"):
+        if entry["pid"] == pid:
+            held.setdefault(entry["fd_type"], set()).add(entry["prog_id"])
+    return held
+
+
+def map_ids(pid: int) -> set[int]:
+    """BPF maps that a process holds by descriptor (proc_pid_fdinfo(5))."""
+    ids = set()
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for info in Path(f"/proc/{pid}/fdinfo").iterdir():
+            with suppress(FileNotFoundError):
+                ids.update(int(row.split()[1]) for row in info.read_text().splitlines() if "map_id:" in row)
+    return ids
+
+
+def watched(pid: int) -> set[int]:
+    """The processes that the kernel side of this daemon watches now: the keys of its `targets` maps."""
+    keys: set[int] = set()
+    for number in map_ids(pid):
+        shown = bpftool("map", "show", "id", str(number))
+        if isinstance(shown, dict) and shown.get("name") == "targets":
+            entries = bpftool("map", "dump", "id", str(number))
+            keys.update(int.from_bytes(bytes(int(b, 16) for b in e["key"]), "little") for e in entries)
+    return keys

@@ -78,7 +78,7 @@ WITNESSES: tuple[Event, ...] = (
 )
 
 BATCH = RecordsRead(
-    records=((1, int(Kind.BATCH_OPENED), 0, 100 * SECOND + 5, 0, 0, PID, 4711, 0, -1, 5, 1, 912, -1),)
+    records=((1, int(Kind.WAITER_SEEN), 0, 100 * SECOND + 5, 0, 0, PID, 4711, 0, -1, 5, 1, 912, -1),)
 )
 
 

@@ -31,7 +31,7 @@ def model(*events: Event, per_second: int = 200) -> TimelineModel:
 RACE = RecordsRead(
     records=(
         record(Kind.ADDED, 1, LOOP, arg=0x2001),
-        record(Kind.BATCH_OPENED, 2, LOOP, addr=0, fd=-1, arg=912, ret=1),
+        record(Kind.WAITER_SEEN, 2, LOOP, addr=0, fd=-1, arg=912, ret=1),
         record(Kind.DELIVERED, 2, LOOP, arg=0x1, fd=0, stack=912),
         record(Kind.CLOSE_BEGUN, 2.4, WORKER),
         record(Kind.CLOSED, 2.5, WORKER),

@@ -58,7 +58,7 @@ class Tape:
         return self.raw(kind, addr=slot, enter=SITES[site] + BIAS, **{"gen": gen} | fields)
 
     def waits(self, by: int = LOOP, epfd: int = EPFD) -> Self:
-        return self.raw(Kind.BATCH_OPENED, tid=by, epfd=epfd)
+        return self.raw(Kind.WAITER_SEEN, tid=by, epfd=epfd)
 
     def accepted(self, fd: int) -> Self:
         return self.raw(Kind.ACCEPTED, fd=LISTENER, ret=fd)

@@ -55,7 +55,7 @@ class TestRules:
     def test_a_clean_life(self, play: Playbook) -> None:
         play >> alive().delivered().dispatched(0x9000).removed(9).closed(9).destroyed().take() << nothing
         (row,) = play.correlator.census.rows()
-        assert (row.steps, row.count) == ("ADD@loop · deliver · DEL@loop · DESTROY@loop", 1)
+        assert (row.steps, row.count) == ("ADD@loop · deliver · DEL@loop · CLOSE@loop · DESTROY@loop", 1)
 
     def test_stale_delivery_in_a_later_batch(self, play: Playbook) -> None:
         play >> alive().delivered().dispatched(0x9000).closed(9).destroyed().delivered().take()

@@ -1,0 +1,337 @@
+"""Every bug switch in every build mode: what afterfree finds equals what the target knows it did.
+
+The target's side table (tests/targets/README.md, "Truth file") is compared per rule and, where the
+finding names a slot, per (slot address, generation). One line is printed per (switch, mode).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.correlator.core import Correlator, CorrelatorOptions
+from agent.correlator.findings import Finding, RuleId, Severity
+from probes.events import SlotLingering
+from probes.session import LiveSession, SessionOptions
+from tests.integration.harness import Run, Server, attached, conclude, load, pump, server
+
+pytestmark = [pytest.mark.bpf, pytest.mark.slow]
+
+MODES = ("ReleaseSafe", "ReleaseFast", "ReleaseSmall", "Debug")
+CONNECTIONS = 10_000
+CORRECT_CONNECTIONS = 80_000
+SATURATING_CONNECTIONS = 24_000
+MAX_CONN = 256
+LEAK_AFTER_NS = 1_000_000_000  # the session names what has been closed for five seconds
+
+Life = tuple[int, int]  # slot address, generation
+Lives = Counter[Life]
+
+
+class Ledger(Correlator):
+    """The correlator, noting every occurrence it counts: groups show only the first slot of each."""
+
+    def __init__(self, options: CorrelatorOptions | None = None) -> None:
+        super().__init__(options)
+        self.each: dict[tuple[RuleId, Severity], Lives] = {}
+
+    def _group(self, finding: Finding, image: str) -> list[Finding]:
+        lives = self.each.setdefault((finding.rule, finding.severity), Counter())
+        lives[finding.slot, finding.generation] += finding.count
+        return super()._group(finding, image)
+
+    def lives(self, rule: RuleId, severity: Severity | None = None) -> Lives:
+        total: Lives = Counter()
+        for (named, level), lives in self.each.items():
+            if named is rule and severity in (None, level):
+                total.update(lives)
+        return total
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of tests/targets/README.md, or a combination of them, and the rules that must speak."""
+
+    name: str
+    bugs: tuple[str, ...]
+    mix: str
+    fires: tuple[RuleId, ...]
+    server: tuple[str, ...] = ()
+    client: tuple[str, ...] = ()
+    concurrency: int = 32
+    connections: int = CONNECTIONS
+    leaks: bool = False  # wait for the scan that names closed slots nobody destroyed
+    victims: bool = False  # descriptors of others are closed: their counts are approximate in the truth
+
+
+R = RuleId
+SURVIVES = (R.DESCRIPTION_OUTLIVES_CLOSE, R.FREED_WHILE_REGISTERED, R.STALE_DELIVERY)
+CASES = (
+    Case("dup-outlives-close", ("dup-outlives-close",), "dup", SURVIVES, ("--every", "4")),
+    Case("dup-outlives-close, mixed", ("dup-outlives-close",), "bugs", SURVIVES, ("--every", "2")),
+    Case(
+        "close-on-worker",
+        ("close-on-worker",),
+        "close",
+        (R.IMPLICIT_REMOVAL, R.CLOSE_IN_OPEN_BATCH),
+        ("--window-us", "50"),
+    ),
+    Case("close-on-worker, mixed", ("close-on-worker",), "correct", (R.IMPLICIT_REMOVAL,)),
+    Case(
+        "close-on-worker + dup",
+        ("close-on-worker", "dup-outlives-close"),
+        "dup",
+        (R.DELIVERY_AFTER_CLOSE, R.DESCRIPTION_OUTLIVES_CLOSE),
+        ("--dup-hold-ms", "0", "--window-us", "4000", "--every", "4"),
+        concurrency=64,
+    ),
+    Case("parse-error-no-del", ("parse-error-no-del",), "malformed", ()),
+    Case(
+        "parse-error-no-del + dup",
+        ("parse-error-no-del", "dup-outlives-close"),
+        "dup-malformed",
+        SURVIVES,
+        ("--every", "4"),
+    ),
+    Case("free-in-batch", ("free-in-batch",), "poke", (R.FREED_IN_OPEN_BATCH,), concurrency=64),
+    Case(
+        "double-destroy",
+        ("double-destroy",),
+        "churn",
+        (R.DOUBLE_DESTROY, R.ALIASED_SLOT),
+        ("--every", "50"),
+    ),
+    Case("recycled", ("recycled",), "recycle", SURVIVES, ("--every", "4")),
+    Case(
+        "recycled, late ADD",
+        ("recycled",),
+        "recycle",
+        (*SURVIVES, R.RECYCLED_DELIVERY),
+        ("--every", "20", "--window-us", "3000"),
+    ),
+    Case("del-after-close", ("del-after-close",), "close", (R.FAILED_REMOVAL,), ("--every", "4")),
+    Case("double-close", ("double-close",), "close", (R.BAD_CLOSE,), ("--every", "4")),
+    Case(
+        "double-close + close-on-worker",
+        ("double-close", "close-on-worker"),
+        "correct",
+        (R.BAD_CLOSE, R.IMPLICIT_REMOVAL),
+        ("--every", "20"),
+        victims=True,
+    ),
+    Case(
+        "drop-unregistered",
+        ("drop-unregistered",),
+        "close",
+        (R.LEAKED_SLOT,),
+        ("--every", "100", "--limit", "50"),
+        leaks=True,
+    ),
+    Case(
+        "drop-registered",
+        ("drop-registered",),
+        "close",
+        (R.HOT_REDELIVERY,),
+        ("--every", "1000", "--limit", "4"),
+    ),
+    Case(
+        "stale-sweep",
+        ("stale-sweep",),
+        "timeout",
+        (R.DOUBLE_DESTROY, R.FREED_WHILE_REGISTERED, R.STALE_DELIVERY),
+        ("--keepalive-timeout-ms", "60", "--request-timeout-ms", "60", "--max-conn", "2000"),
+        concurrency=512,
+    ),
+)
+
+
+def _lives(truth: list[dict[str, Any]], value: Callable[[dict[str, Any]], int]) -> Lives:
+    counted = ((life["slot"], life["generation"], int(value(life))) for life in truth if life.get("life"))
+    return Counter({(slot, generation): count for slot, generation, count in counted if count})
+
+
+EXACT: Mapping[RuleId, Callable[[dict[str, Any]], int]] = {
+    R.STALE_DELIVERY: lambda life: life.get("stale_deliveries", 0),
+    R.DOUBLE_DESTROY: lambda life: max(0, life.get("destroys", 0) - 1),
+    R.ALIASED_SLOT: lambda life: life.get("aliased", False),
+    R.FREED_WHILE_REGISTERED: lambda life: life.get("freed_while_registered", False),
+    R.FREED_IN_OPEN_BATCH: lambda life: life.get("freed_in_batch", False),
+    R.DESCRIPTION_OUTLIVES_CLOSE: lambda life: life.get("description_outlives_close", False),
+    R.FAILED_REMOVAL: lambda life: life.get("failed_removals", 0),
+    R.BAD_CLOSE: lambda life: life.get("bad_closes", 0),
+    R.IMPLICIT_REMOVAL: lambda life: life.get("implicit_on_worker", False) and life.get("destroys", 0) > 0,
+}
+"""What each life of the truth file says, in units of the rule."""
+
+BOUNDED: Mapping[RuleId, tuple[Callable[[dict[str, Any]], int], Callable[[dict[str, Any]], int]]] = {
+    R.DELIVERY_AFTER_CLOSE: (
+        lambda life: life.get("after_close", 0) > 0,
+        lambda life: life.get("after_close_possible", 0) > 0,
+    ),
+    R.CLOSE_IN_OPEN_BATCH: (
+        lambda life: life.get("close_in_batch", False),
+        lambda life: life.get("close_in_batch_possible", False),
+    ),
+}
+"""Lives for certain, and lives that are possible: only the kernel knows the order of the two calls."""
+
+WITHOUT_SLOT = {R.FAILED_REMOVAL, R.BAD_CLOSE, R.IMPLICIT_REMOVAL, *BOUNDED}
+"""The call's fd is all that is known, or the lifetimes are counted: compared by number."""
+
+
+@dataclass
+class Comparison:
+    wrong: list[str] = field(default_factory=list)
+    line: list[str] = field(default_factory=list)
+
+    def number(self, rule: RuleId, ours: int, low: int, high: int) -> None:
+        if not low <= ours <= high:
+            known = f"{low}" if low == high else f"{low}..{high}"
+            self.wrong.append(f"{rule}: found {ours}, truth {known}")
+        if ours or high:
+            self.line.append(f"{rule} {ours}/{low if low == high else f'{low}..{high}'}")
+
+    def lives(self, rule: RuleId, ours: Lives, truth: Lives) -> None:
+        for word, these in (("missed", truth - ours), ("invented", ours - truth)):
+            if these:
+                named = ", ".join(f"{slot:#x} gen {gen}: {n}" for (slot, gen), n in these.most_common(4))
+                self.wrong.append(f"{rule}: {word} {these.total()} on {len(these)} lives ({named})")
+
+
+def compare(case: Case, run: Run, ledger: Ledger, truth: list[dict[str, Any]]) -> Comparison:
+    outcome = Comparison()
+    for rule, value in EXACT.items():
+        known, ours = _lives(truth, value), run.count(rule)
+        spread = len(known) if case.victims else 0
+        outcome.number(rule, ours, known.total() - spread, known.total() + spread)
+        if rule not in WITHOUT_SLOT and not case.victims:
+            outcome.lives(rule, ledger.lives(rule), known)
+    for rule, (certain, possible) in BOUNDED.items():
+        low, high = _lives(truth, certain).total(), _lives(truth, possible).total()
+        outcome.number(rule, run.count(rule), low, high)
+    _compare_recycled(outcome, ledger, truth)
+    _compare_dropped(outcome, case, ledger, truth)
+    known_rules = {*EXACT, *BOUNDED, R.RECYCLED_DELIVERY, R.LEAKED_SLOT, R.HOT_REDELIVERY}
+    for finding in run.findings():
+        if finding.rule not in known_rules and finding.severity > Severity.WARNING:
+            outcome.wrong.append(f"{finding.rule}: {finding.count}, a rule the truth does not know")
+    return outcome
+
+
+def _compare_recycled(outcome: Comparison, ledger: Ledger, truth: list[dict[str, Any]]) -> None:
+    """Critical ones never exceed the truth; critical and uncertain ones together cover it. Per life."""
+    known = _lives(truth, lambda life: life.get("recycled_deliveries", 0))
+    open_ = _lives(truth, lambda life: life.get("recycled_ambiguous", 0))
+    certain = ledger.lives(R.RECYCLED_DELIVERY, Severity.CRITICAL)
+    both = ledger.lives(R.RECYCLED_DELIVERY)
+    if certain.total() > known.total():
+        outcome.wrong.append(f"recycled-delivery: {certain.total()} certain, truth {known.total()}")
+    outcome.lives(R.RECYCLED_DELIVERY, certain & known | certain - (known + open_), certain & known)
+    outcome.lives(R.RECYCLED_DELIVERY, both & known, known)
+    if both or known:
+        outcome.line.append(f"recycled-delivery {certain.total()}<={known.total()}<={both.total()}")
+
+
+def _compare_dropped(outcome: Comparison, case: Case, ledger: Ledger, truth: list[dict[str, Any]]) -> None:
+    closed = _lives(truth, lambda life: life.get("dropped", False) and life.get("closed", False))
+    spinning = _lives(truth, lambda life: life.get("dropped", False) and not life.get("closed", False))
+    leaked = ledger.lives(R.LEAKED_SLOT)
+    if case.leaks or leaked:
+        outcome.number(R.LEAKED_SLOT, leaked.total(), closed.total(), closed.total())
+        outcome.lives(R.LEAKED_SLOT, leaked, closed)
+    hot = ledger.lives(R.HOT_REDELIVERY)
+    if spinning:
+        # Deliveries are counted; the truth knows the lives.
+        outcome.number(R.HOT_REDELIVERY, len(hot), len(spinning), len(spinning))
+        outcome.lives(R.HOT_REDELIVERY, Counter(dict.fromkeys(hot, 1)), spinning)
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[str], None]]:
+    def print_line(text: str) -> None:
+        with capsys.disabled():
+            print(f"\n  {text}", end="", flush=True)
+
+    yield print_line
+
+
+def _row(name: str, mode: str, connections: int, began: float, said: list[str]) -> str:
+    return f"{name:31} {mode:12} {connections:7,} {time.monotonic() - began:5.1f} s  {'  '.join(said)}"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", ""))
+def test_findings_equal_the_truth(
+    case: Case, mode: str, tmp_path: Path, say: Callable[[str], None]
+) -> None:
+    began = time.monotonic()
+    bugs = [word for bug in case.bugs for word in ("--bug", bug)]
+    ledger = Ledger(CorrelatorOptions(leak_after_ns=LEAK_AFTER_NS))
+    with server(mode, tmp_path, *bugs, "--survive", *case.server) as target:
+        with attached(target) as (session, run):
+            run.correlator = ledger
+            client = load(
+                target.port, case.mix, *case.client, connections=case.connections, concurrency=case.concurrency
+            )
+            pump(session, run, client)
+            if case.leaks:
+                _until_scanned(session, run)
+            summary = conclude(session, run, target)
+        truth = target.truth()
+    outcome = compare(case, run, ledger, truth)
+    say(_row(case.name, mode, summary["connections"], began, outcome.line))
+
+    assert run.lost() == {}, f"events were lost, nothing can be compared: {run.lost()}"
+    assert summary["overflow"] == summary["orphan_overflow"] == 0
+    assert summary["connections"] >= CONNECTIONS
+    assert not outcome.wrong, "\n".join([f"{case.name}, {mode}:", *outcome.wrong])
+    silent = [str(rule) for rule in case.fires if not run.count(rule)]
+    assert not silent, f"the switch was meant to raise {silent}: the test has proved nothing about them"
+
+
+def _until_scanned(session: LiveSession, run: Run) -> None:
+    """Until a scan begins that is later than five seconds after the last close."""
+    deadline = time.monotonic() + 20
+    scans: set[int] = set()
+    while len(scans) < 2 and time.monotonic() < deadline:
+        batch = list(session.poll(0.2))
+        scans |= {event.ts for event in batch if isinstance(event, SlotLingering)}
+        run.feed(batch)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nothing_is_found_in_a_correct_server(
+    mode: str, tmp_path: Path, say: Callable[[str], None]
+) -> None:
+    """Every script of the load client, then more clients than the server takes."""
+    began = time.monotonic()
+    with server(mode, tmp_path, "--max-conn", str(MAX_CONN), "--truth-detail", "all") as target:
+        with attached(target) as (session, run):
+            pump(session, run, load(target.port, "correct", connections=CORRECT_CONNECTIONS))
+            crowd = load(
+                target.port, "saturate", connections=SATURATING_CONNECTIONS, concurrency=2 * MAX_CONN
+            )
+            pump(session, run, crowd)
+            summary = conclude(session, run, target)
+        slots = {line.split(b",", 2)[1] for line in target.truth_file.read_bytes().splitlines()[:-1]}
+    findings = run.findings()
+    said = [f"{finding.rule} {finding.count}" for finding in findings]
+    say(
+        _row(
+            "correct", mode, summary["connections"], began, [f"{len(slots)} slots", *(said or ["no finding"])]
+        )
+    )
+
+    assert run.lost() == {}
+    assert summary["overflow"] == 0
+    assert summary["connections"] >= 100_000
+    assert run.correlator.census.total == summary["destroyed"]
+    assert len(slots) == MAX_CONN, "the server was never full"
+    above = [finding for finding in findings if finding.severity > Severity.WARNING]
+    assert not above, [f"{finding.rule} {finding.confidence} x{finding.count}" for finding in above]
