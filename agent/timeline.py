@@ -26,7 +26,7 @@ _WORDS = {
     Kind.REMOVED: "DEL",
     Kind.CLOSED: "CLOSE",
     Kind.DUPPED: "dup",
-    Kind.WAITER_SEEN: "waits",
+    Kind.WAITER_SEEN: "first wait here",
     Kind.DELIVERED: "deliver",
     Kind.ACCEPTED: "accept",
     Kind.FORKED: "fork",
@@ -233,7 +233,7 @@ class TimelineModel:
 
 def _detail(kind: int, ret: int, arg: int, addr: int) -> tuple[str, str]:
     if kind == Kind.WAITER_SEEN:
-        return "first wait on this epoll instance", "dim"
+        return "", "dim"
     if kind in (Kind.DELIVERED, Kind.ADDED, Kind.MODIFIED):
         if ret < 0 and kind != Kind.DELIVERED:
             return f"failed ({ret})", "high"

@@ -338,7 +338,8 @@ class LiveSession:
 
     def drain(self) -> Iterable[events.Event]:
         """What is still due at the end: call once before `close`."""
-        found = [*self._read_urgent(), *self._read_lifetimes()]
+        begun, self._start = self._start, []  # not polled yet: a signal came while attaching
+        found = [*begun, *self._read_urgent(), *self._read_lifetimes()]
         if self._recorder is not None:
             records = self._recorder.read(time.monotonic_ns() + Recorder.MARGIN_NS)
             if records:

@@ -173,7 +173,7 @@ def test_the_timeline_is_drawn_once_with_its_header() -> None:
         timeline_printer=Printer(stream),
     ).run()
     assert stream.getvalue().count("thread") == 1
-    assert "wait returned 1 event" in stream.getvalue()
+    assert "first wait here" in stream.getvalue()
 
 
 def test_the_summary_says_what_was_found_and_what_was_lost() -> None:

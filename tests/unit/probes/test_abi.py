@@ -108,7 +108,7 @@ def test_scalar_limits_agree(compiled: dict[str, int]) -> None:
 
 
 def test_private_map_values_agree(tmp_path: Path) -> None:
-    """The two map values user space also writes (targets, fds) are declared in 10-maps.c, not in the header."""
+    """The map values user space writes too (targets, fds) are declared in 10-maps.c, not in the header."""
     text = (HEADER.parent / "10-maps.c").read_text(encoding="utf-8")
     structs = "\n".join(
         match[0]
@@ -122,8 +122,8 @@ def test_private_map_values_agree(tmp_path: Path) -> None:
     source.write_text(
         "#include <stdio.h>\ntypedef unsigned long long u64; typedef unsigned u32; typedef int s32;\n"
         + structs
-        + '\nint main(void) { printf("%zu %zu %zu %zu %zu %zu\\n", sizeof(struct af_target), sizeof(struct af_fd),'
-        " sizeof(struct af_slot_key), sizeof(struct af_reg_key), sizeof(struct af_fd_key),"
+        + '\nint main(void) { printf("%zu %zu %zu %zu %zu %zu\\n", sizeof(struct af_target),'
+        " sizeof(struct af_fd), sizeof(struct af_slot_key), sizeof(struct af_reg_key), sizeof(struct af_fd_key),"
         " sizeof(struct af_desc_key)); }",
         encoding="utf-8",
     )

@@ -1,0 +1,384 @@
+# Owns one ELF file: sections, segments, symbols, identity. Every offset and count of the file is
+# checked before use; the file is untrusted. Must not know DWARF beyond section names.
+from __future__ import annotations
+
+import bisect
+import hashlib
+import mmap
+import os
+import stat
+import struct
+import zlib
+from dataclasses import dataclass
+from types import TracebackType
+
+from symbols.errors import MalformedImage, NotElf, NotReadable, WrongMachine
+from symbols.plan import Segment
+
+_MAX_FILE = 64 << 30
+_MAX_SECTIONS = 65_536
+_MAX_SEGMENTS = 4_096
+_MAX_SYMBOLS = 8_000_000
+_MAX_INFLATED = 512 << 20
+
+_EM_X86_64 = 62
+_MACHINES = {
+    3: "i386",
+    8: "mips",
+    20: "ppc",
+    21: "ppc64",
+    22: "s390",
+    40: "arm",
+    62: "x86_64",
+    183: "aarch64",
+}
+_MACHINES |= {243: "riscv", 258: "loongarch"}
+
+_SHT_SYMTAB, _SHT_NOTE, _SHT_NOBITS, _SHT_DYNSYM = 2, 7, 8, 11
+_SHF_COMPRESSED = 0x800
+_PT_LOAD, _PT_NOTE, _PT_INTERP = 1, 4, 3
+_ET_EXEC, _ET_DYN = 2, 3
+_STT_FUNC = 2
+
+
+@dataclass(frozen=True, slots=True)
+class SectionHeader:
+    name: str
+    type: int
+    flags: int
+    addr: int
+    offset: int
+    size: int
+    link: int
+    entsize: int
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionSymbol:
+    name: str
+    address: int
+    size: int  # bytes; 0 where the symbol table gives none
+
+
+class Data:
+    """A read-only window on a buffer: section bytes without a copy.
+
+    Offsets are relative to the window. Reads beyond its end raise MalformedImage.
+    """
+
+    __slots__ = ("base", "buf", "end", "name", "path", "size")
+
+    def __init__(self, buf: bytes | mmap.mmap, base: int, size: int, name: str, path: str) -> None:
+        self.buf = buf
+        self.base = base
+        self.size = size
+        self.end = base + size
+        self.name = name
+        self.path = path
+
+    def bad(self, detail: str) -> MalformedImage:
+        return MalformedImage(detail, path=self.path, where=self.name)
+
+    def read(self, offset: int, count: int) -> bytes:
+        if offset < 0 or count < 0 or offset + count > self.size:
+            raise self.bad(f"{count} bytes at {offset:#x} lie beyond its end ({self.size:#x})")
+        start = self.base + offset
+        return self.buf[start : start + count]
+
+    def uint(self, offset: int, count: int) -> int:
+        return int.from_bytes(self.read(offset, count), "little")
+
+    def cstr(self, offset: int) -> bytes:
+        if offset < 0 or offset >= self.size:
+            raise self.bad(f"string at {offset:#x} lies beyond its end ({self.size:#x})")
+        start = self.base + offset
+        stop = self.buf.find(b"\0", start, self.end)
+        if stop < 0:
+            raise self.bad(f"string at {offset:#x} has no end")
+        return self.buf[start:stop]
+
+    def find_all(self, pattern: bytes, start: int = 0, stop: int | None = None) -> list[int]:
+        """Offsets of every (also overlapping) occurrence of pattern."""
+        found = []
+        limit = self.end if stop is None else min(self.base + stop, self.end)
+        at = self.buf.find(pattern, self.base + start, limit)
+        while at >= 0:
+            found.append(at - self.base)
+            at = self.buf.find(pattern, at + 1, limit)
+        return found
+
+
+class Image:
+    """An ELF file, mapped read-only. Close it (or use `with`).
+
+    Raises NotReadable, NotElf, WrongMachine (machines other than x86-64, unless any_machine) and
+    MalformedImage.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, any_machine: bool = False) -> None:
+        self.path = os.fspath(path)
+        self._map = _map_file(self.path)
+        try:
+            self._parse(any_machine)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._map.close()
+
+    def __enter__(self) -> Image:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- headers ---------------------------------------------------------------------------------
+
+    def _bad(self, detail: str, where: str) -> MalformedImage:
+        return MalformedImage(detail, path=self.path, where=where)
+
+    def _parse(self, any_machine: bool) -> None:
+        head = self._map[:64]
+        if head[:4] != b"\x7fELF":
+            raise NotElf("not an ELF file", path=self.path)
+        if len(head) >= 20:
+            code = int.from_bytes(head[18:20], "big" if head[5] == 2 else "little")
+            self.machine = _MACHINES.get(code, f"machine {code}")
+        if len(head) < 64:
+            raise self._bad("shorter than its header", "ELF header")
+        if head[4] != 2 or head[5] != 1:
+            kind = f"{32 if head[4] == 1 else 64}-bit {'big' if head[5] == 2 else 'little'}-endian"
+            raise WrongMachine(f"a {kind} ELF file for {self.machine}", path=self.path, machine=self.machine)
+        if code != _EM_X86_64 and not any_machine:
+            raise WrongMachine(f"built for {self.machine}", path=self.path, machine=self.machine)
+        (
+            self.type,
+            _m,
+            _v,
+            self.entry,
+            phoff,
+            shoff,
+            _f,
+            _eh,
+            phentsize,
+            phnum,
+            shentsize,
+            shnum,
+            shstrndx,
+        ) = struct.unpack_from("<HHIQQQIHHHHHH", head, 16)
+        if self.type not in (_ET_EXEC, _ET_DYN):
+            raise self._bad(f"type {self.type} is neither an executable nor a shared object", "ELF header")
+        self.segments, self._notes, self.interpreted = self._read_segments(phoff, phentsize, phnum)
+        self.pie = self.type == _ET_DYN
+        self.sections = self._read_sections(shoff, shentsize, shnum, shstrndx)
+        self._by_name = {header.name: header for header in reversed(self.sections)}
+        self._inflated: dict[str, bytes] = {}
+        self._functions: list[FunctionSymbol] | None = None
+        self._starts: list[int] = []
+        self._identity: str | None = None
+
+    def _read_segments(
+        self, offset: int, entsize: int, count: int
+    ) -> tuple[tuple[Segment, ...], list[tuple[int, int]], bool]:
+        size = len(self._map)
+        if count and (entsize < 56 or count > _MAX_SEGMENTS or offset + count * entsize > size):
+            raise self._bad("lies beyond the end of the file", "program header table")
+        loads, notes, interpreted = [], [], False
+        for index in range(count):
+            ptype, flags, off, vaddr, _pa, filesz, memsz, _align = struct.unpack_from(
+                "<IIQQQQQQ", self._map, offset + index * entsize
+            )
+            if ptype not in (_PT_LOAD, _PT_NOTE, _PT_INTERP):
+                continue
+            if off + filesz > size:
+                raise self._bad(f"segment {index} lies beyond the end of the file", "program header table")
+            if ptype == _PT_LOAD:
+                loads.append(
+                    Segment(vaddr=vaddr, offset=off, filesz=filesz, memsz=memsz, executable=bool(flags & 1))
+                )
+            elif ptype == _PT_NOTE:
+                notes.append((off, filesz))
+            else:
+                interpreted = True
+        return tuple(loads), notes, interpreted
+
+    def _read_sections(self, offset: int, entsize: int, count: int, names: int) -> list[SectionHeader]:
+        size = len(self._map)
+        if not offset:
+            return []
+        if entsize < 64 or offset + entsize > size:
+            raise self._bad("lies beyond the end of the file", "section header table")
+        first = struct.unpack_from("<IIQQQQIIQQ", self._map, offset)
+        count = count or first[5]  # more than 0xff00 sections: gABI, sh_size of entry 0
+        names = first[6] if names == 0xFFFF else names
+        if count > _MAX_SECTIONS or offset + count * entsize > size or names >= max(count, 1):
+            raise self._bad(f"{count} entries do not fit", "section header table")
+        raw = [struct.unpack_from("<IIQQQQIIQQ", self._map, offset + i * entsize) for i in range(count)]
+        if not raw:
+            return []
+        strings = self._window(raw[names][4], raw[names][5], ".shstrtab")
+        headers = []
+        for name, stype, flags, addr, off, length, link, _info, _align, ent in raw:
+            text = strings.cstr(name).decode("utf-8", "replace") if strings.size else ""
+            headers.append(SectionHeader(text, stype, flags, addr, off, length, link, ent))
+        return headers
+
+    def _window(self, offset: int, size: int, name: str) -> Data:
+        if offset + size > len(self._map):
+            raise self._bad("lies beyond the end of the file", name)
+        return Data(self._map, offset, size, name, self.path)
+
+    # -- sections --------------------------------------------------------------------------------
+
+    def has(self, name: str) -> bool:
+        header = self._by_name.get(name)
+        return header is not None and header.type != _SHT_NOBITS and header.size > 0
+
+    def section(self, name: str) -> Data:
+        """The section's bytes, inflated where compressed; an empty window when there is none."""
+        header = self._by_name.get(name)
+        if header is None or header.type == _SHT_NOBITS:
+            return Data(b"", 0, 0, name, self.path)
+        if not header.flags & _SHF_COMPRESSED:
+            return self._window(header.offset, header.size, name)
+        if name not in self._inflated:
+            self._inflated[name] = self._inflate(header)
+        data = self._inflated[name]
+        return Data(data, 0, len(data), name, self.path)
+
+    def _inflate(self, header: SectionHeader) -> bytes:
+        raw = self._window(header.offset, header.size, header.name)
+        if raw.size < 24:
+            raise raw.bad("too short for its compression header")
+        kind, size = raw.uint(0, 4), raw.uint(8, 8)
+        if kind != 1:  # ELFCOMPRESS_ZLIB; zstd needs Python 3.14 or a package
+            raise MalformedImage(
+                f"compressed by method {kind}, only zlib (1) is supported",
+                path=self.path,
+                where=header.name,
+                remedy="objcopy --decompress-debug-sections IN OUT, then give OUT with --debug-file",
+            )
+        if size > _MAX_INFLATED:
+            raise raw.bad(f"claims {size} bytes uncompressed")
+        inflater = zlib.decompressobj()
+        try:
+            data = inflater.decompress(raw.read(24, raw.size - 24), size + 1)
+        except zlib.error as error:
+            raise raw.bad(f"does not decompress ({error})") from error
+        if len(data) != size:
+            raise raw.bad("does not decompress to the size it claims")
+        return data
+
+    # -- identity and addresses ------------------------------------------------------------------
+
+    @property
+    def build_id(self) -> str | None:
+        """Lower-case hex of NT_GNU_BUILD_ID, from PT_NOTE or SHT_NOTE."""
+        places = list(self._notes)
+        places += [(s.offset, s.size) for s in self.sections if s.type == _SHT_NOTE]
+        for start, size in places:
+            offset, end = start, min(start + size, len(self._map))
+            while offset + 12 <= end:
+                namesz, descsz, ntype = struct.unpack_from("<III", self._map, offset)
+                desc = offset + 12 + (namesz + 3 & ~3)
+                if desc + descsz > end:
+                    break
+                if ntype == 3 and 0 < descsz <= 64 and self._map[offset + 12 : offset + 16] == b"GNU\0":
+                    return self._map[desc : desc + descsz].hex()
+                offset = desc + (descsz + 3 & ~3)
+        return None
+
+    @property
+    def identity(self) -> str:
+        """`build-id:<hex>`, or `sha256:<hex>` of the file's content where it carries none."""
+        if self._identity is None:
+            note = self.build_id
+            if note:
+                self._identity = f"build-id:{note}"
+            else:
+                digest = hashlib.sha256()
+                for start in range(0, len(self._map), 1 << 20):
+                    digest.update(self._map[start : start + (1 << 20)])
+                self._identity = f"sha256:{digest.hexdigest()}"
+        return self._identity
+
+    def file_offset(self, address: int) -> int | None:
+        """Where the byte at a virtual address lies in the file; None when no PT_LOAD brings it."""
+        for segment in self.segments:
+            if segment.vaddr <= address < segment.vaddr + segment.filesz:
+                return address - segment.vaddr + segment.offset
+        return None
+
+    def executable(self, address: int) -> bool:
+        return any(s.executable and s.vaddr <= address < s.vaddr + s.filesz for s in self.segments)
+
+    def code(self, address: int, count: int) -> bytes:
+        """Up to count bytes at a virtual address; fewer at the end of its segment, none outside."""
+        for segment in self.segments:
+            if segment.vaddr <= address < segment.vaddr + segment.filesz:
+                count = max(0, min(count, segment.vaddr + segment.filesz - address))
+                start = address - segment.vaddr + segment.offset
+                return self._map[start : start + count]
+        return b""
+
+    # -- symbols ---------------------------------------------------------------------------------
+
+    @property
+    def functions(self) -> list[FunctionSymbol]:
+        """FUNC symbols with an address, by address (.symtab, else .dynsym)."""
+        if self._functions is None:
+            self._functions = self._read_symbols()
+            self._starts = [symbol.address for symbol in self._functions]
+        return self._functions
+
+    def function_at(self, address: int) -> FunctionSymbol | None:
+        """The function symbol whose [address, address + size) holds the address."""
+        functions = self.functions
+        index = bisect.bisect_right(self._starts, address) - 1
+        steps = 0
+        while index >= 0 and steps < 16:  # aliases and nested sizes: a few steps back are enough
+            symbol = functions[index]
+            if symbol.address <= address < symbol.address + max(symbol.size, 1):
+                return symbol
+            index -= 1
+            steps += 1
+        return None
+
+    def _read_symbols(self) -> list[FunctionSymbol]:
+        table = next((s for s in self.sections if s.type == _SHT_SYMTAB), None)
+        table = table or next((s for s in self.sections if s.type == _SHT_DYNSYM), None)
+        if table is None or table.link >= len(self.sections):
+            return []
+        data = self._window(table.offset, table.size, table.name)
+        link = self.sections[table.link]
+        strings = self._window(link.offset, link.size, link.name)
+        count = min(data.size // 24, _MAX_SYMBOLS)
+        found = []
+        for name, info, _other, shndx, value, size in struct.iter_unpack("<IBBHQQ", data.read(0, count * 24)):
+            if info & 15 == _STT_FUNC and shndx and value:
+                text = strings.cstr(name).decode("utf-8", "replace")
+                found.append(FunctionSymbol(text, value, size))
+        found.sort(key=lambda symbol: (symbol.address, -symbol.size))
+        return found
+
+
+def _map_file(path: str) -> mmap.mmap:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block us
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise NotElf("not a regular file", path=path)
+            if status.st_size == 0:
+                raise NotElf("the file is empty", path=path)
+            if status.st_size > _MAX_FILE:
+                raise NotElf(f"{status.st_size} bytes are more than an executable has", path=path)
+            return mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+        finally:
+            os.close(fd)
+    except (OSError, ValueError) as error:
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise NotReadable(f"cannot be read ({text})", path=path) from error

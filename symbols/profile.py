@@ -1,0 +1,182 @@
+# Owns profiles: TOML that names a program's create, destroy, disown and dispatch functions. Validates
+# completely, with key and line. Must not look into executables (resolve.py does).
+from __future__ import annotations
+
+import importlib.resources
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from symbols.errors import ProfileError
+from symbols.plan import Role, Userdata
+from symbols.search import matches
+
+__all__ = ["FunctionSpec", "Profile", "load_profile", "matches", "parse_profile", "shipped_profiles"]
+
+_MAX_PROFILE = 1 << 20
+_TOP = frozenset(("name", "guard", "slot", "userdata", "description"))
+_SLOT = frozenset(("type", "create", "destroy", "disown", "dispatch", "freelist_link"))
+_USERDATA = frozenset(("kind", "mask", "reserved"))
+_ARGUMENT = {Role.CREATE: "returns", Role.DESTROY: "slot", Role.DISOWN: "slot", Role.DISPATCH: "object"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FunctionSpec:
+    """One function of the profile. argument: the parameter's name; for create always "slot" (the result)."""
+
+    role: Role
+    pattern: str  # glob on linkage name and on name
+    argument: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    name: str
+    path: str  # file it came from
+    slot_type: str  # glob on the type's name; "*" where the profile does not say
+    functions: Mapping[Role, FunctionSpec]
+    freelist_offset: int | None
+    userdata: Userdata
+    guard: str | None = None
+
+
+def load_profile(path: str | os.PathLike[str]) -> Profile:
+    """Read and validate a profile file. Raises ProfileError."""
+    name = os.fspath(path)
+    try:
+        with open(name, "rb") as file:
+            raw = file.read(_MAX_PROFILE + 1)
+    except OSError as error:
+        raise ProfileError(
+            f"cannot be read ({error.strerror})", path=name, remedy="check the path"
+        ) from error
+    if len(raw) > _MAX_PROFILE:
+        raise ProfileError("longer than 1 MiB", path=name)
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise ProfileError("not UTF-8 text", path=name, line=line) from error
+    return parse_profile(text, name)
+
+
+def shipped_profiles() -> tuple[Profile, ...]:
+    """The profiles that come with the package, by file name."""
+    folder = importlib.resources.files("symbols").joinpath("profiles")
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    return tuple(parse_profile(file.read_text("utf-8"), str(file)) for file in files)
+
+
+def parse_profile(text: str, path: str = "<profile>") -> Profile:
+    """Validate a profile's text. Raises ProfileError with key and, best effort, line."""
+    try:
+        data = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        found = re.search(r"at line (\d+)", str(error))
+        line = int(found.group(1)) if found else len(text.splitlines())  # "(at end of document)"
+        raise ProfileError(f"not valid TOML ({error})", path=path, line=line) from error
+    return _Reader(text, path).profile(data)
+
+
+class _Reader:
+    def __init__(self, text: str, path: str) -> None:
+        self._lines = text.splitlines()
+        self._path = path
+
+    def _error(self, key: str, detail: str) -> ProfileError:
+        return ProfileError(f"{key}: {detail}", path=self._path, line=self._line(key), key=key)
+
+    def _line(self, key: str) -> int:
+        """Where the last part of a dotted key is written, after the headers of the parts before it."""
+        line, parts = 0, key.split(".")
+        for depth, part in enumerate(parts):
+            name = re.escape(part)
+            dotted = r"\.".join(re.escape(p) for p in parts[: depth + 1])
+            regex = re.compile(rf"\s*\[\s*{dotted}\s*\]|(^|[\s{{,.]){name}\s*=|^\s*{dotted}\s*=")
+            for number in range(max(line - 1, 0), len(self._lines)):
+                if regex.search(self._lines[number].split("#")[0]):
+                    line = number + 1
+                    break
+        return line
+
+    def _keys(self, table: Mapping[str, Any], known: frozenset[str], where: str) -> None:
+        for key in table:
+            if key not in known:
+                raise self._error(f"{where}{key}", f"unknown key; known here: {', '.join(sorted(known))}")
+
+    def _table(self, value: Any, key: str) -> Mapping[str, Any]:
+        if not isinstance(value, dict):
+            raise self._error(key, "must be a table")
+        return value
+
+    def _text(self, value: Any, key: str) -> str:
+        if not isinstance(value, str) or not value.strip():
+            raise self._error(key, "must be a non-empty string")
+        if any(ord(char) < 32 for char in value):
+            raise self._error(key, "must not contain control characters")
+        return value
+
+    def _integer(self, value: Any, key: str, low: int, high: int) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise self._error(key, f"must be an integer from {low:#x} to {high:#x}")
+        return value
+
+    def profile(self, data: Mapping[str, Any]) -> Profile:
+        self._keys(data, _TOP, "")
+        if "slot" not in data:
+            raise self._error("slot", "is missing")
+        slot = self._table(data["slot"], "slot")
+        self._keys(slot, _SLOT, "slot.")
+        functions = {}
+        for role in Role:
+            if role.value in slot:
+                functions[role] = self._function(role, slot[role.value])
+        if Role.DESTROY not in functions:
+            raise self._error("slot.destroy", "is missing")
+        freelist = None
+        if "freelist_link" in slot:
+            link = self._table(slot["freelist_link"], "slot.freelist_link")
+            self._keys(link, frozenset(("offset",)), "slot.freelist_link.")
+            freelist = self._integer(link.get("offset"), "slot.freelist_link.offset", 0, 1 << 20)
+        guard = data.get("guard")
+        return Profile(
+            name=self._text(data.get("name"), "name"),
+            path=self._path,
+            slot_type=self._text(slot.get("type", "*"), "slot.type"),
+            functions=functions,
+            freelist_offset=freelist,
+            userdata=self._userdata(data.get("userdata", {})),
+            guard=None if guard is None else self._text(guard, "guard"),
+        )
+
+    def _function(self, role: Role, value: Any) -> FunctionSpec:
+        key, argument = f"slot.{role.value}", _ARGUMENT[role]
+        table = self._table(value, key)
+        self._keys(table, frozenset(("function", argument)), f"{key}.")
+        for name in ("function", argument):
+            if name not in table:
+                raise self._error(f"{key}.{name}", "is missing")
+        wanted = self._text(table[argument], f"{key}.{argument}")
+        if role is Role.CREATE and wanted != "slot":
+            raise self._error(f"{key}.returns", 'must be "slot"')
+        pattern = self._text(table["function"], f"{key}.function")
+        if not pattern.strip("*?"):
+            raise self._error(f"{key}.function", "matches every function")
+        return FunctionSpec(role=role, pattern=pattern, argument=wanted)
+
+    def _userdata(self, value: Any) -> Userdata:
+        table = self._table(value, "userdata")
+        self._keys(table, _USERDATA, "userdata.")
+        kind = table.get("kind", "pointer")
+        if kind not in ("pointer", "fd"):
+            raise self._error("userdata.kind", 'must be "pointer" or "fd"')
+        highest = (1 << 64) - 1
+        mask = self._integer(table.get("mask", highest), "userdata.mask", 1, highest)
+        reserved = table.get("reserved", [])
+        if not isinstance(reserved, list) or len(reserved) > 1024:
+            raise self._error("userdata.reserved", "must be a list of at most 1024 integers")
+        numbers = tuple(self._integer(item, "userdata.reserved", 0, highest) for item in reserved)
+        return Userdata(kind=kind, mask=mask, reserved=numbers)

@@ -1,0 +1,243 @@
+# Owns resolve(): executable + profile -> ProbePlan. Puts the parts together and decides nothing twice.
+# Must not print, cache, or attach.
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+from symbols.creates import Births
+from symbols.dwarf import Die, Dwarf
+from symbols.errors import STRAY_ERRORS, DebugFileMismatch, NoDebugInfo, NoDestroySite, NoProfileMatch, stray
+from symbols.expressions import Unsupported
+from symbols.image import Image
+from symbols.instances import Finder, Instance
+from symbols.layout import slot_layout
+from symbols.linetable import LineTables
+from symbols.merged import MergedDestroys
+from symbols.plan import ProbePlan, Role, Site, Unprobed
+from symbols.profile import Profile, shipped_profiles
+from symbols.scopes import Scopes
+from symbols.search import FUNCTION_TAGS, Search
+from symbols.sites import SiteBuilder, pointee
+from symbols.tangles import Placed, untangle
+
+
+@dataclass(slots=True)
+class Session:
+    """One image with its debug information opened for searching."""
+
+    image: Image  # the code that runs
+    debug: Image  # where .debug_* sections come from; often the same
+    dwarf: Dwarf
+    search: Search
+    lines: LineTables
+    scopes: Scopes
+
+
+def open_session(image: Image, debug_file: str | os.PathLike[str] | None = None) -> Session:
+    """Raises SymbolError. The caller closes both images (close_session)."""
+    debug = image
+    if debug_file is not None:
+        debug = Image(debug_file)
+        _check_pair(image, debug)
+    try:
+        dwarf = Dwarf(debug)
+        search, lines = Search(dwarf), LineTables(dwarf)
+        scopes = Scopes(image, dwarf, search, lines, symbols=debug if debug.functions else image)
+    except BaseException:
+        if debug is not image:
+            debug.close()
+        raise
+    return Session(image, debug, dwarf, search, lines, scopes)
+
+
+def close_session(session: Session) -> None:
+    if session.debug is not session.image:
+        session.debug.close()
+
+
+def resolve(
+    path: str | os.PathLike[str],
+    profile: Profile | None = None,
+    *,
+    debug_file: str | os.PathLike[str] | None = None,
+) -> ProbePlan:
+    """The probe plan of an executable.
+
+    Without a profile, the shipped one whose destroy resolves. Raises SymbolError: NotElf, WrongMachine,
+    NoDebugInfo, DebugFileMismatch, MalformedImage, NoProfileMatch, NoDestroySite.
+    """
+    with Image(path) as image:
+        try:
+            session = open_session(image, debug_file)
+            try:
+                return _Resolver(session, profile or _pick(session)).plan()
+            finally:
+                close_session(session)
+        except STRAY_ERRORS as error:
+            raise stray(error, image.path) from error
+
+
+def pick_profile(image: Image) -> Profile:
+    """The shipped profile whose destroy function is in the image. Raises NoProfileMatch, NoDebugInfo."""
+    try:
+        return _pick(open_session(image))
+    except STRAY_ERRORS as error:
+        raise stray(error, image.path) from error
+
+
+def _pick(session: Session) -> Profile:
+    profiles = shipped_profiles()
+    for profile in profiles:
+        if session.search.named(profile.functions[Role.DESTROY].pattern, FUNCTION_TAGS):
+            return profile
+    names = tuple(profile.name for profile in profiles)
+    raise NoProfileMatch(
+        f"no shipped profile fits this executable (tried: {', '.join(names)})",
+        path=session.image.path,
+        tried=names,
+    )
+
+
+def _check_pair(image: Image, debug: Image) -> None:
+    if image.build_id != debug.build_id:
+        raise DebugFileMismatch(
+            f"build-id {debug.build_id} is not that of {image.path} ({image.build_id})", path=debug.path
+        )
+    if image.build_id is None:
+        ours = [(s.name, s.addr, s.size) for s in image.sections if s.flags & 4]
+        theirs = [(s.name, s.addr, s.size) for s in debug.sections if s.flags & 4]
+        if ours != theirs:
+            raise DebugFileMismatch(f"its code sections are not those of {image.path}", path=debug.path)
+    if not debug.has(".debug_info"):
+        raise NoDebugInfo("the debug file has no .debug_info either", path=debug.path)
+
+
+class _Resolver:
+    def __init__(self, session: Session, profile: Profile) -> None:
+        self._session = session
+        self._profile = profile
+        self._finder = Finder(session.image, session.dwarf, session.search, session.scopes)
+        self._builder = SiteBuilder(
+            session.image,
+            session.dwarf,
+            session.scopes,
+            slot_type=profile.slot_type,
+            link_offset=profile.freelist_offset or 0,
+        )
+        self._births = Births(
+            session.dwarf,
+            session.scopes,
+            slot_type=profile.slot_type,
+            link_offset=profile.freelist_offset or 0,
+        )
+        self._sites: list[Site] = []
+        self._unprobed: list[Unprobed] = []
+        self._warnings: list[str] = []
+        self._slot_type: Die | None = None
+        self._object_type: Die | None = None
+
+    def plan(self) -> ProbePlan:
+        session, profile = self._session, self._profile
+        for role in Role:
+            spec = profile.functions.get(role)
+            if spec is None:
+                continue
+            instances, lost = self._finder.find(spec)
+            self._unprobed += lost
+            placed = [self._place(instance) for instance in instances]
+            for one in untangle(placed) if role is Role.DESTROY else placed:
+                self._take(one)
+            if role is Role.DESTROY:
+                self._merged(placed)
+            if not self._finder.matched[role]:
+                self._warnings.append(f"{role.value}: no function matches {spec.pattern!r}")
+            elif not instances and not lost:
+                self._warnings.append(f"{role.value}: {spec.pattern!r} has no code in this executable")
+        if not any(site.role is Role.DESTROY for site in self._sites):
+            raise self._no_destroy()
+        layout, notes = slot_layout(session.dwarf, profile, self._slot_type, self._object_type)
+        self._warnings += notes
+        image = session.image
+        return ProbePlan(
+            image=image.path,
+            identity=image.identity,
+            machine=image.machine,
+            pie=image.pie,
+            profile=profile.name,
+            guard=profile.guard,
+            userdata=profile.userdata,
+            slot=layout,
+            segments=image.segments,
+            sites=tuple(self._sites),
+            unprobed=tuple(self._unprobed),
+            warnings=tuple(self._warnings),
+        )
+
+    def _place(self, instance: Instance) -> Placed:
+        """Sites of one instance, or the reason why it has none: all of it or nothing."""
+        create = instance.role is Role.CREATE
+        if not create:
+            self._learn_type(instance)
+        try:
+            found = self._births.find(instance) if create else self._builder.arguments(instance)
+            sites = [self._builder.site(instance, place, 0, harmless=create) for place in found]
+        except Unsupported as error:
+            return Placed(instance, [], str(error))
+        return Placed(instance, sites)
+
+    def _take(self, placed: Placed) -> None:
+        if placed.reason:
+            self._unprobed.append(placed.instance.unprobed(placed.reason))
+        for site in placed.sites:
+            if not self._same_as_before(site):
+                self._sites.append(replace(site, index=len(self._sites)))
+
+    def _merged(self, placed: list[Placed]) -> None:
+        """Destroys that lost their debug entries (merged.py)."""
+        known = [(one.instance, site.source) for one in placed for site in one.sites]
+        instances = [one.instance for one in placed]
+        merged = MergedDestroys(
+            self._session.dwarf,
+            self._session.scopes,
+            self._finder,
+            slot_type=self._profile.slot_type,
+            link_offset=self._profile.freelist_offset or 0,
+        )
+        found, lost = merged.find(known, instances)
+        self._unprobed += lost
+        for instance, place in found:
+            try:
+                self._sites.append(self._builder.site(instance, place, len(self._sites)))
+            except Unsupported as error:
+                self._unprobed.append(instance.unprobed(str(error)))
+
+    def _same_as_before(self, site: Site) -> bool:
+        """Two DIEs for one piece of code (identical instances folded): one probe is right."""
+        for other in self._sites:
+            if other.address == site.address and other.role is site.role and other.source == site.source:
+                return True
+        return False
+
+    def _learn_type(self, instance: Instance) -> None:
+        wanted = instance.spec.argument
+        scopes = self._session.scopes
+        for die in self._session.dwarf.origin_chain(instance.die):
+            for variable in scopes.variables(die):
+                if self._session.dwarf.name(variable) == wanted:
+                    target = pointee(self._session.dwarf, variable)
+                    if target is not None and instance.role is Role.DISPATCH:
+                        self._object_type = self._object_type or target
+                    elif target is not None:
+                        self._slot_type = self._slot_type or target
+                    return
+
+    def _no_destroy(self) -> NoDestroySite:
+        spec = self._profile.functions[Role.DESTROY]
+        found = [f"matched {name}" for name in self._finder.matched.get(Role.DESTROY, [])]
+        for lost in self._unprobed:
+            if lost.role is Role.DESTROY:
+                where = f"{lost.address:#x} in {lost.enclosing}" if lost.address else lost.enclosing
+                found.append(f"{lost.kind.value} at {where}: {lost.reason}")
+        detail = f"profile {self._profile.name!r}: no place to probe destroy ({spec.pattern})"
+        return NoDestroySite(detail, path=self._session.image.path, found=tuple(found))

@@ -1,0 +1,195 @@
+# Owns the way from an entry to its surroundings: the enclosing function, the chain of scopes down to
+# an instance, source places, frame bases. Reads DWARF through dwarf.py; judges nothing.
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from symbols import dwarf_const as dw
+from symbols.cfa import CfaRules
+from symbols.dwarf import Die, Dwarf, Unit
+from symbols.expressions import FrameBase, frame_base_register
+from symbols.image import Image
+from symbols.linetable import LineTables
+from symbols.lists import Range, ranges_of
+from symbols.plan import SourceLine
+from symbols.search import Search
+
+_SCOPES = frozenset((dw.TAG_lexical_block, dw.TAG_inlined_subroutine, dw.TAG_subprogram))
+
+
+@dataclass(slots=True)
+class Function:
+    """An out-of-line function: its entry and code ranges, first range at the entry point."""
+
+    die: Die
+    name: str
+    low: int
+    ranges: list[Range]
+
+    def holds(self, address: int) -> bool:
+        return any(lo <= address < hi for lo, hi in self.ranges)
+
+
+class Scopes:
+    """Functions and scopes of one image, found by search."""
+
+    def __init__(
+        self, image: Image, dwarf: Dwarf, search: Search, lines: LineTables, *, symbols: Image | None = None
+    ) -> None:
+        self.image = image
+        self.symbols = symbols or image  # a stripped image's symbols are in its debug file
+        self.dwarf = dwarf
+        self.search = search
+        self.lines = lines
+        self._at_low: dict[int, Function | None] = {}
+        self._index: list[Function] | None = None
+        self._covered: list[Range] | None = None
+        self._cfa = CfaRules(image, dwarf.image)
+
+    # -- functions -------------------------------------------------------------------------------
+
+    def function_of(self, address: int) -> Function | None:
+        """The out-of-line function whose code holds the address."""
+        symbol = self.symbols.function_at(address)
+        if symbol is not None:
+            found = self._function_at_low(symbol.address)
+            if found is not None and found.holds(address):
+                return found
+        for function in self._all():  # no symbol, or a symbol DWARF does not agree with
+            if function.holds(address):
+                return function
+        return None
+
+    def as_function(self, die: Die) -> Function | None:
+        """A subprogram entry that has code; None for declarations and abstract instances."""
+        ranges = ranges_of(self.dwarf, die)
+        if not ranges or not self.image.executable(ranges[0][0]):
+            return None
+        low = self.dwarf.address(die, dw.AT_low_pc)
+        entry = low if low is not None and any(lo == low for lo, _hi in ranges) else ranges[0][0]
+        ranges.sort(key=lambda r: r[0] != entry)
+        return Function(die, self.dwarf.linkage_name(die) or f"{entry:#x}", entry, ranges)
+
+    def _function_at_low(self, low: int) -> Function | None:
+        if low not in self._at_low:
+            found = (self.as_function(die) for die in self.search.subprograms_at(low))
+            self._at_low[low] = next((function for function in found if function is not None), None)
+        return self._at_low[low]
+
+    def _all(self) -> list[Function]:
+        if self._index is None:
+            self._index = []
+            for unit in self.dwarf.units:
+                for offset, abbrev in self.search.scan(unit, (dw.TAG_subprogram,)):
+                    if abbrev.has(dw.AT_low_pc) or abbrev.has(dw.AT_ranges):
+                        die = self.dwarf.die(offset, unit)
+                        function = self.as_function(die) if die is not None else None
+                        if function is not None:
+                            self._index.append(function)
+        return self._index
+
+    def maybe_described(self, address: int) -> bool:
+        """False only when the units' own ranges prove that no debug information covers the address."""
+        if self._covered is None:
+            spans: list[Range] = []
+            for unit in self.dwarf.units:
+                root = self.dwarf.root(unit)
+                if root.tag != dw.TAG_compile_unit:
+                    continue
+                found = ranges_of(self.dwarf, root)
+                if not found:
+                    self._covered = []
+                    return True
+                spans += found
+            self._covered = spans
+        return not self._covered or any(lo <= address < hi for lo, hi in self._covered)
+
+    # -- scopes ----------------------------------------------------------------------------------
+
+    def path_to(self, function: Function, offset: int) -> list[Die] | None:
+        """The scopes from the function's own entry down to (and with) the entry at offset.
+
+        None when no such entry lies below the function: a hit that is no entry at all.
+        """
+        chain = [function.die]
+        for depth, die in self.dwarf.subtree(function.die):
+            if die.offset > offset:
+                return None
+            if die.offset == offset:
+                return [*chain[:depth], die]
+            if die.abbrev.children:
+                del chain[depth:]
+                chain.append(die)
+        return None
+
+    def chain_at(self, function: Function, address: int) -> list[Die]:
+        """The scopes that cover an address, outermost first, the function itself included."""
+        chain = [function.die]
+        for depth, die in self.dwarf.subtree(function.die):
+            if depth != len(chain) or die.tag not in _SCOPES or die.tag == dw.TAG_subprogram:
+                continue
+            if any(lo <= address < hi for lo, hi in ranges_of(self.dwarf, die)):
+                chain.append(die)
+        return chain
+
+    def variables(self, scope: Die) -> Iterator[Die]:
+        """Parameters and variables declared directly in a scope."""
+        wanted = (dw.TAG_formal_parameter, dw.TAG_variable)
+        return (child for child in self.dwarf.children(scope) if child.tag in wanted)
+
+    # -- source places ---------------------------------------------------------------------------
+
+    def call_site(self, die: Die, function: Function) -> SourceLine | None:
+        """Where an inlined instance was called from.
+
+        Zig's own backend gives no call_file: it inlines into the function's own file.
+        """
+        line = die.number(dw.AT_call_line)
+        file = die.number(dw.AT_call_file)
+        if line is None:
+            return None
+        name = self.file(die.unit, file)
+        if file is None:
+            self.lines.hint(function.low, function.die.unit)
+            row = self.lines.at(function.low, function.die.unit)
+            name = row.file if row is not None else "?"
+        return SourceLine(file=name, line=line, column=die.number(dw.AT_call_column) or 0)
+
+    def declared_at(self, die: Die, low: int | None = None) -> SourceLine | None:
+        """Where a function was declared; from the line table at its entry where DWARF does not say."""
+        line = self.dwarf.inherited(die, dw.AT_decl_line)
+        file = self.dwarf.inherited(die, dw.AT_decl_file)
+        if line is not None and file is not None:
+            column = self.dwarf.inherited(die, dw.AT_decl_column)
+            return SourceLine(
+                file=self.file(file[0].unit, file[1]), line=line[1], column=column[1] if column else 0
+            )
+        row = self.lines.at(low, die.unit) if low is not None else None
+        if row is not None and line is not None:
+            return SourceLine(file=row.file, line=line[1])
+        return row
+
+    def file(self, unit: Unit, index: int | None) -> str:
+        return self.lines.file(unit, index) if index is not None else "?"
+
+    # -- frame base ------------------------------------------------------------------------------
+
+    def frame_base(self, function: Function, address: int) -> FrameBase:
+        """What DW_OP_fbreg means at an address of the function."""
+        entry = function.die.values.get(dw.AT_frame_base)
+        if entry is None:
+            return FrameBase()
+        if not isinstance(entry[1], bytes):
+            return FrameBase(reason="the frame base is a location list")
+        found = frame_base_register(entry[1])
+        if found is not None:
+            return found
+        if entry[1] == b"\x9c":  # DW_OP_call_frame_cfa
+            if address == function.low:
+                return FrameBase("rsp", 8)
+            rule = self._cfa.at(address)
+            if rule is not None:
+                return FrameBase(rule[0], rule[1])
+            return FrameBase(reason="no call frame information says where the CFA is")
+        return FrameBase(reason="the frame base is a computed expression")

@@ -1,0 +1,330 @@
+# Owns ProbePlan <-> JSON: loader child, recordings and caches use it. Loading validates every field:
+# a plan decides which bytes of which file get a probe. Must not touch the file system.
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any, TypeVar
+
+from symbols.errors import BadPlan
+from symbols.plan import (
+    Add,
+    Addr,
+    ArgSource,
+    Deref,
+    InstanceKind,
+    Price,
+    ProbePlan,
+    Role,
+    Segment,
+    Site,
+    SlotField,
+    SlotLayout,
+    SlotVariant,
+    SourceLine,
+    Unprobed,
+    Userdata,
+)
+from symbols.registers import REGISTERS
+
+VERSION = 1
+_U64 = (1 << 64) - 1
+_MAX_ITEMS = 100_000
+_MAX_TEXT = 1 << 20
+
+E = TypeVar("E", bound=Enum)
+
+
+def plan_to_json(plan: ProbePlan) -> dict[str, Any]:
+    """JSON-ready values only; plan_from_json(plan_to_json(p)) == p."""
+    return {
+        "version": VERSION,
+        "image": plan.image,
+        "identity": plan.identity,
+        "machine": plan.machine,
+        "pie": plan.pie,
+        "profile": plan.profile,
+        "guard": plan.guard,
+        "userdata": {
+            "kind": plan.userdata.kind,
+            "mask": plan.userdata.mask,
+            "reserved": list(plan.userdata.reserved),
+        },
+        "slot": {
+            "type_name": plan.slot.type_name,
+            "size": plan.slot.size,
+            "freelist_offset": plan.slot.freelist_offset,
+            "object_offset": plan.slot.object_offset,
+            "object_field": plan.slot.object_field,
+            "object_type": plan.slot.object_type,
+            "fields": [
+                {
+                    "path": f.path,
+                    "offset": f.offset,
+                    "size": f.size,
+                    "type": f.type,
+                    "kind": f.kind,
+                    "tag_offset": f.tag_offset,
+                    "tag_size": f.tag_size,
+                    "tag_mask": f.tag_mask,
+                    "variants": [[v.tag, v.name, v.type, v.kind] for v in f.variants],
+                }
+                for f in plan.slot.fields
+            ],
+        },
+        "segments": [
+            {
+                "vaddr": s.vaddr,
+                "offset": s.offset,
+                "filesz": s.filesz,
+                "memsz": s.memsz,
+                "executable": s.executable,
+            }
+            for s in plan.segments
+        ],
+        "sites": [_site(site) for site in plan.sites],
+        "unprobed": [
+            {
+                "role": u.role.value,
+                "function": u.function,
+                "kind": u.kind.value,
+                "address": u.address,
+                "enclosing": u.enclosing,
+                "call_site": _line(u.call_site),
+                "reason": u.reason,
+            }
+            for u in plan.unprobed
+        ],
+        "warnings": list(plan.warnings),
+    }
+
+
+def _site(site: Site) -> dict[str, Any]:
+    steps = [["add", s.amount] if isinstance(s, Add) else ["deref", s.size] for s in site.source.steps]
+    return {
+        "index": site.index,
+        "role": site.role.value,
+        "function": site.function,
+        "kind": site.kind.value,
+        "address": site.address,
+        "file_offset": site.file_offset,
+        "enclosing": site.enclosing,
+        "call_site": _line(site.call_site),
+        "declared_at": _line(site.declared_at),
+        "instruction": site.instruction,
+        "price": site.price.value,
+        "argument": site.argument,
+        "source": {"register": site.source.register, "constant": site.source.constant, "steps": steps},
+        "note": site.note,
+    }
+
+
+def _line(line: SourceLine | None) -> dict[str, Any] | None:
+    return None if line is None else {"file": line.file, "line": line.line, "column": line.column}
+
+
+def plan_from_json(data: object) -> ProbePlan:
+    """The plan a JSON value holds. Raises BadPlan (with the key) for anything that does not validate."""
+    top = _Reader(data, "plan")
+    version = top.number("version", 0, _U64)
+    if version != VERSION:
+        raise BadPlan(f"version {version}, this program reads {VERSION}", key="version")
+    userdata, slot = top.inner("userdata"), top.inner("slot")
+    kind = userdata.text("kind")
+    if kind not in ("pointer", "fd"):
+        raise BadPlan("neither pointer nor fd", key="userdata.kind")
+    reserved = userdata.items("reserved")
+    segments = tuple(_read_segment(s) for s in top.readers("segments"))
+    sites = tuple(_read_site(s) for s in top.readers("sites"))
+    if [site.index for site in sites] != list(range(len(sites))):
+        raise BadPlan("sites are not numbered by position", key="sites")
+    for site in sites:
+        if not any(_in_segment(s, site) for s in segments):
+            raise BadPlan(f"site {site.index} lies in no executable segment", key="sites")
+    return ProbePlan(
+        image=top.text("image"),
+        identity=top.text("identity"),
+        machine=top.text("machine"),
+        pie=top.flag("pie"),
+        profile=top.text("profile"),
+        guard=top.text_or_none("guard"),
+        userdata=Userdata(
+            kind=kind,
+            mask=userdata.number("mask", 0, _U64),
+            reserved=tuple(_integer(n, "userdata.reserved", 0, _U64) for n in reserved),
+        ),
+        slot=SlotLayout(
+            type_name=slot.text("type_name"),
+            size=slot.number("size", 0, 1 << 32),
+            freelist_offset=slot.number_or_none("freelist_offset", 0, 1 << 32),
+            object_offset=slot.number_or_none("object_offset", 0, 1 << 32),
+            object_field=slot.text_or_none("object_field"),
+            object_type=slot.text_or_none("object_type"),
+            fields=tuple(_read_field(f) for f in slot.readers("fields")),
+        ),
+        segments=segments,
+        sites=sites,
+        unprobed=tuple(_read_unprobed(u) for u in top.readers("unprobed")),
+        warnings=tuple(_string(w, "warnings") for w in top.items("warnings")),
+    )
+
+
+def _in_segment(segment: Segment, site: Site) -> bool:
+    at = site.address - segment.vaddr
+    return segment.executable and 0 <= at < segment.filesz and site.file_offset == segment.offset + at
+
+
+def _read_segment(data: _Reader) -> Segment:
+    return Segment(
+        vaddr=data.number("vaddr", 0, _U64),
+        offset=data.number("offset", 0, _U64),
+        filesz=data.number("filesz", 0, _U64),
+        memsz=data.number("memsz", 0, _U64),
+        executable=data.flag("executable"),
+    )
+
+
+def _read_field(data: _Reader) -> SlotField:
+    variants = []
+    for item in data.items("variants"):
+        if not isinstance(item, list) or len(item) != 4:
+            raise BadPlan("not [tag, name, type, kind]", key=data.key("variants"))
+        key = data.key("variants")
+        tag = _integer(item[0], key, -(1 << 63), _U64)
+        name, type_name, kind = (_string(part, key) for part in item[1:])
+        variants.append(SlotVariant(tag=tag, name=name, type=type_name, kind=kind))
+    return SlotField(
+        path=data.text("path"),
+        offset=data.number("offset", 0, 1 << 32),
+        size=data.number("size", 0, 1 << 32),
+        type=data.text("type"),
+        kind=data.text("kind"),
+        tag_offset=data.number_or_none("tag_offset", 0, 1 << 32),
+        tag_size=data.number("tag_size", 0, 8),
+        tag_mask=data.number("tag_mask", 0, _U64),
+        variants=tuple(variants),
+    )
+
+
+def _read_site(data: _Reader) -> Site:
+    return Site(
+        index=data.number("index", 0, _MAX_ITEMS),
+        role=data.enum("role", Role),
+        function=data.text("function"),
+        kind=data.enum("kind", InstanceKind),
+        address=Addr(data.number("address", 0, _U64)),
+        file_offset=data.number("file_offset", 0, _U64),
+        enclosing=data.text("enclosing"),
+        call_site=data.line("call_site"),
+        declared_at=data.line("declared_at"),
+        instruction=data.text("instruction"),
+        price=data.enum("price", Price),
+        argument=data.text("argument"),
+        source=_read_source(data.inner("source")),
+        note=data.text("note"),
+    )
+
+
+def _read_source(data: _Reader) -> ArgSource:
+    register = data.text_or_none("register")
+    if register is not None and register not in REGISTERS:
+        raise BadPlan(f"unknown register {register!r}", key=data.key("register"))
+    steps: list[Add | Deref] = []
+    for item in data.items("steps"):
+        if not isinstance(item, list) or len(item) != 2 or item[0] not in ("add", "deref"):
+            raise BadPlan("neither add nor deref", key=data.key("steps"))
+        if item[0] == "add":
+            steps.append(Add(_integer(item[1], data.key("steps"), -(1 << 63), _U64)))
+        elif item[1] in (1, 2, 4, 8):
+            steps.append(Deref(item[1]))
+        else:
+            raise BadPlan("deref of a size that is not 1, 2, 4 or 8", key=data.key("steps"))
+    if len(steps) > 64:
+        raise BadPlan("more than 64 steps", key=data.key("steps"))
+    return ArgSource(register=register, constant=data.number("constant", 0, _U64), steps=tuple(steps))
+
+
+def _read_unprobed(data: _Reader) -> Unprobed:
+    address = data.number_or_none("address", 0, _U64)
+    return Unprobed(
+        role=data.enum("role", Role),
+        function=data.text("function"),
+        kind=data.enum("kind", InstanceKind),
+        address=None if address is None else Addr(address),
+        enclosing=data.text("enclosing"),
+        call_site=data.line("call_site"),
+        reason=data.text("reason"),
+    )
+
+
+def _integer(value: object, key: str, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise BadPlan(f"not an integer from {low} to {high}", key=key)
+    return value
+
+
+def _string(value: object, key: str) -> str:
+    if not isinstance(value, str) or len(value) > _MAX_TEXT:
+        raise BadPlan("not a text", key=key)
+    return value
+
+
+class _Reader:
+    """Typed access to one JSON object; every failure names its key."""
+
+    def __init__(self, data: object, where: str) -> None:
+        if not isinstance(data, Mapping):
+            raise BadPlan("not an object", key=where)
+        self._data = data
+        self._where = where
+
+    def key(self, name: str) -> str:
+        return f"{self._where}.{name}"
+
+    def _get(self, name: str) -> object:
+        if name not in self._data:
+            raise BadPlan("is missing", key=self.key(name))
+        return self._data[name]
+
+    def text(self, name: str) -> str:
+        return _string(self._get(name), self.key(name))
+
+    def text_or_none(self, name: str) -> str | None:
+        return None if self._get(name) is None else self.text(name)
+
+    def flag(self, name: str) -> bool:
+        value = self._get(name)
+        if not isinstance(value, bool):
+            raise BadPlan("neither true nor false", key=self.key(name))
+        return value
+
+    def number(self, name: str, low: int, high: int) -> int:
+        return _integer(self._get(name), self.key(name), low, high)
+
+    def number_or_none(self, name: str, low: int, high: int) -> int | None:
+        return None if self._get(name) is None else self.number(name, low, high)
+
+    def enum(self, name: str, kind: type[E]) -> E:
+        try:
+            return kind(self._get(name))
+        except ValueError:
+            raise BadPlan("unknown value", key=self.key(name)) from None
+
+    def items(self, name: str) -> Sequence[object]:
+        value = self._get(name)
+        if not isinstance(value, list) or len(value) > _MAX_ITEMS:
+            raise BadPlan("not a list of bearable length", key=self.key(name))
+        return value
+
+    def inner(self, name: str) -> _Reader:
+        return _Reader(self._get(name), self.key(name))
+
+    def readers(self, name: str) -> list[_Reader]:
+        return [_Reader(item, f"{self.key(name)}[{i}]") for i, item in enumerate(self.items(name))]
+
+    def line(self, name: str) -> SourceLine | None:
+        if self._get(name) is None:
+            return None
+        data = self.inner(name)
+        column = data.number("column", 0, _U64)
+        return SourceLine(file=data.text("file"), line=data.number("line", 0, _U64), column=column)

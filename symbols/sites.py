@@ -1,0 +1,268 @@
+# Owns the choice of probe address and argument source for destroy, disown and dispatch instances.
+# A doubtful address is refused with its reason, never guessed.
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+from capstone import x86_const as x86
+
+from symbols import dwarf_const as dw
+from symbols.code import full_register, price, refused
+from symbols.dwarf import Die, Dwarf
+from symbols.entrytrace import EntryTrace
+from symbols.expressions import Unsupported, home_of, to_source
+from symbols.image import Image
+from symbols.instances import Instance, entry_points
+from symbols.lists import locations_of
+from symbols.plan import REGISTERS, Addr, ArgSource, InstanceKind, Price, Role, Site
+from symbols.scopes import Function, Scopes
+from symbols.search import matches
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A value at a pc, before the price was considered."""
+
+    address: int
+    source: ArgSource
+    argument: str
+    note: str = ""
+
+
+class SiteBuilder:
+    """Sites of one image."""
+
+    def __init__(
+        self, image: Image, dwarf: Dwarf, scopes: Scopes, *, slot_type: str, link_offset: int
+    ) -> None:
+        self._slot_type = slot_type
+        self._link_offset = link_offset
+        self._image = image
+        self._dwarf = dwarf
+        self._scopes = scopes
+
+    def arguments(self, instance: Instance) -> list[Found]:
+        """Where the wanted argument is, at the entry of the instance. Raises Unsupported."""
+        name = instance.spec.argument
+        variable = self._parameter(instance, name)
+        if variable is None:
+            raise Unsupported(f"no parameter {name!r} in its debug information")
+        if instance.kind is InstanceKind.OUT_OF_LINE:
+            homed = self._homed_at_entry(instance, variable)
+            if homed is not None:
+                return [Found(instance.entry, homed, name)]
+        entries = self._entries(instance)
+        try:
+            return [self._at_entry(instance, variable, name, entry) for entry in entries]
+        except Unsupported:
+            found = [self._by_link(instance, entry) for entry in entries]
+            if instance.role is not Role.DESTROY or None in found:
+                raise
+            return [place for place in found if place is not None]
+
+    def site(self, instance: Instance, found: Found, index: int, *, harmless: bool = False) -> Site:
+        """The cheapest site that means the same as `found`. Raises Unsupported."""
+        code = instance.code
+        if found.address not in code.insns:
+            raise Unsupported("its address is not the start of an instruction")
+        address = code.cheapest(found.address, found.source, harmless=harmless)
+        if address is None:
+            reason = refused(code.raw(found.address)) or "it is a 5-byte nop, which newer kernels rewrite"
+            raise Unsupported(reason)
+        offset = self._image.file_offset(address)
+        if offset is None or not self._image.executable(address):
+            raise Unsupported("its address is not in an executable segment")
+        note = found.note
+        if address != found.address:
+            why = "cheaper" if price(code.raw(address)) is Price.EMULATED else "probeable"
+            moved = f"address moved +{address - found.address:#x}: {why}"
+            note = f"{note}; {moved}" if note else moved
+        return Site(
+            index=index,
+            role=instance.role,
+            function=instance.name,
+            kind=instance.kind,
+            address=Addr(address),
+            file_offset=offset,
+            enclosing=instance.function.name,
+            call_site=instance.call_site,
+            declared_at=instance.declared_at,
+            instruction=str(code.insns[address]),
+            price=price(code.raw(address)),
+            argument=found.argument,
+            source=found.source,
+            note=note,
+        )
+
+    # -- entries of an instance ------------------------------------------------------------------
+
+    def _entries(self, instance: Instance) -> list[int]:
+        """Addresses at which control enters the instance. Raises Unsupported when they cannot be told."""
+        code, entry = instance.code, instance.entry
+        if instance.kind is InstanceKind.OUT_OF_LINE:
+            if entry not in code.insns:
+                raise Unsupported("its entry is not the start of an instruction")
+            return [entry]
+        points, elsewhere = entry_points(instance)
+        if not points:
+            raise Unsupported("no code leads to it")
+        inside = code.inside(instance.ranges)
+        points = self._collected(instance, points, elsewhere, inside)
+        for start in points:
+            # Not through what runs without the instance: that would be its next execution.
+            behind = code.reach(code.succ(start), avoid=elsewhere)
+            if any(other in behind for other in points if other != start):
+                raise Unsupported("control enters it at several places that lead to each other")
+            if start in code.reach(code.succ(start), within=inside):
+                raise Unsupported("its entry is the head of a loop: the probe would fire more than once")
+        return points
+
+    def _collected(
+        self, instance: Instance, points: list[int], elsewhere: set[int], inside: set[int]
+    ) -> list[int]:
+        """One entry instead of several, where all of them lead to it before anything happened.
+
+        Compilers hoist an instance's first loads out of one of the ways that lead to it.
+        """
+        code = instance.code
+        for target in points:
+            before = code.reach([p for p in points if p != target], avoid={target}, within=inside)
+            leaving = {s for a in before for s in code.succ(a)} - before - {target}
+            behind = code.reach(code.succ(target), avoid=elsewhere)
+            if leaving or behind & (before | {target}) or not before:
+                continue
+            dispatch = instance.role is Role.DISPATCH
+            if any(code.writes_foreign(a) or (dispatch and self._damages(instance, a)) for a in before):
+                continue
+            return [target]
+        return points
+
+    # -- the argument ----------------------------------------------------------------------------
+
+    def _parameter(self, instance: Instance, name: str) -> Die | None:
+        """The parameter's entry in the instance; falls back to the abstract one (without location)."""
+        for variable in self._scopes.variables(instance.die):
+            if self._dwarf.name(variable) == name:
+                return variable
+        for origin in list(self._dwarf.origin_chain(instance.die))[1:]:
+            for variable in self._scopes.variables(origin):
+                if self._dwarf.name(variable) == name:
+                    return variable
+        return None
+
+    def _homed_at_entry(self, instance: Instance, variable: Die) -> ArgSource | None:
+        """Unoptimized code: the parameter's one location is its stack home, empty at entry.
+
+        Where the prologue provably fills it from a register, that register is the value at entry.
+        """
+        located = locations_of(self._dwarf, variable)
+        if len(located) != 1 or located[0][0] != 0:
+            return None  # a location list says by itself what holds at entry
+        trace = EntryTrace(instance.code, instance.entry)
+        frame = self._scopes.frame_base(instance.function, instance.entry)
+        home = home_of(located[0][2], variable.unit, frame)
+        if home is None:
+            return None
+        at_cfa = home[0] == "rsp" and frame.register == "rsp" and located[0][2][0] == 0x91
+        if at_cfa:  # fbreg on the CFA: rsp of the entry, not of the body
+            return trace.at_cfa(home[1] - 8)
+        found = trace.at_entry(*home)
+        if found is None:
+            raise Unsupported("its stack home is not filled in the function's straight-line prologue")
+        return found
+
+    def _at_entry(self, instance: Instance, variable: Die, name: str, entry: int) -> Found:
+        """The argument at an entry, or where it first has a location behind it. Raises Unsupported."""
+        located = locations_of(self._dwarf, variable)
+        if not located:
+            raise Unsupported(f"parameter {name!r} was optimized out (no location)")
+        reason = ""
+        for at in instance.code.straight(entry):
+            for lo, hi, expr in located:
+                if lo <= at < hi:
+                    frame = self._scopes.frame_base(instance.function, at)
+                    try:
+                        source = to_source(expr, variable.unit, frame)
+                    except Unsupported as error:
+                        reason = reason or str(error)
+                        continue
+                    note = "" if at == entry else f"the value has a location only from +{at - entry:#x}"
+                    return Found(at, source, name, note)
+            if self._damages(instance, at):
+                break
+        if reason:
+            raise Unsupported(f"parameter {name!r}: {reason}")
+        raise Unsupported(f"parameter {name!r} has no location at the entry, nor before its first effect")
+
+    def _by_link(self, instance: Instance, entry: int) -> Found | None:
+        """destroy whose parameter was lost: the code itself says which register is the slot.
+
+        It stores the free-list link through it, and DWARF has a pointer to slot of an enclosing scope
+        in that very register.
+        """
+        code, inside = instance.code, instance.code.inside(instance.ranges)
+        written: set[str] = set()
+        for at in code.straight(entry):
+            insn = code.detail(at)
+            if insn is None or at not in inside:
+                return None
+            if insn.mnemonic == "mov" and len(insn.operands) == 2 and insn.operands[0].type == x86.X86_OP_MEM:
+                place = insn.operands[0].mem
+                register = insn.reg_name(place.base) if place.base and not place.index else ""
+                if register in REGISTERS and place.disp == self._link_offset and register not in written:
+                    name = slot_variable(
+                        self._dwarf, self._scopes, instance.function, entry, register, self._slot_type
+                    )
+                    if name is not None:
+                        note = "the enclosing function's variable, which the code links into the free list"
+                        return Found(entry, ArgSource(register=register), name, note)
+            written |= {full_register(insn.reg_name(reg)) for reg in insn.regs_access()[1]}
+        return None
+
+    def _damages(self, instance: Instance, at: int) -> bool:
+        """Whether the instruction touches memory outside the frame."""
+        return not instance.code.passes(at, ArgSource(constant=0), harmless=False)
+
+
+def slot_variable(
+    dwarf: Dwarf, scopes: Scopes, function: Function, address: int, register: str, slot_type: str
+) -> str | None:
+    """A variable in scope at an address that is a pointer to slot and lives in the register."""
+    for scope in reversed(scopes.chain_at(function, address)):
+        for variable in scopes.variables(scope):
+            target = pointee(dwarf, variable)
+            if target is None or not matches(slot_type, dwarf.name(target)):
+                continue
+            for lo, hi, expr in locations_of(dwarf, variable):
+                if lo <= address < hi:
+                    frame = scopes.frame_base(function, address)
+                    with contextlib.suppress(Unsupported):
+                        if to_source(expr, variable.unit, frame) == ArgSource(register=register):
+                            return dwarf.name(variable)
+    return None
+
+
+def pointee(dwarf: Dwarf, variable: Die) -> Die | None:
+    """The type a pointer variable points to, without const, volatile and typedef."""
+    for die in dwarf.origin_chain(variable):
+        if die.has(dw.AT_type):
+            kind = strip(dwarf, dwarf.target(die, dw.AT_type))
+            if kind is not None and kind.tag in (dw.TAG_pointer_type, dw.TAG_reference_type):
+                return strip(dwarf, dwarf.target(kind, dw.AT_type))
+            return None
+    return None
+
+
+_WRAPPERS = frozenset(
+    (dw.TAG_const_type, dw.TAG_volatile_type, dw.TAG_typedef, dw.TAG_restrict_type, dw.TAG_atomic_type)
+)
+
+
+def strip(dwarf: Dwarf, die: Die | None) -> Die | None:
+    """A type without its qualifiers and typedefs; None for void and endless chains."""
+    for _ in range(32):
+        if die is None or die.tag not in _WRAPPERS:
+            return die
+        die = dwarf.target(die, dw.AT_type)
+    return None
