@@ -15,7 +15,8 @@ from symbols.expressions import Unsupported, home_of, to_source
 from symbols.image import Image
 from symbols.instances import Instance, entry_points
 from symbols.lists import locations_of
-from symbols.plan import REGISTERS, Addr, ArgSource, InstanceKind, Price, Role, Site
+from symbols.plan import Addr, ArgSource, InstanceKind, Price, Role, Site
+from symbols.registers import REGISTERS
 from symbols.scopes import Function, Scopes
 from symbols.search import matches
 

@@ -45,7 +45,7 @@ EXPECTED = """\
       time s  thread                        what                                 slot                               fd       gap  batch
     0.000000                                4711 attached poolserver
     0.001000  loop   4711 srv-loop          ADD IN|RDHUP                         S1 0x7f12a4c31040 g3               23
-    0.002000  loop   4711 srv-loop          first wait here                                                              │912
+    0.002000  loop   4711 srv-loop          first wait here
     0.002000  loop   4711 srv-loop          deliver IN                           S1 0x7f12a4c31040 g3               23  +1 ms  │912
     0.002500  worker 4713 srv\\x1b[31m-w0    CLOSE                                S1 0x7f12a4c31040 g3               23   +500 µs  │912
     0.003250  loop   4711 srv-loop          DESTROY                              S1 0x7f12a4c31040 g3                    +750 µs

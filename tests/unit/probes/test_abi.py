@@ -122,8 +122,10 @@ def test_private_map_values_agree(tmp_path: Path) -> None:
     source.write_text(
         "#include <stdio.h>\ntypedef unsigned long long u64; typedef unsigned u32; typedef int s32;\n"
         + structs
-        + '\nint main(void) { printf("%zu %zu %zu %zu %zu %zu\\n", sizeof(struct af_target),'
-        " sizeof(struct af_fd), sizeof(struct af_slot_key), sizeof(struct af_reg_key), sizeof(struct af_fd_key),"
+        + '\nint main(void) { printf("%zu %zu %zu %zu %zu %zu\\n", '
+        "sizeof(struct af_target),"
+        " sizeof(struct af_fd), sizeof(struct af_slot_key), sizeof(struct af_reg_key),"
+        " sizeof(struct af_fd_key),"
         " sizeof(struct af_desc_key)); }",
         encoding="utf-8",
     )
