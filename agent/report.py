@@ -66,11 +66,14 @@ def crash(item: CrashExhibit, answers: Answers) -> list[Line]:
     except ValueError:
         name = f"signal {seen.signal}"
     frames = item.frames(answers)
+    # the address of the access, where there was one: SIGABRT and friends have none
+    faults = seen.signal in (signal.SIGSEGV, signal.SIGBUS)
+    where = f" at address {seen.fault_addr:#x}" if faults else ""
     who = f"target {seen.tgid} {printable(item.target.comm) if item.target else ''}".rstrip()
     rows = [
         line(
             Span(" CRASH ", "critical"),
-            f" {who} got {name} at address {seen.fault_addr:#x}, ",
+            f" {who} got {name}{where}, ",
             f"thread {seen.tid} {_quoted(seen.comm)}, batch {seen.batch}",
         )
     ]

@@ -44,7 +44,11 @@ def _untangle(group: list[Placed], covered: set[int]) -> None:
         if not one.sites:
             starts = entry_points(one.instance)[0]
             registers = {s.source.register for other in group for s in other.sites if s.source.register}
-            if starts and all(_runs_into(code, start, group, one, union, registers) for start in starts):
+            if starts and all(
+                _runs_into(code, start, group, one, union, registers)
+                or _continues(code, start, group, union, registers)
+                for start in starts
+            ):
                 covered.add(id(one))
             continue
         kept = [
@@ -75,6 +79,18 @@ def _runs_into(
     if not leaving or not leaving <= targets:
         return False
     return not any(_stores_register(code, address, registers) for address in between)
+
+
+def _continues(
+    code: FunctionCode, start: int, group: list[Placed], union: set[int], registers: set[str]
+) -> bool:
+    """Whether start is only the rest of a destroy whose site has been passed already."""
+    function = group[0].instance.function
+    sites = {site.address for one in group for site in one.sites}
+    if start in code.reach({function.low} | code.orphans, avoid=sites):
+        return False
+    pushing = {address for address in union if _stores_register(code, address, registers)}
+    return start in code.reach(sites, avoid=pushing, within=union)
 
 
 def _stores_register(code: FunctionCode, address: int, registers: set[str]) -> bool:

@@ -448,6 +448,8 @@ pub fn NonBlocking(comptime S: type, comptime WSH: type) type {
             const first = self.conn_mem_pool.free_list.first;
             const link = node.next;
             self.conn_mem_pool.destroy(conn);
+            // Undone below: without this an optimizer leaves the whole push out, and there is nothing to see.
+            asm volatile ("" ::: .{ .memory = true });
             node.next = link;
             self.conn_mem_pool.free_list.first = first;
             if (alias) self.alias_pending = conn;

@@ -54,14 +54,14 @@ def versions_of(command: list[str]) -> list[bytes]:
     return [subprocess.run(command, capture_output=True, check=True).stdout.splitlines()[0]]
 
 
-def build_c(*flags: str, compiler: str = "gcc") -> Path:
-    """programs/pool.c with these flags. Skips when the compiler is missing."""
+def build_c(*flags: str, compiler: str = "gcc", source: str = "pool.c") -> Path:
+    """A program of programs/ with these flags. Skips when the compiler is missing."""
     path = shutil.which(compiler)
     if path is None:
         pytest.skip(f"{compiler} is not installed")
-    source = HERE / "programs" / "pool.c"
+    text = HERE / "programs" / source
     name = f"{compiler}{''.join(flags)}".replace("/", "_")
-    return _build(source, [path, *flags, "pool.c", "-o"], [path, "--version"], name)
+    return _build(text, [path, *flags, source, "-o"], [path, "--version"], name)
 
 
 def build_zig(mode: str) -> Path:

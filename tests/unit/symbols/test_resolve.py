@@ -124,3 +124,27 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(NoDestroySite) as lost:
         resolve(path, parse_profile(C_PROFILE.replace('slot = "conn" }', 'slot = "con" }')))
     assert any("no parameter 'con'" in line for line in lost.value.found)
+
+
+MERGED = parse_profile(
+    """
+name = "merged"
+[slot]
+type = "conn"
+destroy = { function = "conn_destroy", slot = "conn" }
+disown = { function = "conn_disown", slot = "conn" }
+freelist_link = { offset = 0 }
+"""
+)
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("level", ["-O0", "-O1", "-O2", "-O3", "-Os"])
+def test_copies_that_the_compiler_merged_hit_once(compiler: str, level: str, tmp_path: Path) -> None:
+    """Tail merging and cross-jumping: entries vanish, or one copy runs into the middle of another."""
+    if (compiler, level) == ("clang", "-O1"):
+        pytest.xfail("the merged push reaches the list by another address than the known one")
+    path = build_c("-g", level, compiler=compiler, source="merged.c")
+    plan = resolve(path, MERGED)
+    assert plan.complete(Role.DESTROY)
+    check_against_truth(path, plan, tmp_path, roles="DO")
