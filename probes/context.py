@@ -48,6 +48,11 @@ class Context:
     def of_life(self, slot: events.SlotLife) -> Iterator[events.Event]:
         yield from self._seen(slot.tgid, self._of_slot(slot))
 
+    def of_records(self, records: Iterable[tuple[int, ...]]) -> Iterator[events.Event]:
+        """Names of the threads that appear for the first time (tgid and tid stand at 6 and 7)."""
+        for tgid, tid in sorted({(record[6], record[7]) for record in records} - self._threads):
+            yield from self._thread(tgid, tid)
+
     @staticmethod
     def _of_slot(slot: events.SlotLife) -> list[events.Moment]:
         delivered = events.Moment(0, slot.last_delivery, 0, slot.last_tid, -1)
@@ -72,9 +77,13 @@ class Context:
                     self._stacks.add(stack)
                     pcs = memoryview(raw).cast("Q").tolist()
                     yield events.StackSeen(tgid=tgid, id=moment.stack, pcs=tuple(pc for pc in pcs if pc))
-            if moment.tid and thread not in self._threads and len(self._threads) < MAX_KNOWN:
-                self._threads.add(thread)
-                yield events.ThreadSeen(tgid=tgid, tid=moment.tid, comm=self._helper.comm(tgid, moment.tid))
+            if moment.tid and thread not in self._threads:
+                yield from self._thread(tgid, moment.tid)
+
+    def _thread(self, tgid: int, tid: int) -> Iterator[events.Event]:
+        if len(self._threads) < MAX_KNOWN:
+            self._threads.add((tgid, tid))
+            yield events.ThreadSeen(tgid=tgid, tid=tid, comm=self._helper.comm(tgid, tid))
 
     def _may_confirm(self) -> bool:
         second, used = self._confirms

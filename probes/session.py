@@ -239,6 +239,7 @@ class LiveSession:
         if self._recorder is not None:
             records = self._recorder.read(time.monotonic_ns())
             if records:
+                yield from self._context.of_records(records)
                 yield events.RecordsRead(records=tuple(records))
             yield from self._loss("recorder", self._recorder.lost)
         if self._is_due("lifetimes", now, LIFETIMES_INTERVAL_S):
