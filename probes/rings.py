@@ -12,7 +12,6 @@ from operator import itemgetter
 from probes import abi
 
 _PAGE = mmap.PAGESIZE
-_HEAD = struct.Struct("<Q")
 _RECORD_SIZE = abi.RECORD.size
 _LIFETIME_SIZE = ctypes.sizeof(abi.Lifetime)
 _LIFETIME_WORDS = _LIFETIME_SIZE // 8
@@ -21,6 +20,15 @@ _BY_TIME = itemgetter(3)
 
 def _map(fd: int, size: int) -> mmap.mmap:
     return mmap.mmap(fd, -(-size // _PAGE) * _PAGE, mmap.MAP_SHARED, mmap.PROT_READ)
+
+
+def _words(mapping: mmap.mmap) -> memoryview:
+    """The mapping as 64-bit words, for the positions shared with the kernel: one load or store each.
+
+    Never struct for those: it copies byte by byte, and pack_into clears the bytes first (_struct.c), so that
+    the kernel would now and then see a consumer position of 0 and take the ring for full.
+    """
+    return memoryview(mapping).cast("Q")
 
 
 class Recorder:
@@ -35,12 +43,13 @@ class Recorder:
         self._capacity = capacity
         self._stride = (capacity + 1) * _RECORD_SIZE
         self._map = _map(fd, cpus * self._stride)
+        self._heads = _words(self._map)
         self._next = [self._written(cpu) for cpu in range(cpus)]
         self._held: list[tuple[int, ...]] = []
         self.lost = 0  # records overwritten before they were read, since the start
 
     def _written(self, cpu: int) -> int:
-        return int(_HEAD.unpack_from(self._map, cpu * self._stride)[0])
+        return int(self._heads[cpu * self._stride // 8])
 
     def _take(self, cpu: int) -> list[tuple[int, ...]]:
         start, end = self._next[cpu], self._written(cpu)
@@ -88,6 +97,7 @@ class Recorder:
         return records
 
     def close(self) -> None:
+        self._heads.release()
         self._map.close()
 
 
@@ -98,12 +108,13 @@ class Lifetimes:
         self._capacity = capacity
         self._cpus = cpus
         self._map = _map(fd, cpus * capacity * _LIFETIME_SIZE)
-        self._heads = _map(heads_fd, cpus * ctypes.sizeof(abi.RingHead))
+        self._heads_map = _map(heads_fd, cpus * ctypes.sizeof(abi.RingHead))
+        self._heads = _words(self._heads_map)
         self._next = [self._written(cpu) for cpu in range(cpus)]
         self.lost = 0
 
     def _written(self, cpu: int) -> int:
-        return int(_HEAD.unpack_from(self._heads, cpu * ctypes.sizeof(abi.RingHead))[0])
+        return int(self._heads[cpu * ctypes.sizeof(abi.RingHead) // 8])
 
     def _spans(self) -> Iterator[tuple[int, int]]:
         """(first record index in the whole mapping, count) of what is new; advances."""
@@ -151,7 +162,8 @@ class Lifetimes:
 
     def close(self) -> None:
         self._map.close()
-        self._heads.close()
+        self._heads.release()
+        self._heads_map.close()
 
 
 class Urgent:
@@ -168,12 +180,13 @@ class Urgent:
         self._size = size
         self._consumer = mmap.mmap(fd, _PAGE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self._producer = mmap.mmap(fd, _PAGE + size, mmap.MAP_SHARED, mmap.PROT_READ, offset=_PAGE)
+        self._consumed, self._produced = _words(self._consumer), _words(self._producer)
 
     def read(self, limit: int = 4096) -> list[bytes]:
         """At most `limit` messages, in order; frees their space."""
         messages: list[bytes] = []
-        position = int(_HEAD.unpack_from(self._consumer, 0)[0])
-        end = int(_HEAD.unpack_from(self._producer, 0)[0])
+        position = int(self._consumed[0])
+        end = int(self._produced[0])
         while position < end and len(messages) < limit:
             at = position & (self._size - 1)
             length = int(struct.unpack_from("<I", self._producer, _PAGE + at)[0])
@@ -183,7 +196,7 @@ class Urgent:
             if not length & self.DISCARDED:
                 messages.append(self._take(at + 8, size))
             position += (size + 8 + 7) & ~7
-            _HEAD.pack_into(self._consumer, 0, position)
+            self._consumed[0] = position
         return messages
 
     def _take(self, start: int, size: int) -> bytes:
@@ -192,5 +205,7 @@ class Urgent:
         return whole + self._producer[_PAGE : _PAGE + size - len(whole)]
 
     def close(self) -> None:
+        self._consumed.release()
+        self._produced.release()
         self._consumer.close()
         self._producer.close()

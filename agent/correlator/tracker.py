@@ -345,7 +345,8 @@ class StreamTracker(Registrar):
 
     def _stale(self, p: Process, r: Rec, slot: Slot, count: int, repeats: int) -> None:
         before = slot.stale
-        slot.stale = before + count
+        # The first one is recorded whatever the run: what went unrecorded before it was delivered to a live slot.
+        slot.stale = before + count if before else 1
         if not repeats or slot.stale.bit_length() != before.bit_length():
             reg = p.old(slot) or p.current(slot) or p.regs.get(slot.epfd << 32 | slot.fd)
             slot.stale_reported = slot.stale

@@ -117,7 +117,8 @@ class Closer:
                 self._suspect(p, Suspect.BAD_CLOSE, r, None)
             return
         f = p.fds.get(r[9])
-        if f is not None:
+        # Not its own close any more: the number was given out before this one returned. arg 1: close_range.
+        if f is not None and (f.closing == r[7] or r[12]):
             self._close_effect(p, r[9], f, (r[4], r[3], 0, r[7], r[13]))
 
     def _fd_reused(self, p: Process, fd: int, f: Fd, now: int) -> None:

@@ -22,6 +22,7 @@
 #define AF_WATCH_READS_AFTER 8
 #define AF_HOT_AFTER 1024
 #define AF_MANY_WAITERS 0xffffffffu
+#define AF_CLOSE_CLAIMED 0xffffffffu
 #define AF_STACK_DEPTH 32
 /* Where the kernel steps probed instructions out of line: the page below TASK_SIZE (xol_add_vma). */
 #define AF_XOL_START 0x7fffffffe000ull
@@ -42,7 +43,7 @@ struct af_target {
 	u64 armed;        /* ts when the target was added */
 	u64 watch_reads;  /* until this ts, reads reset the repeat counts */
 	u32 forks;        /* forked children that may still share descriptions */
-	u32 flags;
+	u32 hot_fds;      /* bit fd % 32: one of them is delivered again and again, so that its reads matter */
 };
 
 /* what a thread is in the middle of */
@@ -87,7 +88,7 @@ struct af_desc_key { u32 tgid; u32 gap; u64 desc; };
 struct af_fd {
 	u64 desc;      /* 0: never dup'ed */
 	s32 epfd;      /* where it is registered; -1 nowhere */
-	u32 closing;   /* thread whose close is in flight */
+	u32 closing;   /* thread whose close is in flight; AF_CLOSE_CLAIMED: somebody is accounting for it */
 	u64 closing_enter;
 	u64 closing_ip;
 	s32 closing_stack;
@@ -99,7 +100,7 @@ struct af_desc { u32 refs; u32 gap; };
 struct af_path_key { char path[AF_PATH]; };
 struct af_stack { u64 ip[AF_STACK_DEPTH]; };
 
-struct af_pending { u64 addr; u32 what; u32 events; u32 index; u32 gap; };
+struct af_pending { u64 addr; u32 what; u32 events; u32 index; u32 repeat; };
 struct af_scratch {
 	struct af_epoll_event events[43]; /* AF_CHUNK and what makes 511 bytes a safe length */
 	struct af_pending pending[AF_CHUNK];
@@ -108,7 +109,7 @@ struct af_scratch {
 	u32 what;
 	u32 first;
 	u32 count;
-	u32 gap;
+	u32 repeat;        /* the delivery continues a run: of the batch before, and the first of this one */
 	struct af_path_key path;
 };
 

@@ -265,6 +265,15 @@ static inline __attribute__((always_inline)) void af_close_effect(void *ctx, str
 	reg->flags |= AF_R_BY_CLOSE;
 }
 
+/* The thread that closes and the one that was given the number meanwhile may both want to account for the close,
+ * at the same moment on two CPUs: one of them does. */
+static inline __attribute__((always_inline)) bool af_close_claim(struct af_fd *f, u32 closing)
+{
+	/* `epfd` and `closing` are one aligned word: clang 14 without ALU32 has no 32-bit compare-and-swap */
+	u64 epfd = (u32)f->epfd, seen = epfd | (u64)closing << 32, claimed = epfd | (u64)AF_CLOSE_CLAIMED << 32;
+	return closing != AF_CLOSE_CLAIMED && __sync_val_compare_and_swap((u64 *)&f->epfd, seen, claimed) == seen;
+}
+
 /* fd was handed out anew while we still hold an older life of it: its close is over, seen or not. */
 static inline __attribute__((always_inline)) void af_fd_reused(void *ctx, struct af_target *target, struct af_thread *t, u32 tgid, s32 fd,
 					   u64 now)
@@ -273,7 +282,10 @@ static inline __attribute__((always_inline)) void af_fd_reused(void *ctx, struct
 	struct af_fd *f = fds.lookup(&key);
 	if (!f)
 		return;
-	struct af_at at = {.enter = f->closing ? f->closing_enter : 0, .ts = now, .ip = f->closing_ip,
-			   .tid = f->closing, .stack = f->closing_stack};
+	u32 closing = f->closing;
+	if (!af_close_claim(f, closing))
+		return;
+	struct af_at at = {.enter = closing ? f->closing_enter : 0, .ts = now, .ip = f->closing_ip,
+			   .tid = closing, .stack = f->closing_stack};
 	af_close_effect(ctx, target, t, tgid, fd, f, &at);
 }

@@ -347,6 +347,7 @@ static inline __attribute__((always_inline)) void af_delivered(struct af_target 
 	slot->last_delivery = now;
 	slot->last_delivery_enter = t->wait_enter;
 	s->what = 0;
+	s->repeat = consecutive;
 	if (slot->state == AF_SLOT_FREE) {
 		slot->stale += 1;
 		if (!t->stale_slot)
@@ -369,11 +370,14 @@ static inline __attribute__((always_inline)) void af_delivered(struct af_target 
 		else if (slot->consecutive >= AF_HOT_AFTER && af_worth_sending(slot->consecutive, true))
 			s->what = AF_SUSPECT_HOT;
 	}
-	if (slot->consecutive >= AF_WATCH_READS_AFTER)
+	if (slot->consecutive >= AF_WATCH_READS_AFTER) {
 		target->watch_reads = now + 1000000000ull;
+		target->hot_fds |= slot->fd < 0 ? 0xffffffffu : 1u << (slot->fd & 31);
+	}
 	if (slot->consecutive >= AF_QUIET_AFTER) {
 		af_count(AF_C_REPEATS);
-		if (!af_worth_sending(slot->consecutive, true))
+		/* what is sent is recorded too: a run may go on over the destroy of its slot */
+		if (!af_worth_sending(slot->consecutive, true) && s->what != AF_SUSPECT_STALE_DELIVERY)
 			return;
 	}
 	t->batch_slots += 1;
@@ -437,6 +441,7 @@ static inline __attribute__((always_inline)) void af_deliver(void *ctx)
 		s->pending[n].what = s->what;
 		s->pending[n].events = s->events[i].events;
 		s->pending[n].index = s->first + i;
+		s->pending[n].repeat = s->repeat;
 	}
 	t->next = s->first + s->count;
 	if (s->pending_count) {
@@ -462,7 +467,7 @@ static inline __attribute__((always_inline)) void af_report_one(void *ctx, struc
 		if (!reg)
 			return;
 		slot->recycled += 1;
-		if (!af_worth_sending(slot->recycled, slot->consecutive > 0))
+		if (!af_worth_sending(slot->recycled, p->repeat))
 			return;
 		slot->recycled_reported = slot->recycled;
 		other = current;

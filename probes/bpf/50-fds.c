@@ -47,7 +47,7 @@ static inline __attribute__((always_inline)) void af_close_ended(void *ctx, stru
 	if (!t->known)
 		return;
 	struct af_fd *f = fds.lookup(&key);
-	if (!f || f->closing != tid) {
+	if (!f || !af_close_claim(f, tid)) {
 		/* the number was reused before this close returned: its effect has been taken into account */
 		af_record(AF_CLOSED, AF_F_UNKNOWN, now, t->enter, 0, 0, fd, -1, ret, 0, t->stack);
 		return;
@@ -229,8 +229,8 @@ int af_exit_dup(struct af_sys_exit *ctx)
 		return 0;
 	if (call == AF_CALL_DUP2)
 		af_close_ended(ctx, target, t, tgid, newfd, 0, now);
-	else
-		af_fd_reused(ctx, target, t, tgid, newfd, now);
+	/* also after dup2: a close of that number by another thread may have been in flight when it was taken */
+	af_fd_reused(ctx, target, t, tgid, newfd, now);
 	af_record(AF_DUPPED, 0, now, t->enter, 0, 0, t->epfd, -1, newfd, 0, -1);
 	af_dupped(tgid, t->epfd, newfd, now);
 	return 0;
@@ -261,13 +261,18 @@ int af_enter_read(struct af_sys_enter *ctx)
 	struct af_target *target = af_target_now();
 	if (!target || !target->watch_reads)
 		return 0;
+	s32 fd = (s32)ctx->args[0];
+	u32 bit = 1u << (fd & 31);
+	if (!(target->hot_fds & bit))
+		return 0;
 	u64 now = bpf_ktime_get_ns();
 	if (target->watch_reads < now) {
 		target->watch_reads = 0;
+		target->hot_fds = 0;
 		return 0;
 	}
 	u32 tgid = af_tgid();
-	struct af_fd_key key = {.tgid = tgid, .fd = (s32)ctx->args[0]};
+	struct af_fd_key key = {.tgid = tgid, .fd = fd};
 	struct af_fd *f = fds.lookup(&key);
 	if (!f || f->epfd < 0)
 		return 0;
@@ -275,9 +280,10 @@ int af_enter_read(struct af_sys_enter *ctx)
 	if (!reg)
 		return 0;
 	struct af_slot *slot = af_slot_find(tgid, reg->slot);
-	if (!slot || slot->gen != reg->gen || !slot->consecutive)
+	if (!slot || slot->gen != reg->gen || slot->consecutive < AF_WATCH_READS_AFTER)
 		return 0;
 	slot->consecutive = 0;
+	target->hot_fds &= ~bit; /* another fd of this bit sets it again with its next delivery */
 	af_record(AF_READ, 0, now, now, slot->addr, slot->gen, key.fd, f->epfd, 0, 0, -1);
 	return 0;
 }

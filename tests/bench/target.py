@@ -49,12 +49,11 @@ class Costs:
     helpers_kb: list[int] = field(default_factory=list)
     attach_s: list[float] = field(default_factory=list)  # start of the command to "watching"
     arm_s: list[float] = field(default_factory=list)  # the loader child alone: compile, verify, attach
+    arm_empty_s: list[float] = field(default_factory=list)
 
     def median(self, variant: str, kind: str) -> Sample:
         found = self.samples[variant, kind]
-        return Sample(
-            statistics.median(s.rate for s in found), statistics.median(s.cpu_us for s in found)
-        )
+        return Sample(statistics.median(s.rate for s in found), statistics.median(s.cpu_us for s in found))
 
     def ratio(self, variant: str, base: str, kind: str) -> tuple[float, float]:
         """Median over the rounds of rate against rate, and of time against time, within a round."""
@@ -115,6 +114,7 @@ def _empty(target: Server, costs: Costs) -> Iterator[None]:
         pids=(target.pid,),
         options=loader.LoadOptions(empty=True),
     )
+    costs.arm_empty_s.append(handles.seconds)
     try:
         yield
     finally:
@@ -128,16 +128,15 @@ def _afterfree(target: Server, costs: Costs, tmp: Path) -> Iterator[None]:
     with daemon(tmp, "watch", "--pid", str(target.pid), "--format", "json") as watch:
         watch.wait_ready()
         costs.attach_s.append(time.monotonic() - began)
-        helpers = list(descendants(watch.pid))
+        helpers = {pid: cpu_seconds(pid) for pid in descendants(watch.pid)}
         before, start = cpu_seconds(watch.pid), time.monotonic()
-        helpers_before = sum(map(cpu_seconds, helpers))
         yield
         seconds = time.monotonic() - start
         costs.daemon_cpu.append(100 * (cpu_seconds(watch.pid) - before) / seconds)
         costs.daemon_kb.append(rss_kb(watch.pid))
-        helpers = [pid for pid in helpers if pid in descendants(watch.pid)]
-        costs.helpers_cpu.append(100 * (sum(map(cpu_seconds, helpers)) - helpers_before) / seconds)
-        costs.helpers_kb.append(sum(map(rss_kb, helpers)))
+        still = descendants(watch.pid).keys() & helpers.keys()  # the symbolizer ends when it is idle
+        costs.helpers_cpu.append(100 * sum(cpu_seconds(pid) - helpers[pid] for pid in still) / seconds)
+        costs.helpers_kb.append(sum(map(rss_kb, still)))
         if watch.lines() or watch.end(signal.SIGTERM):
             raise RuntimeError(f"findings or a failure in the correct mode: {watch.said()}")
 
@@ -157,13 +156,13 @@ def measure(rounds: int, tmp: Path, *, mode: str = "ReleaseSafe") -> Costs:
                         stack.enter_context(_afterfree(target, costs, tmp))
                     for kind, run in zip(LOADS, (_keep_alive, _churn), strict=True):
                         costs.samples.setdefault((variant, kind), []).append(_sample(target, run))
-        began = time.monotonic()
-        handles = loader.load(
-            plan_of(target.exe),
-            image=f"/proc/{target.pid}/exe",
-            pids=(target.pid,),
-            options=loader.LoadOptions(),
-        )
-        costs.arm_s.append(time.monotonic() - began)
-        handles.close()
+        for _ in range(3):
+            handles = loader.load(
+                plan_of(target.exe),
+                image=f"/proc/{target.pid}/exe",
+                pids=(target.pid,),
+                options=loader.LoadOptions(),
+            )
+            costs.arm_s.append(handles.seconds)
+            handles.close()
     return costs

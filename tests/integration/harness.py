@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,9 +60,11 @@ class Server:
 
 
 @contextmanager
-def server(mode: str, tmp: Path, *args: str, name: str = "poolserver") -> Iterator[Server]:
+def server(
+    mode: str, tmp: Path, *args: str, name: str = "poolserver", exe: Path | None = None
+) -> Iterator[Server]:
     """Build (cached) and start a target; wait for its `ready` line; end it however the test ends."""
-    exe = build(name, mode)
+    exe = exe or build(name, mode)
     truth, stderr = tmp / "truth.jsonl", tmp / "stderr.txt"
     with stderr.open("w") as err:
         process = subprocess.Popen(
@@ -159,6 +163,35 @@ def attached(
         session.close()
 
 
+@dataclass(slots=True)
+class Watch:
+    """One session on every process of one build, present and future: attaching costs seconds each time."""
+
+    mode: str
+    exe: Path
+    session: LiveSession
+
+    @contextmanager
+    def target(self, tmp: Path, run: Run, *args: str) -> Iterator[Server]:
+        """A server that the session has found by itself."""
+        with server(self.mode, tmp, *args, exe=self.exe) as target:
+            pump_until(
+                self.session, run, lambda: target.pid in self.session.targets, "the session sees no exec"
+            )
+            yield target
+
+
+@contextmanager
+def watching(mode: str, folder: Path, options: SessionOptions | None = None) -> Iterator[Watch]:
+    # A copy: uprobes belong to the inode, and others may run the cached one meanwhile.
+    exe = Path(shutil.copy(build("poolserver", mode), folder))
+    session = LiveSession.open(plan_of(exe), pids=[], follow=True, options=options)
+    try:
+        yield Watch(mode, exe, session)
+    finally:
+        session.close()
+
+
 def pump(session: LiveSession, run: Run, until: subprocess.Popen[str], timeout: float = 150.0) -> None:
     """Feed everything that comes until the load has ended and nothing has happened for a while."""
     deadline = time.monotonic() + timeout
@@ -184,18 +217,35 @@ def finish(session: LiveSession, run: Run) -> None:
     run.counters = dict(session.counters())
 
 
-def conclude(session: LiveSession, run: Run, target: Server, timeout: float = 30.0) -> dict[str, Any]:
+def pump_until(
+    session: LiveSession, run: Run, condition: Callable[[], bool], what: str, timeout: float = 60.0
+) -> None:
+    """Feed everything that comes until `condition` holds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        run.feed(list(session.poll(0.1)))
+        assert time.monotonic() < deadline, f"{what}: not within {timeout} s"
+
+
+def drive(session: LiveSession, run: Run, client: subprocess.Popen[str]) -> None:
+    """Feed everything that comes until the load client has ended."""
+    pump_until(session, run, lambda: client.poll() is not None, "the load client does not end", 150)
+    out, err = client.communicate(timeout=10)
+    assert client.returncode == 0, f"load client: {err}"
+    run.load = json.loads(out)
+
+
+def conclude(session: LiveSession, run: Run, target: Server) -> dict[str, Any]:
     """End the target while its events are still consumed, then drain: both sides have seen the same."""
     target.process.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + timeout
-    while not session.finished:
-        run.feed(list(session.poll(0.1)))
-        assert time.monotonic() < deadline, "the session does not end with its target"
+    pump_until(session, run, lambda: target.pid not in session.targets, "the session keeps a dead target")
     finish(session, run)
     return target.stop()
 
 
-def cli(*args: str, timeout: float = 120, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def cli(
+    *args: str, timeout: float = 120, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run afterfree as a user would."""
     return subprocess.run(
         [sys.executable, "-m", "agent.cli", *args],
@@ -216,7 +266,9 @@ def start_cli(*args: str) -> subprocess.Popen[str]:
     )
 
 
-def end(process: subprocess.Popen[str], with_signal: int = signal.SIGTERM, timeout: float = 20) -> tuple[str, str]:
+def end(
+    process: subprocess.Popen[str], with_signal: int = signal.SIGTERM, timeout: float = 20
+) -> tuple[str, str]:
     with suppress(ProcessLookupError):
         process.send_signal(with_signal)
     return process.communicate(timeout=timeout)
@@ -329,6 +381,23 @@ def bpftool(*args: str) -> Any:
     return json.loads(answer.stdout) if answer.returncode == 0 and answer.stdout.strip() else []
 
 
+def kernel_ids(kind: str) -> set[int]:
+    """All ids of "program", "map" or "link" (bpf(2): BPF_*_GET_NEXT_ID), without opening any.
+
+    bpftool opens the maps of what it shows. One that opens and closes a program array while its clearing
+    is queued makes the kernel keep it for ever (kernel/bpf/arraymap.c: prog_array_map_clear takes a reference
+    per call, its work gives one back): not while something is ending.
+    """
+    command = {"program": 11, "map": 12, "link": 31}[kind]
+    libc = ctypes.CDLL(None, use_errno=True)
+    attr = (ctypes.c_uint32 * 3)()
+    ids: set[int] = set()
+    while libc.syscall(321, command, attr, ctypes.sizeof(attr)) == 0:  # x86-64
+        ids.add(attr[1])
+        attr[0] = attr[1]
+    return ids
+
+
 def attachments(pid: int) -> dict[str, set[int]]:
     """What `bpftool perf` says the process holds: {"tracepoint" | "uprobe": program ids}."""
     held: dict[str, set[int]] = {}
@@ -341,7 +410,7 @@ def attachments(pid: int) -> dict[str, set[int]]:
 def map_ids(pid: int) -> set[int]:
     """BPF maps that a process holds by descriptor (proc_pid_fdinfo(5))."""
     ids = set()
-    with suppress(FileNotFoundError, ProcessLookupError):
+    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
         for info in Path(f"/proc/{pid}/fdinfo").iterdir():
             with suppress(FileNotFoundError):
                 ids.update(int(row.split()[1]) for row in info.read_text().splitlines() if "map_id:" in row)

@@ -17,9 +17,7 @@ import pytest
 
 from agent.correlator.core import Correlator, CorrelatorOptions
 from agent.correlator.findings import Finding, RuleId, Severity
-from probes.events import SlotLingering
-from probes.session import LiveSession, SessionOptions
-from tests.integration.harness import Run, Server, attached, conclude, load, pump, server
+from tests.integration.harness import Run, Watch, conclude, drive, load, pump_until, watching
 
 pytestmark = [pytest.mark.bpf, pytest.mark.slow]
 
@@ -66,7 +64,7 @@ class Case:
     client: tuple[str, ...] = ()
     concurrency: int = 32
     connections: int = CONNECTIONS
-    leaks: bool = False  # wait for the scan that names closed slots nobody destroyed
+    until: tuple[RuleId, int] | None = None  # so many slots are named some time after the load
     victims: bool = False  # descriptors of others are closed: their counts are approximate in the truth
 
 
@@ -88,7 +86,7 @@ CASES = (
         ("close-on-worker", "dup-outlives-close"),
         "dup",
         (R.DELIVERY_AFTER_CLOSE, R.DESCRIPTION_OUTLIVES_CLOSE),
-        ("--dup-hold-ms", "0", "--window-us", "4000", "--every", "4"),
+        ("--dup-hold-ms", "0", "--window-us", "4000", "--workers", "16"),
         concurrency=64,
     ),
     Case("parse-error-no-del", ("parse-error-no-del",), "malformed", ()),
@@ -99,7 +97,15 @@ CASES = (
         SURVIVES,
         ("--every", "4"),
     ),
-    Case("free-in-batch", ("free-in-batch",), "poke", (R.FREED_IN_OPEN_BATCH,), concurrency=64),
+    Case(
+        "free-in-batch",
+        ("free-in-batch",),
+        "poke",
+        (R.FREED_IN_OPEN_BATCH,),
+        ("--window-us", "300", "--workers", "8"),
+        ("--slow-us", "1000"),
+        concurrency=64,
+    ),
     Case(
         "double-destroy",
         ("double-destroy",),
@@ -131,7 +137,7 @@ CASES = (
         "close",
         (R.LEAKED_SLOT,),
         ("--every", "100", "--limit", "50"),
-        leaks=True,
+        until=(R.LEAKED_SLOT, 50),
     ),
     Case(
         "drop-registered",
@@ -139,6 +145,8 @@ CASES = (
         "close",
         (R.HOT_REDELIVERY,),
         ("--every", "1000", "--limit", "4"),
+        ("--timeout-ms", "1000"),
+        until=(R.HOT_REDELIVERY, 4),
     ),
     Case(
         "stale-sweep",
@@ -181,8 +189,11 @@ BOUNDED: Mapping[RuleId, tuple[Callable[[dict[str, Any]], int], Callable[[dict[s
 }
 """Lives for certain, and lives that are possible: only the kernel knows the order of the two calls."""
 
-WITHOUT_SLOT = {R.FAILED_REMOVAL, R.BAD_CLOSE, R.IMPLICIT_REMOVAL, *BOUNDED}
-"""The call's fd is all that is known, or the lifetimes are counted: compared by number."""
+CALLS = {R.FAILED_REMOVAL, R.BAD_CLOSE}
+"""The call's fd is all that is known for sure."""
+
+WITHOUT_SLOT = {*CALLS, R.IMPLICIT_REMOVAL, *BOUNDED}
+"""Calls, and lifetimes that are counted by signature: compared by number."""
 
 
 @dataclass
@@ -208,7 +219,7 @@ def compare(case: Case, run: Run, ledger: Ledger, truth: list[dict[str, Any]]) -
     outcome = Comparison()
     for rule, value in EXACT.items():
         known, ours = _lives(truth, value), run.count(rule)
-        spread = len(known) if case.victims else 0
+        spread = truth[-1]["wrong_closes"] if case.victims and rule not in CALLS else 0
         outcome.number(rule, ours, known.total() - spread, known.total() + spread)
         if rule not in WITHOUT_SLOT and not case.victims:
             outcome.lives(rule, ledger.lives(rule), known)
@@ -225,15 +236,16 @@ def compare(case: Case, run: Run, ledger: Ledger, truth: list[dict[str, Any]]) -
 
 
 def _compare_recycled(outcome: Comparison, ledger: Ledger, truth: list[dict[str, Any]]) -> None:
-    """Critical ones never exceed the truth; critical and uncertain ones together cover it. Per life."""
+    """Critical ones never exceed the truth, on no life; critical and uncertain ones together cover it."""
     known = _lives(truth, lambda life: life.get("recycled_deliveries", 0))
     open_ = _lives(truth, lambda life: life.get("recycled_ambiguous", 0))
     certain = ledger.lives(R.RECYCLED_DELIVERY, Severity.CRITICAL)
     both = ledger.lives(R.RECYCLED_DELIVERY)
     if certain.total() > known.total():
         outcome.wrong.append(f"recycled-delivery: {certain.total()} certain, truth {known.total()}")
-    outcome.lives(R.RECYCLED_DELIVERY, certain & known | certain - (known + open_), certain & known)
-    outcome.lives(R.RECYCLED_DELIVERY, both & known, known)
+    if both.total() < known.total():
+        outcome.wrong.append(f"recycled-delivery: truth {known.total()}, named {both.total()} in all")
+    outcome.lives(R.RECYCLED_DELIVERY, certain, certain & (known + open_))
     if both or known:
         outcome.line.append(f"recycled-delivery {certain.total()}<={known.total()}<={both.total()}")
 
@@ -242,7 +254,7 @@ def _compare_dropped(outcome: Comparison, case: Case, ledger: Ledger, truth: lis
     closed = _lives(truth, lambda life: life.get("dropped", False) and life.get("closed", False))
     spinning = _lives(truth, lambda life: life.get("dropped", False) and not life.get("closed", False))
     leaked = ledger.lives(R.LEAKED_SLOT)
-    if case.leaks or leaked:
+    if leaked or R.LEAKED_SLOT in case.fires:
         outcome.number(R.LEAKED_SLOT, leaked.total(), closed.total(), closed.total())
         outcome.lives(R.LEAKED_SLOT, leaked, closed)
     hot = ledger.lives(R.HOT_REDELIVERY)
@@ -253,80 +265,70 @@ def _compare_dropped(outcome: Comparison, case: Case, ledger: Ledger, truth: lis
 
 
 @pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[str], None]]:
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
     def print_line(text: str) -> None:
         with capsys.disabled():
             print(f"\n  {text}", end="", flush=True)
 
-    yield print_line
+    return print_line
+
+
+@pytest.fixture(scope="module", params=MODES)
+def watch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
+    with watching(request.param, tmp_path_factory.mktemp("watched")) as watch:
+        yield watch
 
 
 def _row(name: str, mode: str, connections: int, began: float, said: list[str]) -> str:
     return f"{name:31} {mode:12} {connections:7,} {time.monotonic() - began:5.1f} s  {'  '.join(said)}"
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", ""))
 def test_findings_equal_the_truth(
-    case: Case, mode: str, tmp_path: Path, say: Callable[[str], None]
+    watch: Watch, case: Case, tmp_path: Path, say: Callable[[str], None]
 ) -> None:
     began = time.monotonic()
     bugs = [word for bug in case.bugs for word in ("--bug", bug)]
     ledger = Ledger(CorrelatorOptions(leak_after_ns=LEAK_AFTER_NS))
-    with server(mode, tmp_path, *bugs, "--survive", *case.server) as target:
-        with attached(target) as (session, run):
-            run.correlator = ledger
-            client = load(
-                target.port, case.mix, *case.client, connections=case.connections, concurrency=case.concurrency
-            )
-            pump(session, run, client)
-            if case.leaks:
-                _until_scanned(session, run)
-            summary = conclude(session, run, target)
+    run = Run(correlator=ledger)
+    with watch.target(tmp_path, run, *bugs, "--survive", *case.server) as target:
+        client = load(
+            target.port, case.mix, *case.client, connections=case.connections, concurrency=case.concurrency
+        )
+        drive(watch.session, run, client)
+        if case.until is not None:
+            rule, slots = case.until
+            pump_until(watch.session, run, lambda: len(ledger.lives(rule)) >= slots, f"{slots} slots, {rule}")
+        summary = conclude(watch.session, run, target)
         truth = target.truth()
     outcome = compare(case, run, ledger, truth)
-    say(_row(case.name, mode, summary["connections"], began, outcome.line))
+    say(_row(case.name, watch.mode, summary["connections"], began, outcome.line))
 
     assert run.lost() == {}, f"events were lost, nothing can be compared: {run.lost()}"
     assert summary["overflow"] == summary["orphan_overflow"] == 0
     assert summary["connections"] >= CONNECTIONS
-    assert not outcome.wrong, "\n".join([f"{case.name}, {mode}:", *outcome.wrong])
+    assert not outcome.wrong, "\n".join([f"{case.name}, {watch.mode}:", *outcome.wrong])
     silent = [str(rule) for rule in case.fires if not run.count(rule)]
     assert not silent, f"the switch was meant to raise {silent}: the test has proved nothing about them"
 
 
-def _until_scanned(session: LiveSession, run: Run) -> None:
-    """Until a scan begins that is later than five seconds after the last close."""
-    deadline = time.monotonic() + 20
-    scans: set[int] = set()
-    while len(scans) < 2 and time.monotonic() < deadline:
-        batch = list(session.poll(0.2))
-        scans |= {event.ts for event in batch if isinstance(event, SlotLingering)}
-        run.feed(batch)
-
-
-@pytest.mark.parametrize("mode", MODES)
 def test_nothing_is_found_in_a_correct_server(
-    mode: str, tmp_path: Path, say: Callable[[str], None]
+    watch: Watch, tmp_path: Path, say: Callable[[str], None]
 ) -> None:
     """Every script of the load client, then more clients than the server takes."""
     began = time.monotonic()
-    with server(mode, tmp_path, "--max-conn", str(MAX_CONN), "--truth-detail", "all") as target:
-        with attached(target) as (session, run):
-            pump(session, run, load(target.port, "correct", connections=CORRECT_CONNECTIONS))
-            crowd = load(
-                target.port, "saturate", connections=SATURATING_CONNECTIONS, concurrency=2 * MAX_CONN
-            )
-            pump(session, run, crowd)
-            summary = conclude(session, run, target)
+    run, session = Run(), watch.session
+    options = ("--max-conn", str(MAX_CONN), "--truth-detail", "all")
+    with watch.target(tmp_path, run, *options) as target:
+        drive(session, run, load(target.port, "correct", connections=CORRECT_CONNECTIONS))
+        crowd = load(target.port, "saturate", connections=SATURATING_CONNECTIONS, concurrency=2 * MAX_CONN)
+        drive(session, run, crowd)
+        summary = conclude(session, run, target)
         slots = {line.split(b",", 2)[1] for line in target.truth_file.read_bytes().splitlines()[:-1]}
     findings = run.findings()
-    said = [f"{finding.rule} {finding.count}" for finding in findings]
-    say(
-        _row(
-            "correct", mode, summary["connections"], began, [f"{len(slots)} slots", *(said or ["no finding"])]
-        )
-    )
+    said = [f"{finding.rule} {finding.count}" for finding in findings] or ["no finding"]
+    said.insert(0, f"{len(slots)} slots")
+    say(_row("correct", watch.mode, summary["connections"], began, said))
 
     assert run.lost() == {}
     assert summary["overflow"] == 0
