@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import json
 import os
 import platform
@@ -11,28 +12,42 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from probes import errors, readers
+from probes import abi, errors, readers
 from probes.sysbpf import possible_cpus
 from symbols.plan import ProbePlan, Role
 
 TIMEOUT_S = 60.0
 MAX_ANSWER = 1 << 20
 MAX_FDS = 65536
+RECORDER_BYTES = 64 << 20
+LIFETIME_BYTES = 16 << 20
+MIN_RECORDS = 256  # per CPU, however many there are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
     """Sizes of the kernel side; every one is a hard limit. Ring sizes are powers of two, per CPU."""
 
-    ring_records: int = 32768
-    lifetime_records: int = 4096
+    ring_records: int = 32768  # less where there are many CPUs: RECORDER_BYTES in all
+    lifetime_records: int = 4096  # likewise: LIFETIME_BYTES
     max_slots: int = 32768
     max_threads: int = 8192
     urgent_pages: int = 1024
     empty: bool = False
+
+    def fitted(self, cpus: int) -> LoadOptions:
+        """The same with powers of two, and ring sizes that keep within the budgets on this many CPUs."""
+        return replace(
+            self,
+            ring_records=_fit(self.ring_records, RECORDER_BYTES // (cpus * abi.RECORD.size)),
+            lifetime_records=_fit(
+                self.lifetime_records, LIFETIME_BYTES // (cpus * ctypes.sizeof(abi.Lifetime))
+            ),
+            urgent_pages=_power_of_two(self.urgent_pages),
+        )
 
 
 @dataclass(slots=True)
@@ -54,6 +69,14 @@ class Handles:
 
 def _power_of_two(value: int) -> int:
     return 1 << max(value - 1, 1).bit_length()
+
+
+def _fit(wanted: int, limit: int) -> int:
+    """The power of two that holds `wanted`, or the largest one within `limit`."""
+    fitting = _power_of_two(wanted)
+    while fitting > max(limit, MIN_RECORDS):
+        fitting //= 2
+    return fitting
 
 
 def defines(plan: ProbePlan, options: LoadOptions) -> tuple[str, ...]:
@@ -87,14 +110,14 @@ def plain_defines(
     slot_size: int = 64,
 ) -> tuple[str, ...]:
     """The compiler definitions; without arguments, those of a plan without any probe site."""
-    options = options or LoadOptions()
+    options = (options or LoadOptions()).fitted(possible_cpus())
     tests = "||".join(["(u)<4096ull", *(f"(u)=={value:#x}ull" for value in reserved)])
     return (
-        f"-DAF_RING_RECORDS={_power_of_two(options.ring_records)}",
-        f"-DAF_LIFE_RECORDS={_power_of_two(options.lifetime_records)}",
+        f"-DAF_RING_RECORDS={options.ring_records}",
+        f"-DAF_LIFE_RECORDS={options.lifetime_records}",
         f"-DAF_MAX_SLOTS={options.max_slots}",
         f"-DAF_MAX_THREADS={options.max_threads}",
-        f"-DAF_URGENT_PAGES={_power_of_two(options.urgent_pages)}",
+        f"-DAF_URGENT_PAGES={options.urgent_pages}",
         f"-DAF_CPUS={possible_cpus()}",
         f"-DAF_UD_MASK={mask:#x}ull",
         f"-DAF_IS_RESERVED(u)=({tests})",
@@ -113,6 +136,7 @@ def load(plan: ProbePlan, *, image: str, pids: tuple[int, ...], options: LoadOpt
     if plan.machine != platform.machine():
         raise errors.WrongArchitecture(plan.machine, platform.machine())
     generated = readers.generate(plan)
+    options = options.fitted(possible_cpus())
     request = {
         "image": image,
         "readers": generated.text,

@@ -81,7 +81,7 @@ class LiveSession:
         self._lifetimes = Lifetimes(maps["lifetimes"], maps["lifetime_heads"], cpus, sizes.lifetime_records)
         self._urgent = Urgent(maps["urgent"], sizes.urgent_pages * 4096)
         self._counters = PerCpuCounters(maps["counters"], len(abi.Counter))
-        self._leftovers = Leftovers(self._maps["slots"])
+        self._leftovers = Leftovers(self._maps["slots"], self._maps["regs"])
         self._helper = ProcHelper()
         self._context = Context(self._maps["stacks"], self._helper)
         self._epoll = select.epoll()

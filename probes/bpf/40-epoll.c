@@ -131,8 +131,8 @@ int af_enter_ctl(struct af_sys_enter *ctx)
 	}
 	if (t->op != AF_CTL_DEL && (AF_IS_RESERVED(t->userdata)))
 		return 0;
-	t->stack = af_stack_id(ctx);
 	if (t->op == AF_CTL_ADD) {
+		t->stack = af_stack_id(ctx);
 		t->known = 1;
 		af_add_begun(ctx, target, t, tgid);
 		return 0;
@@ -250,6 +250,9 @@ int af_exit_ctl(struct af_sys_exit *ctx)
 	t->call = AF_CALL_NONE;
 	u32 tgid = af_tgid();
 	s32 ret = ctx->ret;
+	/* of a DEL and a MOD the instruction is known; the stack is worth its microsecond when they fail */
+	if (ret < 0 && t->op != AF_CTL_ADD)
+		t->stack = af_stack_id(ctx);
 	struct af_at at;
 	af_at_set(&at, t->enter, bpf_ktime_get_ns(), t->ip, (u32)bpf_get_current_pid_tgid(), t->stack);
 	u16 kind = t->op == AF_CTL_ADD ? AF_ADDED : t->op == AF_CTL_MOD ? AF_MODIFIED : AF_REMOVED;
@@ -376,8 +379,7 @@ static inline __attribute__((always_inline)) void af_delivered(struct af_target 
 	}
 	if (slot->consecutive >= AF_QUIET_AFTER) {
 		af_count(AF_C_REPEATS);
-		/* what is sent is recorded too: a run may go on over the destroy of its slot */
-		if (!af_worth_sending(slot->consecutive, true) && s->what != AF_SUSPECT_STALE_DELIVERY)
+		if (!af_worth_sending(slot->consecutive, true))
 			return;
 	}
 	t->batch_slots += 1;
@@ -483,6 +485,12 @@ static inline __attribute__((always_inline)) void af_report_one(void *ctx, struc
 	struct af_trigger_args a = {.ts = t->wait_exit, .enter = t->wait_enter, .addr = slot->addr, .gen = slot->gen,
 				    .fd = slot->consecutive, .epfd = t->wait_epfd, .ret = p->index,
 				    .arg = p->events, .stack = af_stack_id(ctx), .kind = AF_DELIVERED};
+	if (slot->consecutive >= AF_QUIET_AFTER && !af_worth_sending(slot->consecutive, true)) {
+		/* what is sent is recorded too, whatever the run it is part of */
+		t->batch_slots += 1;
+		af_record(AF_DELIVERED, AF_F_REPEAT, t->wait_exit, t->wait_enter, slot->addr, slot->gen,
+			  slot->consecutive, t->wait_epfd, p->index, p->events, t->batch);
+	}
 	af_suspect(p->what, &a, t, slot, reg, other);
 }
 

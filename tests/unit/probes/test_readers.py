@@ -1,12 +1,21 @@
 # The generated argument readers, and what no reader can be made for.
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 
 import pytest
 
+from probes import abi
 from probes.errors import Unsupported
-from probes.loader import LoadOptions, defines, plain_defines
+from probes.loader import (
+    LIFETIME_BYTES,
+    MIN_RECORDS,
+    RECORDER_BYTES,
+    LoadOptions,
+    defines,
+    plain_defines,
+)
 from probes.readers import MAX_STEPS, generate
 from symbols.plan import (
     Add,
@@ -139,3 +148,16 @@ def test_plain_definitions_cover_every_name_the_sources_use() -> None:
     names = {flag.removeprefix("-D").split("=")[0].split("(")[0] for flag in plain_defines()}
     planned = {flag.removeprefix("-D").split("=")[0].split("(")[0] for flag in defines(plan(), LoadOptions())}
     assert names == planned
+
+
+def test_rings_keep_within_their_budget_however_many_cpus() -> None:
+    for cpus in (1, 2, 7, 64, 512):
+        fitted = LoadOptions().fitted(cpus)
+        assert fitted.ring_records & (fitted.ring_records - 1) == 0
+        assert fitted.lifetime_records & (fitted.lifetime_records - 1) == 0
+        assert fitted.ring_records * 64 * cpus <= RECORDER_BYTES
+        assert fitted.lifetime_records * ctypes.sizeof(abi.Lifetime) * cpus <= max(
+            LIFETIME_BYTES, MIN_RECORDS * ctypes.sizeof(abi.Lifetime) * cpus
+        )
+    assert LoadOptions().fitted(2) == LoadOptions()
+    assert LoadOptions(ring_records=1000).fitted(2).ring_records == 1024
