@@ -226,13 +226,14 @@ def _attach_uprobes(bcc: Any, module: Any, request: LoadRequest, loaded: Loaded)
     for offset, program in request.programs:
         fd_of_program = _program(module, program, bcc.BPF.KPROBE)
         for pid in pids:
-            path = request.image if pid == -1 else f"/proc/{pid}/exe"
-            fd = attach(fd_of_program, 0, f"af_{offset:x}_{pid}".encode(), path.encode(), offset, pid)
+            fd = attach(
+                fd_of_program, 0, f"af_{offset:x}_{pid}".encode(), request.image.encode(), offset, pid
+            )
             if fd < 0:
                 if pid != -1 and not os.path.exists(f"/proc/{pid}/exe"):
                     raise TargetGoneWhileAttaching(pid, "exited")
                 raise LoaderFailed(
-                    f"cannot put a uprobe at file offset {offset:#x} of {path}",
+                    f"cannot put a uprobe at file offset {offset:#x} of {os.path.realpath(request.image)}",
                     detail="perf_event_open refused it; see the loader's messages above",
                     causes=(
                         "the executable lies on a file system without an inode mapping (some overlays)",

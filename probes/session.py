@@ -114,25 +114,35 @@ class LiveSession:
         for pid in pids:
             if not os.path.isdir(f"/proc/{pid}"):
                 raise errors.NoSuchProcess(pid)
-        image = f"/proc/{pids[0]}/exe" if pids and not follow else plan.image
-        handles = loader.load(
-            plan,
-            image=image,
-            pids=() if follow else tuple(pids),
-            options=loader.LoadOptions(
-                ring_records=options.ring_records,
-                lifetime_records=options.lifetime_records,
-                max_slots=options.max_slots,
-                empty=options.empty,
-            ),
-        )
+        path = f"/proc/{pids[0]}/exe" if pids and not follow else plan.image
+        try:
+            # Held open: the plan's addresses must never reach another program that a pid executes meanwhile.
+            image = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if path == plan.image:
+                raise
+            raise errors.TargetGoneWhileAttaching(pids[0], "exited") from None
+        try:
+            status = os.fstat(image)
+            handles = loader.load(
+                plan,
+                image=f"/proc/{os.getpid()}/fd/{image}",
+                pids=() if follow else tuple(pids),
+                options=loader.LoadOptions(
+                    ring_records=options.ring_records,
+                    lifetime_records=options.lifetime_records,
+                    max_slots=options.max_slots,
+                    empty=options.empty,
+                ),
+            )
+        finally:
+            os.close(image)
         try:
             session = cls(plan, handles, options, follow)
         except BaseException:
             handles.close()
             raise
         try:
-            status = os.stat(image)
             session._image = (status.st_dev, status.st_ino)
             if follow:
                 for path in {plan.image, os.path.realpath(plan.image)}:

@@ -345,7 +345,7 @@ class StreamTracker(Registrar):
 
     def _stale(self, p: Process, r: Rec, slot: Slot, count: int, repeats: int) -> None:
         before = slot.stale
-        # The first one is recorded whatever the run: what went unrecorded before it was delivered to a live slot.
+        # The first is recorded whatever the run: what went unrecorded before it found the slot live.
         slot.stale = before + count if before else 1
         if not repeats or slot.stale.bit_length() != before.bit_length():
             reg = p.old(slot) or p.current(slot) or p.regs.get(slot.epfd << 32 | slot.fd)
@@ -357,7 +357,7 @@ class StreamTracker(Registrar):
         if reg is None:
             return
         before = slot.recycled
-        slot.recycled = before + count
+        slot.recycled = before + count if before else 1  # as in _stale
         if not repeats or slot.recycled.bit_length() != before.bit_length():
             slot.recycled_reported = slot.recycled
             self._suspect(p, Suspect.RECYCLED_DELIVERY, r, slot, reg, p.current(slot))

@@ -22,7 +22,7 @@
 #define AF_WATCH_READS_AFTER 8
 #define AF_HOT_AFTER 1024
 #define AF_MANY_WAITERS 0xffffffffu
-#define AF_CLOSE_CLAIMED 0xffffffffu
+#define AF_CLOSED_FD 0xffffffffu
 #define AF_STACK_DEPTH 32
 /* Where the kernel steps probed instructions out of line: the page below TASK_SIZE (xol_add_vma). */
 #define AF_XOL_START 0x7fffffffe000ull
@@ -88,7 +88,7 @@ struct af_desc_key { u32 tgid; u32 gap; u64 desc; };
 struct af_fd {
 	u64 desc;      /* 0: never dup'ed */
 	s32 epfd;      /* where it is registered; -1 nowhere */
-	u32 closing;   /* thread whose close is in flight; AF_CLOSE_CLAIMED: somebody is accounting for it */
+	u32 closing;   /* thread whose close is in flight; AF_CLOSED_FD: as if there was no entry */
 	u64 closing_enter;
 	u64 closing_ip;
 	s32 closing_stack;

@@ -192,12 +192,10 @@ static inline __attribute__((always_inline)) void af_slot_closed(struct af_slot 
 static inline __attribute__((always_inline)) void af_close_effect(void *ctx, struct af_target *target, struct af_thread *t, u32 tgid,
 					      s32 fd, struct af_fd *f, struct af_at *at)
 {
-	struct af_fd_key fkey = {.tgid = tgid, .fd = fd};
 	u64 desc = f->desc;
 	s32 epfd = f->epfd;
 	bool survives = false, by_fork = false;
 	struct af_desc_key dkey = {.tgid = tgid, .desc = desc};
-	fds.delete(&fkey);
 	if (desc) {
 		struct af_desc *d = descs.lookup(&dkey);
 		if (d && d->refs > 1) {
@@ -266,12 +264,14 @@ static inline __attribute__((always_inline)) void af_close_effect(void *ctx, str
 }
 
 /* The thread that closes and the one that was given the number meanwhile may both want to account for the close,
- * at the same moment on two CPUs: one of them does. */
-static inline __attribute__((always_inline)) bool af_close_claim(struct af_fd *f, u32 closing)
+ * at the same moment on two CPUs: the one that gets `f` marked does, from its copy. The entry is not deleted: by
+ * then it may be the next life of the number. Marked ones are replaced, and are as many as there are numbers. */
+static inline __attribute__((always_inline)) bool af_close_claim(struct af_fd *f, u32 closing, struct af_fd *copy)
 {
+	__builtin_memcpy(copy, f, sizeof(*copy));
 	/* `epfd` and `closing` are one aligned word: clang 14 without ALU32 has no 32-bit compare-and-swap */
-	u64 epfd = (u32)f->epfd, seen = epfd | (u64)closing << 32, claimed = epfd | (u64)AF_CLOSE_CLAIMED << 32;
-	return closing != AF_CLOSE_CLAIMED && __sync_val_compare_and_swap((u64 *)&f->epfd, seen, claimed) == seen;
+	u64 epfd = (u32)copy->epfd, seen = epfd | (u64)closing << 32, closed = epfd | (u64)AF_CLOSED_FD << 32;
+	return closing != AF_CLOSED_FD && __sync_val_compare_and_swap((u64 *)&f->epfd, seen, closed) == seen;
 }
 
 /* fd was handed out anew while we still hold an older life of it: its close is over, seen or not. */
@@ -283,9 +283,10 @@ static inline __attribute__((always_inline)) void af_fd_reused(void *ctx, struct
 	if (!f)
 		return;
 	u32 closing = f->closing;
-	if (!af_close_claim(f, closing))
+	struct af_fd was;
+	if (!af_close_claim(f, closing, &was))
 		return;
-	struct af_at at = {.enter = closing ? f->closing_enter : 0, .ts = now, .ip = f->closing_ip,
-			   .tid = closing, .stack = f->closing_stack};
-	af_close_effect(ctx, target, t, tgid, fd, f, &at);
+	struct af_at at = {.enter = closing ? was.closing_enter : 0, .ts = now, .ip = was.closing_ip,
+			   .tid = closing, .stack = was.closing_stack};
+	af_close_effect(ctx, target, t, tgid, fd, &was, &at);
 }

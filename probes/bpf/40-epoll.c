@@ -90,7 +90,7 @@ static inline __attribute__((always_inline)) void af_add_begun(void *ctx, struct
 		reg->state = AF_REG_ADDING;
 	}
 	f = fds.lookup(&fkey);
-	if (f) {
+	if (f && !f->closing) {
 		f->epfd = t->epfd;
 	} else {
 		struct af_fd fresh = {.epfd = t->epfd};

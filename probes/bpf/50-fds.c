@@ -47,18 +47,19 @@ static inline __attribute__((always_inline)) void af_close_ended(void *ctx, stru
 	if (!t->known)
 		return;
 	struct af_fd *f = fds.lookup(&key);
-	if (!f || !af_close_claim(f, tid)) {
+	struct af_fd was;
+	if (!f || !af_close_claim(f, tid, &was)) {
 		/* the number was reused before this close returned: its effect has been taken into account */
 		af_record(AF_CLOSED, AF_F_UNKNOWN, now, t->enter, 0, 0, fd, -1, ret, 0, t->stack);
 		return;
 	}
-	struct af_reg *reg = f->epfd >= 0 ? af_reg_find(tgid, f->epfd, fd) : 0;
+	struct af_reg *reg = was.epfd >= 0 ? af_reg_find(tgid, was.epfd, fd) : 0;
 	u64 userdata = reg ? reg->userdata : 0;
 	u32 gen = reg ? reg->gen : 0;
-	af_record(AF_CLOSED, 0, now, t->enter, userdata, gen, fd, f->epfd, ret, 0, t->stack);
+	af_record(AF_CLOSED, 0, now, t->enter, userdata, gen, fd, was.epfd, ret, 0, t->stack);
 	struct af_at at;
 	af_at_set(&at, t->enter, now, t->ip, tid, t->stack);
-	af_close_effect(ctx, target, t, tgid, fd, f, &at);
+	af_close_effect(ctx, target, t, tgid, fd, &was, &at);
 }
 
 int af_enter_close(struct af_sys_enter *ctx)
@@ -109,12 +110,13 @@ int af_exit_close_range(struct af_sys_exit *ctx)
 			break;
 		struct af_fd_key key = {.tgid = tgid, .fd = fd};
 		struct af_fd *f = fds.lookup(&key);
-		if (!f)
+		struct af_fd was;
+		if (!f || !af_close_claim(f, f->closing, &was))
 			continue;
 		struct af_at at;
 		af_at_set(&at, t->enter, now, t->ip, (u32)bpf_get_current_pid_tgid(), t->stack);
-		af_record(AF_CLOSED, 0, now, t->enter, 0, 0, fd, f->epfd, 0, 1, t->stack);
-		af_close_effect(ctx, target, t, tgid, fd, f, &at);
+		af_record(AF_CLOSED, 0, now, t->enter, 0, 0, fd, was.epfd, 0, 1, t->stack);
+		af_close_effect(ctx, target, t, tgid, fd, &was, &at);
 	}
 	if ((u32)t->newfd - (u32)t->fd >= AF_RANGE_LIMIT)
 		af_count(AF_C_RANGE_TRUNCATED);
@@ -178,7 +180,7 @@ static inline __attribute__((always_inline)) void af_dupped(u32 tgid, s32 oldfd,
 	struct af_fd_key nkey = {.tgid = tgid, .fd = newfd};
 	struct af_fd *f = fds.lookup(&okey);
 	struct af_desc_key dkey = {.tgid = tgid};
-	if (!f) {
+	if (!f || f->closing == AF_CLOSED_FD) {
 		struct af_fd fresh = {.epfd = -1};
 		if (fds.update(&okey, &fresh)) {
 			af_count(AF_C_FDS_FULL);
@@ -274,7 +276,7 @@ int af_enter_read(struct af_sys_enter *ctx)
 	u32 tgid = af_tgid();
 	struct af_fd_key key = {.tgid = tgid, .fd = fd};
 	struct af_fd *f = fds.lookup(&key);
-	if (!f || f->epfd < 0)
+	if (!f || f->epfd < 0 || f->closing == AF_CLOSED_FD)
 		return 0;
 	struct af_reg *reg = af_reg_find(tgid, f->epfd, key.fd);
 	if (!reg)

@@ -95,7 +95,7 @@ CASES = (
         ("parse-error-no-del", "dup-outlives-close"),
         "dup-malformed",
         SURVIVES,
-        ("--every", "4"),
+        ("--every", "8"),
     ),
     Case(
         "free-in-batch",
