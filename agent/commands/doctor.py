@@ -10,9 +10,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from probes.preflight import Check
-
     from agent.text import Line
+    from probes.preflight import Check
 
 
 @click.command("doctor", short_help="Check every prerequisite of this machine.")
