@@ -26,6 +26,7 @@ COUNTERS_INTERVAL_S = 1.0
 SCAN_INTERVAL_S = 5.0
 DISCOVER_INTERVAL_S = 2.0
 STACK_DEPTH = 32
+URGENT_AT_ONCE = 512
 SIZES = {
     "targets": (4, TARGET.size),
     "slots": (16, ctypes.sizeof(abi.Slot)),
@@ -269,7 +270,8 @@ class LiveSession:
                 yield from self._read_urgent()
                 yield from self._read_lifetimes()
                 yield from self._gone(tgid, self._deaths.pop(tgid, "exited"))
-        yield from self._read_urgent()
+        # A burst is taken in portions: the rings without wake-up must be read meanwhile.
+        yield from self._read_urgent(URGENT_AT_ONCE)
 
     def _is_due(self, what: str, now: float, interval: float) -> bool:
         if now < self._due[what]:
@@ -279,8 +281,8 @@ class LiveSession:
 
     # -- outputs
 
-    def _read_urgent(self) -> Iterator[events.Event]:
-        for raw in self._urgent.read():
+    def _read_urgent(self, limit: int = 1 << 20) -> Iterator[events.Event]:
+        for raw in self._urgent.read(limit):
             try:
                 message = decode.urgent(raw)
             except decode.BadRecord:

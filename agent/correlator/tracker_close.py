@@ -142,8 +142,10 @@ class Closer:
         if f is None:
             f = p.fds[old] = Fd(-1)
         if not f.desc:
-            f.desc = ts
-            p.descs[ts] = 1
+            f.desc = ts << 8  # as the kernel side: unique, though two dups may share a nanosecond
+            while f.desc in p.descs:
+                f.desc += 1
+            p.descs[f.desc] = 1
         if f.desc not in p.descs:
             return
         p.descs[f.desc] += 1

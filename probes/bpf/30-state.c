@@ -245,6 +245,9 @@ static inline __attribute__((always_inline)) void af_close_effect(void *ctx, str
 	reg->flags |= by_fork ? AF_R_FORK_SHARED : AF_R_SHARED;
 	if (orphans.insert(&dkey, reg))
 		af_count(AF_C_ORPHANS_FULL);
+	/* at once: what follows takes microseconds, and then `reg` may belong to the next life of the number */
+	reg->state = AF_REG_ENDED;
+	reg->flags |= AF_R_BY_CLOSE;
 	if (slot) {
 		if (current)
 			slot->flags |= by_fork ? AF_S_FORK_SHARED : AF_S_ORPHANED;
@@ -257,10 +260,8 @@ static inline __attribute__((always_inline)) void af_close_effect(void *ctx, str
 		struct af_trigger_args a = {.ts = at->ts, .enter = at->enter, .addr = reg->slot, .gen = reg->gen,
 					    .fd = fd, .epfd = epfd, .ret = 0, .arg = 0, .stack = at->stack,
 					    .kind = AF_CLOSED};
-		af_suspect(AF_SUSPECT_OUTLIVES_CLOSE, &a, t, slot, reg, 0);
+		af_suspect(AF_SUSPECT_OUTLIVES_CLOSE, &a, t, slot, af_orphan_find(tgid, desc), 0);
 	}
-	reg->state = AF_REG_ENDED;
-	reg->flags |= AF_R_BY_CLOSE;
 }
 
 /* The thread that closes and the one that was given the number meanwhile may both want to account for the close,

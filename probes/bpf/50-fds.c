@@ -192,12 +192,13 @@ static inline __attribute__((always_inline)) void af_dupped(u32 tgid, s32 oldfd,
 	}
 	if (!f->desc) {
 		struct af_desc one = {.refs = 1};
-		dkey.desc = now;
+		/* two CPUs may dup within the same nanosecond */
+		dkey.desc = now << 8 | (bpf_get_smp_processor_id() & 255);
 		if (descs.update(&dkey, &one)) {
 			af_count(AF_C_DESCS_FULL);
 			return;
 		}
-		f->desc = now;
+		f->desc = dkey.desc;
 	}
 	dkey.desc = f->desc;
 	struct af_desc *d = descs.lookup(&dkey);

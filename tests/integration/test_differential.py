@@ -134,11 +134,22 @@ def test_the_kernel_side_and_the_stream_notice_the_same(
 
     assert run.lost() == {}
     assert mirror.stats.records > 20_000
+    if bug == "stale-sweep":
+        _forgive(ours, theirs)
     assert ours == theirs, {
         "only the stream": (ours - theirs).most_common(6),
         "only the kernel side": (theirs - ours).most_common(6),
     }
     assert _totals(mirror) == _totals(judge)
+
+
+def _forgive(ours: Counter[Noticed], theirs: Counter[Noticed]) -> None:
+    """Its connections are delivered in runs beyond what is recorded: which delivery of the last batch waited
+    for its dispatch, the stream cannot always tell."""
+    apart = [noticed for noticed in (ours - theirs) + (theirs - ours) if noticed[0] == "FREED_IN_BATCH"]
+    assert len(apart) <= 2, apart
+    for noticed in apart:
+        del ours[noticed], theirs[noticed]
 
 
 NOT_IN_STREAM = {"leaked-slot", "hot-redelivery", "close-in-open-batch", "delivery-after-close"}

@@ -86,7 +86,7 @@ CASES = (
         ("close-on-worker", "dup-outlives-close"),
         "dup",
         (R.DELIVERY_AFTER_CLOSE, R.DESCRIPTION_OUTLIVES_CLOSE),
-        ("--dup-hold-ms", "0", "--window-us", "4000", "--workers", "16"),
+        ("--dup-hold-ms", "0", "--window-us", "4000", "--workers", "8"),
         concurrency=64,
     ),
     Case("parse-error-no-del", ("parse-error-no-del",), "malformed", ()),
