@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from symbols.errors import SymbolError
+from symbols.errors import NoDebugInfo, SymbolError
 from symbols.image import Image
 from symbols.lines import Symbolizer
 from symbols.overlay import describe_bytes
@@ -45,7 +45,8 @@ class Worker:
                 return {"answers": [self._one(partial(_memory, layout), args) for args in request["args"]]}
             raise ValueError(f"unknown request {kind!r}")
         except SymbolError as error:
-            return _failed(type(error).__name__, error.detail, error.path, error.remedy)
+            tried = [f"tried {place}" for place in error.tried] if isinstance(error, NoDebugInfo) else []
+            return _failed(type(error).__name__, "\n".join([error.detail, *tried]), error.path, error.remedy)
         except MemoryError:
             return _failed("MemoryError", "the symbol worker ran out of memory")
         except Exception as error:

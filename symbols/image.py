@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from symbols.errors import MalformedImage, NotElf, NotReadable, WrongMachine
+from symbols.inflate import inflate
 from symbols.plan import Segment
 
 _MAX_FILE = 64 << 30
 _MAX_SECTIONS = 65_536
 _MAX_SEGMENTS = 4_096
 _MAX_SYMBOLS = 8_000_000
-_MAX_INFLATED = 512 << 20
+_MAX_INFLATED = 8 << 30
 
 _EM_X86_64 = 62
 _MACHINES = {
@@ -37,7 +38,7 @@ _MACHINES |= {243: "riscv", 258: "loongarch"}
 _SHT_SYMTAB, _SHT_NOTE, _SHT_NOBITS, _SHT_DYNSYM = 2, 7, 8, 11
 _SHF_COMPRESSED = 0x800
 _PT_LOAD, _PT_NOTE, _PT_INTERP = 1, 4, 3
-_ET_EXEC, _ET_DYN = 2, 3
+_ET_REL, _ET_EXEC, _ET_DYN = 1, 2, 3
 _STT_FUNC = 2
 
 
@@ -97,6 +98,14 @@ class Data:
             raise self.bad(f"string at {offset:#x} has no end")
         return self.buf[start:stop]
 
+    def same(self, other: Data) -> bool:
+        """Whether both windows show the same bytes."""
+        step = 1 << 20
+        return self.size == other.size and all(
+            self.read(at, min(step, self.size - at)) == other.read(at, min(step, self.size - at))
+            for at in range(0, self.size, step)
+        )
+
     def find_all(self, pattern: bytes, start: int = 0, stop: int | None = None) -> list[int]:
         """Offsets of every (also overlapping) occurrence of pattern."""
         found = []
@@ -112,14 +121,16 @@ class Image:
     """An ELF file, mapped read-only. Close it (or use `with`).
 
     Raises NotReadable, NotElf, WrongMachine (machines other than x86-64, unless any_machine) and
-    MalformedImage.
+    MalformedImage. relocatable: files that only carry debug information (.dwo, .dwp) pass too.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, any_machine: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, any_machine: bool = False, relocatable: bool = False
+    ) -> None:
         self.path = os.fspath(path)
         self._map = _map_file(self.path)
         try:
-            self._parse(any_machine)
+            self._parse(any_machine, relocatable)
         except BaseException:
             self.close()
             raise
@@ -140,7 +151,7 @@ class Image:
     def _bad(self, detail: str, where: str) -> MalformedImage:
         return MalformedImage(detail, path=self.path, where=where)
 
-    def _parse(self, any_machine: bool) -> None:
+    def _parse(self, any_machine: bool, relocatable: bool) -> None:
         head = self._map[:64]
         if head[:4] != b"\x7fELF":
             raise NotElf("not an ELF file", path=self.path)
@@ -169,13 +180,14 @@ class Image:
             shnum,
             shstrndx,
         ) = struct.unpack_from("<HHIQQQIHHHHHH", head, 16)
-        if self.type not in (_ET_EXEC, _ET_DYN):
+        if self.type not in (_ET_EXEC, _ET_DYN) and not (relocatable and self.type == _ET_REL):
             raise self._bad(f"type {self.type} is neither an executable nor a shared object", "ELF header")
         self.segments, self._notes, self.interpreted = self._read_segments(phoff, phentsize, phnum)
         self.pie = self.type == _ET_DYN
         self.sections = self._read_sections(shoff, shentsize, shnum, shstrndx)
         self._by_name = {header.name: header for header in reversed(self.sections)}
-        self._inflated: dict[str, bytes] = {}
+        self._inflated: dict[str, bytes | mmap.mmap] = {}
+        self._crc32: int | None = None
         self._functions: list[FunctionSymbol] | None = None
         self._starts: list[int] = []
         self._identity: str | None = None
@@ -233,44 +245,56 @@ class Image:
 
     # -- sections --------------------------------------------------------------------------------
 
-    def has(self, name: str) -> bool:
+    def _header_of(self, name: str) -> SectionHeader | None:
+        """The section, or the .zdebug_ one that older GNU tools write for a compressed .debug_ one."""
         header = self._by_name.get(name)
+        if header is None and name.startswith(".debug_"):
+            header = self._by_name.get(f".z{name[1:]}")
+        return header
+
+    def has(self, name: str) -> bool:
+        header = self._header_of(name)
         return header is not None and header.type != _SHT_NOBITS and header.size > 0
+
+    @property
+    def has_debug_info(self) -> bool:
+        return self.has(".debug_info")
 
     def section(self, name: str) -> Data:
         """The section's bytes, inflated where compressed; an empty window when there is none."""
-        header = self._by_name.get(name)
+        header = self._header_of(name)
         if header is None or header.type == _SHT_NOBITS:
             return Data(b"", 0, 0, name, self.path)
-        if not header.flags & _SHF_COMPRESSED:
+        if not header.flags & _SHF_COMPRESSED and not header.name.startswith(".zdebug_"):
             return self._window(header.offset, header.size, name)
         if name not in self._inflated:
             self._inflated[name] = self._inflate(header)
         data = self._inflated[name]
         return Data(data, 0, len(data), name, self.path)
 
-    def _inflate(self, header: SectionHeader) -> bytes:
+    def _inflate(self, header: SectionHeader) -> bytes | mmap.mmap:
         raw = self._window(header.offset, header.size, header.name)
-        if raw.size < 24:
-            raise raw.bad("too short for its compression header")
-        kind, size = raw.uint(0, 4), raw.uint(8, 8)
-        if kind != 1:  # ELFCOMPRESS_ZLIB; zstd needs Python 3.14 or a package
-            raise MalformedImage(
-                f"compressed by method {kind}, only zlib (1) is supported",
-                path=self.path,
-                where=header.name,
-                remedy="objcopy --decompress-debug-sections IN OUT, then give OUT with --debug-file",
-            )
+        if header.name.startswith(".zdebug_"):  # "ZLIB", then the size as a big-endian u64
+            if raw.size < 12 or raw.read(0, 4) != b"ZLIB":
+                raise raw.bad("does not start with its compression header")
+            kind, size, start = 1, int.from_bytes(raw.read(4, 8), "big"), 12
+        else:
+            if raw.size < 24:
+                raise raw.bad("too short for its compression header")
+            kind, size, start = raw.uint(0, 4), raw.uint(8, 8), 24
         if size > _MAX_INFLATED:
             raise raw.bad(f"claims {size} bytes uncompressed")
-        inflater = zlib.decompressobj()
-        try:
-            data = inflater.decompress(raw.read(24, raw.size - 24), size + 1)
-        except zlib.error as error:
-            raise raw.bad(f"does not decompress ({error})") from error
-        if len(data) != size:
-            raise raw.bad("does not decompress to the size it claims")
-        return data
+        if not size:
+            return b""
+        return inflate(raw, start, size, kind)
+
+    def crc32(self) -> int:
+        """Of the whole file, as .gnu_debuglink has it."""
+        if self._crc32 is None:
+            self._crc32 = 0
+            for start in range(0, len(self._map), 1 << 20):
+                self._crc32 = zlib.crc32(self._map[start : start + (1 << 20)], self._crc32)
+        return self._crc32
 
     # -- identity and addresses ------------------------------------------------------------------
 

@@ -6,8 +6,9 @@ import os
 from dataclasses import dataclass, replace
 
 from symbols.creates import Births
+from symbols.debugfiles import Searched, check_pair, find_debug_file
 from symbols.dwarf import Die, Dwarf
-from symbols.errors import STRAY_ERRORS, DebugFileMismatch, NoDebugInfo, NoDestroySite, NoProfileMatch, stray
+from symbols.errors import STRAY_ERRORS, NoDestroySite, NoProfileMatch, stray
 from symbols.expressions import Unsupported
 from symbols.image import Image
 from symbols.instances import Finder, Instance
@@ -34,12 +35,23 @@ class Session:
     scopes: Scopes
 
 
-def open_session(image: Image, debug_file: str | os.PathLike[str] | None = None) -> Session:
-    """Raises SymbolError. The caller closes both images (close_session)."""
+def open_session(
+    image: Image, debug_file: str | os.PathLike[str] | None = None, searched: Searched | None = None
+) -> Session:
+    """The debug information of an image: its own, the named file's, or what debugfiles.py finds.
+
+    Raises SymbolError. The caller closes both images (close_session).
+    """
     debug = image
     if debug_file is not None:
-        debug = Image(debug_file)
-        _check_pair(image, debug)
+        debug = Image(debug_file, relocatable=True)
+        try:
+            check_pair(image, debug)
+        except BaseException:
+            debug.close()
+            raise
+    elif not image.has_debug_info:
+        debug = find_debug_file(image, searched)
     try:
         dwarf = Dwarf(debug)
         search, lines = Search(dwarf), LineTables(dwarf)
@@ -61,15 +73,18 @@ def resolve(
     profile: Profile | None = None,
     *,
     debug_file: str | os.PathLike[str] | None = None,
+    searched: Searched | None = None,
 ) -> ProbePlan:
     """The probe plan of an executable.
 
-    Without a profile, the shipped one whose destroy resolves. Raises SymbolError: NotElf, WrongMachine,
-    NoDebugInfo, DebugFileMismatch, MalformedImage, NoProfileMatch, NoDestroySite.
+    Without a profile, the shipped one whose destroy resolves. Without debug information of its own and no
+    debug_file, it is looked for where distributions and debuginfod keep it (searched: where).
+    Raises SymbolError: NotElf, WrongMachine, NoDebugInfo, DebugFileMismatch, MalformedImage,
+    NoProfileMatch, NoDestroySite.
     """
     with Image(path) as image:
         try:
-            session = open_session(image, debug_file)
+            session = open_session(image, debug_file, searched)
             try:
                 return _Resolver(session, profile or _pick(session)).plan()
             finally:
@@ -97,20 +112,6 @@ def _pick(session: Session) -> Profile:
         path=session.image.path,
         tried=names,
     )
-
-
-def _check_pair(image: Image, debug: Image) -> None:
-    if image.build_id != debug.build_id:
-        raise DebugFileMismatch(
-            f"build-id {debug.build_id} is not that of {image.path} ({image.build_id})", path=debug.path
-        )
-    if image.build_id is None:
-        ours = [(s.name, s.addr, s.size) for s in image.sections if s.flags & 4]
-        theirs = [(s.name, s.addr, s.size) for s in debug.sections if s.flags & 4]
-        if ours != theirs:
-            raise DebugFileMismatch(f"its code sections are not those of {image.path}", path=debug.path)
-    if not debug.has(".debug_info"):
-        raise NoDebugInfo("the debug file has no .debug_info either", path=debug.path)
 
 
 class _Resolver:
