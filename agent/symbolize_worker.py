@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from symbols.debugfiles import Searched, find_debug_file
 from symbols.errors import NoDebugInfo, SymbolError
+from symbols.fetch import Debuginfod
 from symbols.image import Image
 from symbols.lines import Symbolizer
 from symbols.overlay import describe_bytes
@@ -91,7 +93,7 @@ class Worker:
         for old in self._images:
             old.close()
         self._images = [image]
-        separate = Image(str(debug)) if debug else None
+        separate = Image(str(debug), relocatable=True) if debug else _separate(image)
         if separate is not None:
             self._images.append(separate)
         self._identity, self._symbolizer = identity, Symbolizer(image, debug=separate)
@@ -101,6 +103,16 @@ class Worker:
         if not frames or (len(frames) == 1 and frames[0].function == "?"):
             return {"reason": "no function of the executable holds this address"}
         return {"frames": [_row(frame) for frame in frames]}
+
+
+def _separate(image: Image) -> Image | None:
+    """The debug file of a stripped image where one is at hand; no server is asked for a stack."""
+    if image.has_debug_info:
+        return None
+    try:
+        return find_debug_file(image, Searched(server=Debuginfod(urls=())))
+    except SymbolError:
+        return None
 
 
 def _row(frame: Frame) -> list[Any]:

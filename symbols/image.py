@@ -260,11 +260,21 @@ class Image:
     def has_debug_info(self) -> bool:
         return self.has(".debug_info")
 
+    def sections_named(self, name: str) -> list[Data]:
+        """All sections of a name: relocatable files have one for each COMDAT group."""
+        headers = [h for h in self.sections if h.name == name and h.type != _SHT_NOBITS and h.size]
+        return [
+            self._bytes_of(header, name if len(headers) == 1 else str(header.offset)) for header in headers
+        ]
+
     def section(self, name: str) -> Data:
         """The section's bytes, inflated where compressed; an empty window when there is none."""
         header = self._header_of(name)
         if header is None or header.type == _SHT_NOBITS:
             return Data(b"", 0, 0, name, self.path)
+        return self._bytes_of(header, name)
+
+    def _bytes_of(self, header: SectionHeader, name: str) -> Data:
         if not header.flags & _SHF_COMPRESSED and not header.name.startswith(".zdebug_"):
             return self._window(header.offset, header.size, name)
         if name not in self._inflated:

@@ -15,7 +15,7 @@ from symbols.instances import Finder, Instance
 from symbols.layout import slot_layout
 from symbols.linetable import LineTables
 from symbols.merged import MergedDestroys
-from symbols.plan import ProbePlan, Role, Site, Unprobed
+from symbols.plan import InstanceKind, ProbePlan, Role, Site, Unprobed
 from symbols.profile import Profile, shipped_profiles
 from symbols.scopes import Scopes
 from symbols.search import FUNCTION_TAGS, Search
@@ -53,7 +53,7 @@ def open_session(
     elif not image.has_debug_info:
         debug = find_debug_file(image, searched)
     try:
-        dwarf = Dwarf(debug)
+        dwarf = Dwarf(debug, searched)
         search, lines = Search(dwarf), LineTables(dwarf)
         scopes = Scopes(image, dwarf, search, lines, symbols=debug if debug.functions else image)
     except BaseException:
@@ -64,6 +64,7 @@ def open_session(
 
 
 def close_session(session: Session) -> None:
+    session.dwarf.close()
     if session.debug is not session.image:
         session.debug.close()
 
@@ -157,6 +158,7 @@ class _Resolver:
                 self._warnings.append(f"{role.value}: {spec.pattern!r} has no code in this executable")
         if not any(site.role is Role.DESTROY for site in self._sites):
             raise self._no_destroy()
+        self._unknown_units()
         layout, notes = slot_layout(session.dwarf, profile, self._slot_type, self._object_type)
         self._warnings += notes
         image = session.image
@@ -174,6 +176,22 @@ class _Resolver:
             unprobed=tuple(self._unprobed),
             warnings=tuple(self._warnings),
         )
+
+    def _unknown_units(self) -> None:
+        """A split unit without its file may hold instances of anything: say so for every role."""
+        for missing in self._session.dwarf.missing:
+            self._unprobed += [
+                Unprobed(
+                    role=role,
+                    function=spec.pattern,
+                    kind=InstanceKind.INLINED,
+                    address=None,
+                    enclosing="?",
+                    call_site=None,
+                    reason=f"may have instances in split debug information that is not there: {missing}",
+                )
+                for role, spec in self._profile.functions.items()
+            ]
 
     def _place(self, instance: Instance) -> Placed:
         """Sites of one instance, or the reason why it has none: all of it or nothing."""
