@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import time
 from dataclasses import dataclass, field
 
@@ -72,7 +71,8 @@ class Debuginfod:
         if not url.startswith(("http://", "https://")):
             self.tried.append(f"{url}: only http and https are asked")
             return False
-        import urllib.request  # noqa: RUF100 - a hundred modules, needed only here
+        import tempfile  # lazily, both: a hundred modules, and hardly ever needed
+        import urllib.request
 
         scratch = ""
         deadline = time.monotonic() + self.most_time

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import bisect
-import hashlib
 import mmap
 import os
 import stat
 import struct
 import zlib
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -21,6 +22,7 @@ _MAX_SECTIONS = 65_536
 _MAX_SEGMENTS = 4_096
 _MAX_SYMBOLS = 8_000_000
 _MAX_INFLATED = 8 << 30
+_WINDOW = 4 << 20  # bytes searched at a time
 
 _EM_X86_64 = 62
 _MACHINES = {
@@ -67,7 +69,7 @@ class Data:
     Offsets are relative to the window. Reads beyond its end raise MalformedImage.
     """
 
-    __slots__ = ("base", "buf", "end", "name", "path", "size")
+    __slots__ = ("_touched", "base", "buf", "end", "name", "path", "size")
 
     def __init__(self, buf: bytes | mmap.mmap, base: int, size: int, name: str, path: str) -> None:
         self.buf = buf
@@ -76,6 +78,7 @@ class Data:
         self.end = base + size
         self.name = name
         self.path = path
+        self._touched = (1 << 62, 0, 0)  # lowest, highest, bytes searched since they last left memory
 
     def bad(self, detail: str) -> MalformedImage:
         return MalformedImage(detail, path=self.path, where=self.name)
@@ -110,11 +113,27 @@ class Data:
         """Offsets of every (also overlapping) occurrence of pattern."""
         found = []
         limit = self.end if stop is None else min(self.base + stop, self.end)
-        at = self.buf.find(pattern, self.base + start, limit)
-        while at >= 0:
-            found.append(at - self.base)
-            at = self.buf.find(pattern, at + 1, limit)
+        low = self.base + start
+        while low < limit:
+            high = min(low + _WINDOW, limit)
+            reach = min(high + len(pattern) - 1, limit)
+            at = self.buf.find(pattern, low, reach)
+            while at >= 0:
+                found.append(at - self.base)
+                at = self.buf.find(pattern, at + 1, reach)
+            self._forget(low, high)
+            low = high
         return found
+
+    def _forget(self, low: int, high: int) -> None:
+        """What was looked at leaves the memory from time to time: sections are larger than it should be."""
+        first, last, total = self._touched
+        first, last, total = min(first, low), max(last, high), total + high - low
+        if total >= _WINDOW and isinstance(self.buf, mmap.mmap):
+            page = first & -mmap.PAGESIZE
+            self.buf.madvise(mmap.MADV_DONTNEED, page, last - page)
+            first, last, total = 1 << 62, 0, 0
+        self._touched = (first, last, total)
 
 
 class Image:
@@ -188,8 +207,11 @@ class Image:
         self._by_name = {header.name: header for header in reversed(self.sections)}
         self._inflated: dict[str, bytes | mmap.mmap] = {}
         self._crc32: int | None = None
-        self._functions: list[FunctionSymbol] | None = None
-        self._starts: list[int] = []
+        self._symbols_read = False
+        self._starts = array("Q")
+        self._sizes = array("Q")
+        self._names = array("I")
+        self._strings: Data | None = None
         self._identity: str | None = None
 
     def _read_segments(
@@ -298,12 +320,19 @@ class Image:
             return b""
         return inflate(raw, start, size, kind)
 
+    def _pieces(self) -> Iterator[bytes]:
+        """The whole file, without keeping it in memory."""
+        for start in range(0, len(self._map), 1 << 20):
+            piece = self._map[start : start + (1 << 20)]
+            self._map.madvise(mmap.MADV_DONTNEED, start, len(piece))
+            yield piece
+
     def crc32(self) -> int:
         """Of the whole file, as .gnu_debuglink has it."""
         if self._crc32 is None:
             self._crc32 = 0
-            for start in range(0, len(self._map), 1 << 20):
-                self._crc32 = zlib.crc32(self._map[start : start + (1 << 20)], self._crc32)
+            for piece in self._pieces():
+                self._crc32 = zlib.crc32(piece, self._crc32)
         return self._crc32
 
     # -- identity and addresses ------------------------------------------------------------------
@@ -333,9 +362,11 @@ class Image:
             if note:
                 self._identity = f"build-id:{note}"
             else:
+                import hashlib  # OpenSSL: several MB
+
                 digest = hashlib.sha256()
-                for start in range(0, len(self._map), 1 << 20):
-                    digest.update(self._map[start : start + (1 << 20)])
+                for piece in self._pieces():
+                    digest.update(piece)
                 self._identity = f"sha256:{digest.hexdigest()}"
         return self._identity
 
@@ -363,40 +394,58 @@ class Image:
     @property
     def functions(self) -> list[FunctionSymbol]:
         """FUNC symbols with an address, by address (.symtab, else .dynsym)."""
-        if self._functions is None:
-            self._functions = self._read_symbols()
-            self._starts = [symbol.address for symbol in self._functions]
-        return self._functions
+        self._load_symbols()
+        return [self._symbol(index) for index in range(len(self._starts))]
+
+    @property
+    def has_functions(self) -> bool:
+        self._load_symbols()
+        return bool(self._starts)
 
     def function_at(self, address: int) -> FunctionSymbol | None:
         """The function symbol whose [address, address + size) holds the address."""
-        functions = self.functions
+        self._load_symbols()
         index = bisect.bisect_right(self._starts, address) - 1
         steps = 0
         while index >= 0 and steps < 16:  # aliases and nested sizes: a few steps back are enough
-            symbol = functions[index]
-            if symbol.address <= address < symbol.address + max(symbol.size, 1):
-                return symbol
+            start = self._starts[index]
+            if start <= address < start + max(self._sizes[index], 1):
+                return self._symbol(index)
             index -= 1
             steps += 1
         return None
 
-    def _read_symbols(self) -> list[FunctionSymbol]:
+    def _symbol(self, index: int) -> FunctionSymbol:
+        if self._strings is None:
+            raise self._bad("has no strings", ".symtab")
+        text = self._strings.cstr(self._names[index]).decode("utf-8", "replace")
+        return FunctionSymbol(text, self._starts[index], self._sizes[index])
+
+    def _load_symbols(self) -> None:
+        """Numbers only; a name is read when it is asked for."""
+        if self._symbols_read:
+            return
+        self._symbols_read = True
         table = next((s for s in self.sections if s.type == _SHT_SYMTAB), None)
         table = table or next((s for s in self.sections if s.type == _SHT_DYNSYM), None)
         if table is None or table.link >= len(self.sections):
-            return []
+            return
         data = self._window(table.offset, table.size, table.name)
         link = self.sections[table.link]
-        strings = self._window(link.offset, link.size, link.name)
+        self._strings = self._window(link.offset, link.size, link.name)
         count = min(data.size // 24, _MAX_SYMBOLS)
-        found = []
-        for name, info, _other, shndx, value, size in struct.iter_unpack("<IBBHQQ", data.read(0, count * 24)):
-            if info & 15 == _STT_FUNC and shndx and value:
-                text = strings.cstr(name).decode("utf-8", "replace")
-                found.append(FunctionSymbol(text, value, size))
-        found.sort(key=lambda symbol: (symbol.address, -symbol.size))
-        return found
+        found: list[tuple[int, int, int]] = []
+        for first in range(0, count, 1 << 16):
+            raw = data.read(first * 24, min(1 << 16, count - first) * 24)
+            found += [
+                (value, -size, name)
+                for name, info, _other, shndx, value, size in struct.iter_unpack("<IBBHQQ", raw)
+                if info & 15 == _STT_FUNC and shndx and value
+            ]
+        found.sort()
+        self._starts = array("Q", [value for value, _size, _name in found])
+        self._sizes = array("Q", [-size for _value, size, _name in found])
+        self._names = array("I", [name for _value, _size, name in found])
 
 
 def _map_file(path: str) -> mmap.mmap:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import tempfile
 import zlib
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, cast
@@ -33,6 +32,8 @@ def inflate(raw: Data, start: int, size: int, kind: int) -> bytes | mmap.mmap:
     pieces = _zlib(raw, start) if kind == _ZLIB else _zstd(raw, start)
     if size <= _IN_MEMORY:
         return b"".join(_exactly(raw, pieces, size))
+    import tempfile  # lazily: it brings a dozen modules
+
     with tempfile.TemporaryFile(prefix="afterfree-section.") as file:
         for piece in _exactly(raw, pieces, size):
             file.write(piece)

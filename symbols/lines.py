@@ -24,7 +24,7 @@ class Symbolizer:
 
     def __init__(self, image: Image, *, debug: Image | None = None, capacity: int = 4096) -> None:
         self._image = image
-        self._symbols = debug if debug is not None and debug.functions else image
+        self._symbols = debug if debug is not None and debug.has_functions else image
         self._cache: OrderedDict[int, tuple[Frame, ...]] = OrderedDict()
         self._capacity = max(1, capacity)
         self._dwarf: Dwarf | None = None

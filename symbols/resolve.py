@@ -55,7 +55,7 @@ def open_session(
     try:
         dwarf = Dwarf(debug, searched)
         search, lines = Search(dwarf), LineTables(dwarf)
-        scopes = Scopes(image, dwarf, search, lines, symbols=debug if debug.functions else image)
+        scopes = Scopes(image, dwarf, search, lines, symbols=debug if debug.has_functions else image)
     except BaseException:
         if debug is not image:
             debug.close()
