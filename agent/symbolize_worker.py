@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from symbols.cached import resolve_cached
 from symbols.debugfiles import Searched, find_debug_file
 from symbols.errors import NoDebugInfo, SymbolError
 from symbols.fetch import Debuginfod
@@ -17,8 +18,6 @@ from symbols.image import Image
 from symbols.lines import Symbolizer
 from symbols.overlay import describe_bytes
 from symbols.plan import Frame, SlotLayout
-from symbols.profile import load_profile
-from symbols.resolve import resolve
 from symbols.serial import plan_from_json, plan_to_json
 
 _MOST_MEMORY = 4096
@@ -58,8 +57,10 @@ class Worker:
 
     def _resolve(self, request: Mapping[str, Any]) -> dict[str, Any]:
         profile, debug = request.get("profile"), request.get("debug")
-        chosen = load_profile(str(profile)) if profile else None
-        return plan_to_json(resolve(str(request["image"]), chosen, debug_file=str(debug) if debug else None))
+        plan = resolve_cached(
+            str(request["image"]), str(profile) if profile else None, debug_file=str(debug) if debug else None
+        )
+        return plan_to_json(plan)
 
     def _one(self, ask: Callable[..., dict[str, Any]], args: Any) -> dict[str, Any]:
         """One answer; what goes wrong with it is its reason, not the others'."""
