@@ -6,8 +6,10 @@ import os
 from collections import OrderedDict
 
 from symbols import dwarf_const as dw
+from symbols.debugfiles import Searched
 from symbols.dwarf import Die, Dwarf
 from symbols.errors import STRAY_ERRORS, NoDebugInfo, SymbolError
+from symbols.fetch import Debuginfod
 from symbols.image import Image
 from symbols.linetable import LineTables
 from symbols.plan import Frame, SourceLine
@@ -29,7 +31,8 @@ class Symbolizer:
         self._capacity = max(1, capacity)
         self._dwarf: Dwarf | None = None
         try:
-            self._dwarf = Dwarf(debug or image)
+            # No server is asked for a stack.
+            self._dwarf = Dwarf(debug or image, Searched(server=Debuginfod(urls=())))
         except NoDebugInfo:
             return
         except (SymbolError, *STRAY_ERRORS):

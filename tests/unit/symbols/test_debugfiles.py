@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from symbols.debugfiles import Searched
+from symbols.debugfiles import Searched, find_debug_file
 from symbols.errors import DebugFileMismatch, NoDebugInfo
 from symbols.fetch import Debuginfod
 from symbols.image import Image
@@ -221,27 +221,40 @@ def test_lying_server(kind: str, outcome: str, tmp_path: Path) -> None:
     assert left == []
 
 
-def test_deleted_executable_and_its_neighbours(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flags", [(), ("-no-pie", "-Wl,--build-id=none")], ids=["build-id", "no build-id"])
+def test_deleted_executable_and_its_neighbours(flags: tuple[str, ...], tmp_path: Path) -> None:
     """Through /proc/PID/exe: the file is gone, its debug file is still beside where it was."""
-    path = build_c(*PROGRAM)
-    exe, debug = stripped(path, tmp_path / "bin", link=True)
-    sleeper = tmp_path / "sleeper"
-    shutil.copy("/bin/sleep", sleeper)
-    process = subprocess.Popen([sleeper, "60"])
+    source = tmp_path / "waits.c"
+    source.write_text("#include <unistd.h>\nint main(void) { return pause(); }\n")
+    path = build_c("-g", *flags, source=str(source))
+    exe, _debug = stripped(path, tmp_path / "bin", link=True)
+    process = subprocess.Popen([exe])
     try:
-        sleeper.unlink()
+        exe.unlink()
         with Image(f"/proc/{process.pid}/exe") as image:
-            assert image.build_id
-        through = f"/proc/{process.pid}/root{exe}"
-        assert same(resolve(through, C, searched=nowhere(tmp_path)), path)
-        ident = build_id(path)
-        home = tmp_path / "debug" / ".build-id" / ident[:2]
-        home.mkdir(parents=True)
-        debug.rename(home / f"{ident[2:]}.debug")
-        assert same(resolve(through, C, searched=nowhere(tmp_path, tmp_path / "debug")), path)
+            found = find_debug_file(image, nowhere(tmp_path))
+            assert found.has_debug_info
+            assert found.path.startswith(f"/proc/{process.pid}/root/")
+            found.close()
     finally:
         process.kill()
         process.wait()
+
+
+def test_container(tmp_path: Path) -> None:
+    """Through /proc/PID/root: the debug directories of the process's own file system come first."""
+    path = build_c(*PROGRAM)
+    exe, debug = stripped(path, tmp_path / "bin", link=True)
+    through = f"/proc/{os.getpid()}/root{exe}"
+    assert same(resolve(through, C, searched=nowhere(tmp_path)), path)
+    ident = build_id(path)
+    home = tmp_path / "debug" / ".build-id" / ident[:2]
+    home.mkdir(parents=True)
+    debug.rename(home / f"{ident[2:]}.debug")
+    with Image(through) as image:
+        found = find_debug_file(image, nowhere(tmp_path, tmp_path / "debug"))
+        assert found.path.startswith(f"/proc/{os.getpid()}/root{tmp_path}/debug/")
+        found.close()
 
 
 @pytest.mark.parametrize("method", ["zlib", "zlib-gnu", "zstd"])
