@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from symbols.cache import PlanCache
-from symbols.debugfiles import check_pair
 from symbols.image import Image
 from symbols.plan import ProbePlan
 
@@ -27,6 +26,8 @@ def resolve_cached(
     cache = cache or PlanCache()
     with Image(path) as image:
         if debug_file is not None:
+            from symbols.debugfiles import check_pair
+
             with Image(debug_file, relocatable=True) as debug:
                 check_pair(image, debug)
         parts = _profile_bytes(profile)
