@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from symbols.errors import SymbolError
+from symbols.cached import resolve_cached
+from symbols.debugfiles import Searched, find_debug_file
+from symbols.errors import NoDebugInfo, SymbolError
+from symbols.fetch import Debuginfod
 from symbols.image import Image
 from symbols.lines import Symbolizer
 from symbols.overlay import describe_bytes
 from symbols.plan import Frame, SlotLayout
-from symbols.profile import load_profile
-from symbols.resolve import resolve
 from symbols.serial import plan_from_json, plan_to_json
 
 _MOST_MEMORY = 4096
@@ -45,7 +46,8 @@ class Worker:
                 return {"answers": [self._one(partial(_memory, layout), args) for args in request["args"]]}
             raise ValueError(f"unknown request {kind!r}")
         except SymbolError as error:
-            return _failed(type(error).__name__, error.detail, error.path, error.remedy)
+            tried = [f"tried {place}" for place in error.tried] if isinstance(error, NoDebugInfo) else []
+            return _failed(type(error).__name__, "\n".join([error.detail, *tried]), error.path, error.remedy)
         except MemoryError:
             return _failed("MemoryError", "the symbol worker ran out of memory")
         except Exception as error:
@@ -55,8 +57,10 @@ class Worker:
 
     def _resolve(self, request: Mapping[str, Any]) -> dict[str, Any]:
         profile, debug = request.get("profile"), request.get("debug")
-        chosen = load_profile(str(profile)) if profile else None
-        return plan_to_json(resolve(str(request["image"]), chosen, debug_file=str(debug) if debug else None))
+        plan = resolve_cached(
+            str(request["image"]), str(profile) if profile else None, debug_file=str(debug) if debug else None
+        )
+        return plan_to_json(plan)
 
     def _one(self, ask: Callable[..., dict[str, Any]], args: Any) -> dict[str, Any]:
         """One answer; what goes wrong with it is its reason, not the others'."""
@@ -90,7 +94,7 @@ class Worker:
         for old in self._images:
             old.close()
         self._images = [image]
-        separate = Image(str(debug)) if debug else None
+        separate = Image(str(debug), relocatable=True) if debug else _separate(image)
         if separate is not None:
             self._images.append(separate)
         self._identity, self._symbolizer = identity, Symbolizer(image, debug=separate)
@@ -100,6 +104,16 @@ class Worker:
         if not frames or (len(frames) == 1 and frames[0].function == "?"):
             return {"reason": "no function of the executable holds this address"}
         return {"frames": [_row(frame) for frame in frames]}
+
+
+def _separate(image: Image) -> Image | None:
+    """The debug file of a stripped image where one is at hand; no server is asked for a stack."""
+    if image.has_debug_info:
+        return None
+    try:
+        return find_debug_file(image, Searched(server=Debuginfod(urls=())))
+    except SymbolError:
+        return None
 
 
 def _row(frame: Frame) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass
 
+from symbols.errors import SymbolError
 from symbols.image import Data, Image
 from symbols.leb import Truncated, sleb, uleb
 from symbols.registers import REGISTERS
@@ -42,6 +43,15 @@ class CfaRules:
         self._debug = debug or image
 
     def at(self, address: int) -> Rule | None:
+        try:
+            fde = self._by_header(address)
+        except (SymbolError, Truncated, IndexError):
+            fde = None
+        if fde is not None:
+            try:
+                return _run(self._data, fde, address)
+            except (Truncated, IndexError):
+                return None
         if self._fdes is None:
             self._fdes = self._read(self._image, ".eh_frame", eh=True)
             self._fdes = self._fdes or self._read(self._debug, ".debug_frame", eh=False)
@@ -54,6 +64,36 @@ class CfaRules:
             return _run(self._data, self._fdes[index], address)
         except (Truncated, IndexError):
             return None
+
+    def _by_header(self, address: int) -> _Fde | None:
+        """By .eh_frame_hdr's sorted table (LSB Core, 10.6.2), without reading every entry."""
+        image = self._image
+        header = next((s for s in image.sections if s.name == ".eh_frame_hdr"), None)
+        frames = next((s for s in image.sections if s.name == ".eh_frame"), None)
+        if header is None or frames is None or not image.has(".eh_frame_hdr"):
+            return None
+        table = image.section(".eh_frame_hdr")
+        # version 1; the frame pointer in 4 bytes; the count as udata4; entries datarel|sdata4
+        if table.read(0, 1) != b"\x01" or table.uint(1, 1) & 7 != 3 or table.read(2, 2) != b"\x03\x3b":
+            return None
+        low, high = 0, min(table.uint(8, 4), (table.size - 12) // 8)
+        while low < high:
+            middle = (low + high) // 2
+            start = int.from_bytes(table.read(12 + 8 * middle, 4), "little", signed=True) + header.addr
+            if start <= address:
+                low = middle + 1
+            else:
+                high = middle
+        if not low:
+            return None
+        place = int.from_bytes(table.read(12 + 8 * (low - 1) + 4, 4), "little", signed=True)
+        self._data = data = image.section(".eh_frame")
+        self._vaddr = frames.addr
+        at = place + header.addr - frames.addr
+        end = at + 4 + data.uint(at, 4)
+        cie = self._cie(at + 4 - data.uint(at + 4, 4), eh=True)
+        fde = self._fde(at + 8, end, cie) if cie is not None and end <= data.size else None
+        return fde if fde is not None and fde.low <= address < fde.high else None
 
     # -- tables ----------------------------------------------------------------------------------
 
