@@ -117,7 +117,7 @@ class Image:
 
     def __init__(self, path: str | os.PathLike[str], *, any_machine: bool = False) -> None:
         self.path = os.fspath(path)
-        self._map = _map_file(self.path)
+        self._map = map_file(self.path)
         try:
             self._parse(any_machine)
         except BaseException:
@@ -365,7 +365,7 @@ class Image:
         return found
 
 
-def _map_file(path: str) -> mmap.mmap:
+def map_file(path: str) -> mmap.mmap:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block us
         try:
