@@ -361,7 +361,8 @@ class Image:
             if info & 15 == _STT_FUNC and shndx and value:
                 text = strings.cstr(name).decode("utf-8", "replace")
                 found.append(FunctionSymbol(text, value, size))
-        found.sort(key=lambda symbol: (symbol.address, -symbol.size))
+        # function_at takes the last of those with one address: `close`, not `__close`
+        found.sort(key=lambda symbol: (symbol.address, -symbol.size, symbol.name[:1] != "_"))
         return found
 
 

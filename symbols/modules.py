@@ -67,10 +67,15 @@ class Modules:
         return raw if len(raw) == count else None
 
 
-def bias_of(segments: Sequence[Segment], mapping: Mapping) -> int | None:
-    """What the loader added to the image's addresses, from the mapping that brings one of its segments."""
-    for segment in segments:
-        first = segment.offset - segment.offset % _PAGE
+def bias_of(segments: Sequence[Segment], mapping: Mapping, *, executable: bool = False) -> int | None:
+    """What the loader added to the image's addresses, from the mapping that brings one of its segments.
+
+    executable: the mapping is. Two segments may share a page of the file, which is mapped twice then.
+    """
+    wanted = [segment for segment in segments if segment.executable or not executable]
+    starts = [segment.offset - segment.offset % _PAGE for segment in wanted]
+    exact = [pair for pair in zip(wanted, starts, strict=True) if pair[1] == mapping.offset]
+    for segment, first in exact or zip(wanted, starts, strict=True):
         if first <= mapping.offset < segment.offset + max(segment.filesz, 1):
             return mapping.start - (segment.vaddr - segment.vaddr % _PAGE) - (mapping.offset - first)
     return None
