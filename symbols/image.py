@@ -147,7 +147,7 @@ class Image:
         self, path: str | os.PathLike[str], *, any_machine: bool = False, relocatable: bool = False
     ) -> None:
         self.path = os.fspath(path)
-        self._map = _map_file(self.path)
+        self._map = map_file(self.path)
         try:
             self._parse(any_machine, relocatable)
         except BaseException:
@@ -442,13 +442,15 @@ class Image:
                 for name, info, _other, shndx, value, size in struct.iter_unpack("<IBBHQQ", raw)
                 if info & 15 == _STT_FUNC and shndx and value
             ]
-        found.sort()
+        # function_at takes the last of those with one address: `close`, not `__close`
+        buf, base, limit = self._strings.buf, self._strings.base, self._strings.end
+        found.sort(key=lambda s: (s[0], s[1], base + s[2] < limit and buf[base + s[2]] != 0x5F, s[2]))
         self._starts = array("Q", [value for value, _size, _name in found])
         self._sizes = array("Q", [-size for _value, size, _name in found])
         self._names = array("I", [name for _value, _size, name in found])
 
 
-def _map_file(path: str) -> mmap.mmap:
+def map_file(path: str) -> mmap.mmap:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block us
         try:
