@@ -26,6 +26,7 @@ TAGS: dict[str, type[Any]] = {
     "lost": events.Lost,
     "stack": events.StackSeen,
     "thread": events.ThreadSeen,
+    "modules": events.ModulesMapped,
     "attached": events.TargetAttached,
     "gone": events.TargetGone,
     "forked": events.ProcessForked,
@@ -194,7 +195,7 @@ _TAG_OF = {kind: tag for tag, kind in TAGS.items()}
 
 def _fingerprint() -> str:
     """Changes with every field of every event, so that a reader never misreads an older layout."""
-    kinds = [*TAGS.values(), events.SlotLife, events.Registration]
+    kinds = [*TAGS.values(), events.SlotLife, events.Registration, events.MappedModule]
     seen = [f"{kind.__name__}({','.join(field.name for field in fields(kind))})" for kind in kinds]
     seen += [f"{kind.__name__}({','.join(kind._fields)})" for kind in (events.Moment, events.Trigger)]
     text = ";".join(seen).encode()

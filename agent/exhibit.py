@@ -26,10 +26,11 @@ class Answers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Pc:
-    """One run-time address of a stack, and the question about it; None outside of the executable."""
+    """One run-time address of a stack, and the question about it; None outside of every known file."""
 
     ip: int
     question: Question | None
+    module: str = ""  # path of the shared object it lies in; "" in the executable
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class SourceFrame:
     column: int = 0
     inlined: bool = False
     reason: str = ""
+    module: str = ""  # path of the shared object it lies in; "" in the executable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +54,21 @@ class Step:
     actor: Actor
     comm: str
     thread_role: str  # "loop" or "worker"; "" when the step was not seen
-    pcs: tuple[Pc, ...]
+    pcs: tuple[Pc, ...]  # by frame pointers
+    unwound: Question | None = None  # the whole stack by call frame information, where its bytes were kept
+    identity: str = ""  # of the executable
+
+    def questions(self) -> Iterator[Question]:
+        if self.unwound is not None:
+            yield self.unwound
+        yield from (pc.question for pc in self.pcs if pc.question is not None)
 
     def frames(self, answers: Answers) -> list[SourceFrame]:
         """Source frames, innermost first."""
+        answer = answers.answer(self.unwound) if self.unwound is not None else None
+        rows = answer.get("stack") if answer is not None else None
+        if isinstance(rows, list) and rows:
+            return [frame for row in rows for frame in _unwound(row, self.identity)]
         return [frame for pc in self.pcs for frame in _frames(pc, answers)]
 
 
@@ -71,9 +84,7 @@ class Exhibit:
     def questions(self) -> Iterator[Question]:
         """Everything that must be answered before it can be shown."""
         for step in self.steps:
-            for pc in step.pcs:
-                if pc.question is not None:
-                    yield pc.question
+            yield from step.questions()
         if self.memory is not None:
             yield self.memory
 
@@ -135,59 +146,84 @@ def exhibit(finding: Finding, scene: Scene) -> Exhibit:
 
 def crash_exhibit(crash: CrashSeen, scene: Scene) -> CrashExhibit:
     target = scene.targets.get(crash.tgid)
-    return CrashExhibit(crash=crash, target=target, pc=_pc(crash.ip, target, exact=True))
+    return CrashExhibit(crash=crash, target=target, pc=_pc(crash.ip, target, scene, exact=True))
 
 
 def _step(actor: Actor, tgid: int, target: Target | None, scene: Scene) -> Step:
     moment: Moment = actor.moment
     exact = actor.role in _UPROBE_ROLES
     pcs = tuple(
-        _pc(ip, target, exact=exact and index == 0)
+        _pc(ip, target, scene, exact=exact and index == 0)
         for index, ip in enumerate(scene.stack(tgid, moment)[:_MOST_PCS])
     )
+    kept, unwound = scene.kept(tgid, moment), None
+    if kept and target is not None and target.identity:
+        unwound = Question("unwind", target.identity, (tgid, moment.stack, kept))
     return Step(
         actor=actor,
         comm=scene.comm(tgid, moment.tid) if moment.tid else "",
         thread_role=scene.role(tgid, moment.tid) if moment.tid else "",
         pcs=pcs,
+        unwound=unwound,
+        identity=target.identity if target is not None else "",
     )
 
 
-def _pc(ip: int, target: Target | None, *, exact: bool) -> Pc:
+def _pc(ip: int, target: Target | None, scene: Scene, *, exact: bool) -> Pc:
     """exact: the address itself was probed. Otherwise it is one behind a call or syscall instruction."""
     if target is None or not ip:
         return Pc(ip, None)
+    step = 0 if exact else 1
     address = target.image_address(ip)
-    if address is None or not target.identity:
+    if address is not None and target.identity:
+        return Pc(ip, Question("frames", target.identity, (address - step,)))
+    module = scene.module(target.tgid, ip - step)
+    if module is None:
         return Pc(ip, None)
-    return Pc(ip, Question("frames", target.identity, (address if exact else address - 1,)))
+    question = Question("frames", module.identity, (ip - step - module.bias,)) if module.identity else None
+    return Pc(ip, question, module.path)
 
 
 def _frames(pc: Pc, answers: Answers) -> list[SourceFrame]:
     if pc.question is None:
-        return [SourceFrame(pc.ip, "?", reason="outside of the executable")]
-    answer: Mapping[str, Any] = answers.answer(pc.question) or {}
+        reason = "its file cannot be read" if pc.module else "outside of every mapped file"
+        return [SourceFrame(pc.ip, "?", reason=reason, module=pc.module)]
+    return _source_frames(pc.ip, pc.module, answers.answer(pc.question) or {})
+
+
+def _unwound(row: Any, own: str) -> list[SourceFrame]:
+    """One physical frame of an unwound stack. own: the identity of the executable."""
+    if not isinstance(row, list) or len(row) != 4 or not isinstance(row[0], int):
+        return []
+    ip, path, identity, answer = row
+    module = "" if identity == own else str(path)
+    return _source_frames(ip, module, answer if isinstance(answer, Mapping) else {})
+
+
+def _source_frames(ip: int, module: str, answer: Mapping[str, Any]) -> list[SourceFrame]:
     rows = answer.get("frames")
-    frames = [_source_frame(pc.ip, row) for row in rows] if isinstance(rows, list) else []
+    frames = [_source_frame(ip, row, module) for row in rows] if isinstance(rows, list) else []
     if frames and None not in frames:
         return [frame for frame in frames if frame is not None]
-    return [SourceFrame(pc.ip, "?", reason=str(answer.get("reason", "not answered")))]
+    return [SourceFrame(ip, "?", reason=str(answer.get("reason", "not answered")), module=module)]
 
 
-def _source_frame(ip: int, row: Any) -> SourceFrame | None:
+def _source_frame(ip: int, row: Any, module: str) -> SourceFrame | None:
     if not isinstance(row, list) or len(row) != 5:
         return None
     function, file, line, column, inlined = row
     if not isinstance(line, int) or not isinstance(column, int):
         return None
-    return SourceFrame(ip, str(function), str(file), line, column, bool(inlined))
+    return SourceFrame(ip, str(function), str(file), line, column, bool(inlined), module=module)
 
 
 def _frame_json(frame: SourceFrame) -> dict[str, Any]:
+    place = {"module": frame.module} if frame.module else {}
     if frame.reason:
-        return {"ip": hex(frame.ip), "reason": frame.reason}
+        return {"ip": hex(frame.ip), "reason": frame.reason, **place}
     return {
         "ip": hex(frame.ip),
+        **place,
         "function": frame.function,
         "file": frame.file,
         "line": frame.line,

@@ -174,9 +174,10 @@ def _stack(frames: list[SourceFrame], indent: int = _LABEL + 1) -> list[Line]:
 
 
 def _library(frame: SourceFrame) -> bool:
-    """Frames of Zig's standard library or of libc: how it was called, not who called it."""
-    return (
-        "/lib/std/" in frame.file
+    """Frames of Zig's standard library or of a shared object: how it was called, not who called it."""
+    return bool(
+        frame.module
+        or "/lib/std/" in frame.file
         or "/std/" in frame.file
         or frame.file.startswith("std/")
         or "/sysdeps/" in frame.file
@@ -186,8 +187,10 @@ def _library(frame: SourceFrame) -> bool:
 def _frame(frame: SourceFrame, word: str, *, indent: int, suffix: str = "") -> Line:
     pad = " " * indent
     if frame.reason:
-        return line(pad, word.ljust(11), f"{frame.ip:#x} ?   ", Span(printable(frame.reason, 60), "dim"))
-    where = printable(posixpath.basename(frame.file)) if frame.file else "?"
+        place = f"{posixpath.basename(frame.module)}: " if frame.module else ""
+        why = printable(f"{place}{frame.reason}", 60)
+        return line(pad, word.ljust(11), f"{frame.ip:#x} ?   ", Span(why, "dim"))
+    where = printable(posixpath.basename(frame.file or frame.module)) or "?"
     if frame.line:
         where += f":{frame.line}" + (f":{frame.column}" if frame.column else "")
     return line(

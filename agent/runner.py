@@ -22,7 +22,7 @@ from agent.summary import Stats
 from agent.symbolize import SymbolClient
 from agent.text import Line, Printer
 from agent.timeline import TimelineModel, header, timeline_lines
-from probes.events import CrashSeen, Event, EventSource, TargetAttached
+from probes.events import CrashSeen, Event, EventSource, ModulesMapped, StackSeen, TargetAttached
 
 _POLL = 0.2
 _POLL_BUSY = 0.02  # while symbols are under way
@@ -166,6 +166,10 @@ class Runner:
         self.scene.feed(event)
         if isinstance(event, TargetAttached):
             self._symbols.know_plan(event.plan)
+        elif isinstance(event, ModulesMapped):
+            self._symbols.know_modules(event)
+        elif isinstance(event, StackSeen):
+            self._symbols.snapshots.know_stack(event)
         if self._timeline is not None:
             self._timeline.update(event)
         for finding in self._judge.feed(event):

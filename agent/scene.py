@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from agent.snapshots import fingerprint
 from probes.abi import Kind
 from probes.events import (
     CrashSeen,
     Event,
     LifetimeEnded,
+    MappedModule,
+    ModulesMapped,
     Moment,
     RecordsRead,
     SlotLingering,
@@ -82,6 +85,8 @@ class Scene:
         self.targets: Bounded[int, Target] = Bounded(_MOST_TARGETS)
         self._comms: Bounded[tuple[int, int], str] = Bounded(_MOST_THREADS)
         self._stacks: Bounded[tuple[int, int], tuple[int, ...]] = Bounded(_MOST_STACKS)
+        self._kept: Bounded[tuple[int, int], int] = Bounded(_MOST_STACKS)  # fingerprints of kept bytes
+        self._modules: Bounded[int, tuple[MappedModule, ...]] = Bounded(_MOST_TARGETS)
         self._waiters: Bounded[tuple[int, int], int] = Bounded(_MOST_THREADS)  # (tgid, tid) -> epfd
 
     def feed(self, event: Event) -> None:
@@ -90,6 +95,9 @@ class Scene:
             self._records(event)
         elif isinstance(event, StackSeen):
             self._stacks[event.tgid, event.id] = event.pcs
+            self._kept[event.tgid, event.id] = fingerprint(event)
+        elif isinstance(event, ModulesMapped):
+            self._modules[event.tgid] = event.modules
         elif isinstance(event, ThreadSeen):
             self._comms[event.tgid, event.tid] = event.comm
         elif isinstance(event, SuspicionRaised):
@@ -129,6 +137,15 @@ class Scene:
         if pcs:
             return pcs
         return (moment.ip,) if moment.ip else ()
+
+    def kept(self, tgid: int, moment: Moment) -> int:
+        """The fingerprint of the stack bytes that were kept for the moment; 0 when none were."""
+        return self._kept.get((tgid, moment.stack), 0) if moment.stack >= 0 else 0
+
+    def module(self, tgid: int, address: int) -> MappedModule | None:
+        """The file mapped at a run-time address, as far as it is known."""
+        modules = self._modules.get(tgid, ())
+        return next((module for module in modules if module.start <= address < module.end), None)
 
 
 def target_of(event: TargetAttached) -> Target:

@@ -17,17 +17,23 @@ from typing import Any, NamedTuple
 
 from agent.errors import PrerequisiteMissing, SymbolsFailed
 from agent.sanitize import shell
+from agent.snapshots import Snapshots
+from probes.events import ModulesMapped
 
 _MOST_ANSWERS = 8192
 _MOST_PER_REQUEST = 64
 _MOST_LINE = 32 << 20
-_MOST_IMAGES = 64
+_MOST_IMAGES = 512  # executables and what they load
 _DEADLINE = 120.0  # seconds for one request; a large image is parsed within it
 _MOST_DEATHS = 3
 
 
 class Question(NamedTuple):
-    """What one report needs. kind "frames": args = (image address,); "memory": (type name, hex bytes)."""
+    """What one report needs.
+
+    kind "frames": args = (image address,); "memory": (type name, hex bytes);
+    "unwind": (tgid, stack id, snapshots.fingerprint).
+    """
 
     kind: str
     identity: str  # of the image, as its plan gives it
@@ -40,7 +46,8 @@ class Question(NamedTuple):
 
 
 Answer = Mapping[str, Any]
-"""{"frames": [[function, file, line, column, inlined], …]} or {"lines": […]} or {"reason": why not}."""
+"""{"frames": [[function, file, line, column, inlined], …]}, {"lines": […]}, {"reason": why not}, or
+{"stack": [[run-time address, path and identity of its file, {"frames": …} or {"reason": …}], …]}."""
 
 _MISSING_PROFILE = {"NoProfileMatch", "NoDestroySite", "ProfileError"}
 
@@ -113,6 +120,7 @@ class SymbolClient:
         self._waiting: OrderedDict[str, Question] = OrderedDict()
         self._flying: list[Question] = []
         self._log: deque[tuple[Any, Answer]] = deque(maxlen=_MOST_ANSWERS)
+        self.snapshots = Snapshots()
         self._worker: subprocess.Popen[bytes] | None = None
         self._selector: selectors.BaseSelector | None = None
         self._buffer = bytearray()
@@ -135,6 +143,13 @@ class SymbolClient:
         self._plans[str(plan.get("identity", ""))] = plan
         while len(self._plans) > _MOST_IMAGES:
             del self._plans[next(iter(self._plans))]
+
+    def know_modules(self, event: ModulesMapped) -> None:
+        """Files that a process has mapped: where their images may be found, and what unwinding needs."""
+        self.snapshots.know_modules(event)
+        for module in event.modules:
+            if module.identity:
+                self.know_image(module.identity, [module.path, f"/proc/{event.tgid}/root{module.path}"])
 
     def ask(self, question: Question) -> None:
         """Want an answer. Costs nothing when it is known or already asked."""
@@ -327,11 +342,15 @@ class SymbolClient:
             "identity": first.identity,
             "args": [list(question.args) for question in batch],
         }
+        wanted = {first.identity}
         if first.kind == "memory":
             request["plan"] = self._plans.get(first.identity)
-        else:
-            request["images"] = self._images.get(first.identity, [])
-            request["debug"] = self._debug.get(first.identity)
+        elif first.kind == "unwind":
+            stacks = [self.snapshots.request(int(q.args[0]), int(q.args[1])) for q in batch]
+            request["stacks"] = stacks
+            wanted |= {str(row[4]) for stack in stacks if stack is not None for row in stack["modules"]}
+        request["images"] = {one: self._images[one] for one in wanted if one in self._images}
+        request["debug"] = {one: self._debug[one] for one in wanted if one in self._debug}
         try:
             self._start()
             self._write(request)

@@ -6,30 +6,33 @@ import json
 import os
 import signal
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from symbols.errors import SymbolError
+from agent.stack_worker import unwound
+from symbols.cached import resolve_cached
+from symbols.debugfiles import Searched, find_debug_file
+from symbols.errors import NoDebugInfo, SymbolError
+from symbols.fetch import Debuginfod
 from symbols.image import Image
 from symbols.lines import Symbolizer
 from symbols.overlay import describe_bytes
 from symbols.plan import Frame, SlotLayout
-from symbols.profile import load_profile
-from symbols.resolve import resolve
 from symbols.serial import plan_from_json, plan_to_json
 
 _MOST_MEMORY = 4096
 """Bytes of one slot that are described."""
+_MOST_IMAGES = 16
+"""Images that are kept open; a stack leads through a handful."""
 
 
 class Worker:
-    """Answers requests; keeps the last image open, since questions come in runs."""
+    """Answers requests; keeps the images of late open, since questions come in runs."""
 
     def __init__(self) -> None:
-        self._identity = ""
-        self._images: list[Image] = []
-        self._symbolizer: Symbolizer | None = None
+        self._open_images: OrderedDict[str, _Opened] = OrderedDict()
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The reply to one request; every failure is an {"error": …} reply."""
@@ -38,14 +41,17 @@ class Worker:
             if kind == "resolve":
                 return {"plan": self._resolve(request)}
             if kind == "frames":
-                self._open(request)
-                return {"answers": [self._one(self._frames, args) for args in request["args"]]}
+                opened = self._open(request, str(request.get("identity", "")))
+                return {"answers": [self._one(partial(_frames, opened), args) for args in request["args"]]}
+            if kind == "unwind":
+                return {"answers": [self._one(self._unwound, (request, one)) for one in request["stacks"]]}
             if kind == "memory":
                 layout = plan_from_json(request.get("plan")).slot
                 return {"answers": [self._one(partial(_memory, layout), args) for args in request["args"]]}
             raise ValueError(f"unknown request {kind!r}")
         except SymbolError as error:
-            return _failed(type(error).__name__, error.detail, error.path, error.remedy)
+            tried = [f"tried {place}" for place in error.tried] if isinstance(error, NoDebugInfo) else []
+            return _failed(type(error).__name__, "\n".join([error.detail, *tried]), error.path, error.remedy)
         except MemoryError:
             return _failed("MemoryError", "the symbol worker ran out of memory")
         except Exception as error:
@@ -55,8 +61,10 @@ class Worker:
 
     def _resolve(self, request: Mapping[str, Any]) -> dict[str, Any]:
         profile, debug = request.get("profile"), request.get("debug")
-        chosen = load_profile(str(profile)) if profile else None
-        return plan_to_json(resolve(str(request["image"]), chosen, debug_file=str(debug) if debug else None))
+        plan = resolve_cached(
+            str(request["image"]), str(profile) if profile else None, debug_file=str(debug) if debug else None
+        )
+        return plan_to_json(plan)
 
     def _one(self, ask: Callable[..., dict[str, Any]], args: Any) -> dict[str, Any]:
         """One answer; what goes wrong with it is its reason, not the others'."""
@@ -67,12 +75,35 @@ class Worker:
         except (LookupError, TypeError, ValueError, RecursionError) as error:
             return {"reason": f"{type(error).__name__}: {error}"}
 
-    def _open(self, request: Mapping[str, Any]) -> None:
-        """Find the image by its identity: a path alone may have become another build."""
-        identity = str(request.get("identity", ""))
-        if self._symbolizer is not None and identity == self._identity:
-            return
-        reason, paths = "no file with this image is known", [str(path) for path in request.get("images", ())]
+    def _unwound(self, request: Mapping[str, Any], stack: Mapping[str, Any] | None) -> dict[str, Any]:
+        if stack is None:
+            return {"reason": "the stack's bytes were not kept"}
+
+        def image_of(identity: str, _path: str) -> Image | None:
+            try:
+                return self._open(request, identity).image
+            except SymbolError:
+                return None
+
+        rows = []
+        for spot in unwound(stack, image_of):
+            module = next((m for m in stack["modules"] if spot.module and m[0] == spot.module.start), None)
+            name = str(module[3]) if module is not None else ""
+            found: dict[str, Any] = {"reason": "outside of every mapped file"}
+            if module is not None and module[4]:
+                found = self._one(partial(_frames, self._open(request, str(module[4]))), (spot.lookup,))
+            rows.append([spot.pc, name, str(module[4]) if module else "", found])
+        return {"stack": rows}
+
+    def _open(self, request: Mapping[str, Any], identity: str) -> _Opened:
+        """Find an image by its identity: a path alone may have become another build."""
+        known = self._open_images.get(identity)
+        if known is not None:
+            self._open_images.move_to_end(identity)
+            return known
+        images = request.get("images", {})
+        paths = [str(path) for path in images.get(identity, ())]
+        reason = "no file with this image is known"
         for path in paths:
             try:
                 image = Image(path, any_machine=True)
@@ -80,26 +111,51 @@ class Worker:
                 reason = str(error)
                 continue
             if image.identity == identity:
-                self._use(identity, image, request.get("debug"))
-                return
+                debug = request.get("debug", {}).get(identity)
+                opened = self._open_images[identity] = _Opened(image, debug)
+                while len(self._open_images) > _MOST_IMAGES:
+                    self._open_images.popitem(last=False)[1].close()
+                return opened
             image.close()
             reason = f"{path} is another build now"
         raise SymbolError(reason, path=paths[0] if paths else "")
 
-    def _use(self, identity: str, image: Image, debug: object) -> None:
-        for old in self._images:
-            old.close()
-        self._images = [image]
-        separate = Image(str(debug)) if debug else None
-        if separate is not None:
-            self._images.append(separate)
-        self._identity, self._symbolizer = identity, Symbolizer(image, debug=separate)
 
-    def _frames(self, address: int) -> dict[str, Any]:
-        frames = self._symbolizer.frames(address) if self._symbolizer is not None else ()
-        if not frames or (len(frames) == 1 and frames[0].function == "?"):
-            return {"reason": "no function of the executable holds this address"}
-        return {"frames": [_row(frame) for frame in frames]}
+class _Opened:
+    """An image, and its symbolizer once it is needed."""
+
+    def __init__(self, image: Image, debug: object) -> None:
+        self.image = image
+        self._separate = Image(str(debug), relocatable=True) if debug else _separate(image)
+        self._symbolizer: Symbolizer | None = None
+
+    @property
+    def symbolizer(self) -> Symbolizer:
+        if self._symbolizer is None:
+            self._symbolizer = Symbolizer(self.image, debug=self._separate)
+        return self._symbolizer
+
+    def close(self) -> None:
+        self.image.close()
+        if self._separate is not None:
+            self._separate.close()
+
+
+def _frames(opened: _Opened, address: int) -> dict[str, Any]:
+    frames = opened.symbolizer.frames(address)
+    if not frames or (len(frames) == 1 and frames[0].function == "?"):
+        return {"reason": "no function of this file holds the address"}
+    return {"frames": [_row(frame) for frame in frames]}
+
+
+def _separate(image: Image) -> Image | None:
+    """The debug file of a stripped image where one is at hand; no server is asked for a stack."""
+    if image.has_debug_info:
+        return None
+    try:
+        return find_debug_file(image, Searched(server=Debuginfod(urls=())))
+    except SymbolError:
+        return None
 
 
 def _row(frame: Frame) -> list[Any]:

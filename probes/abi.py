@@ -11,6 +11,8 @@ ABI_VERSION = 1
 SLOT_BYTES = 128
 COMM_BYTES = 16
 CRASH_STACK_BYTES = 4096
+STACK_REGISTERS = ("rip", "rsp", "rbp", "rbx", "r12", "r13", "r14", "r15")
+STACK_MEMORY_BYTES = 1024
 PATH_BYTES = 256
 COUNTER_MAX = 32
 
@@ -302,6 +304,15 @@ class SuspicionMessage(ctypes.LittleEndianStructure):
     ]
 
 
+class StackBytes(ctypes.LittleEndianStructure):
+    _fields_ = [
+        ("regs", _U64 * len(STACK_REGISTERS)),
+        ("tgid", _U32),
+        ("nbytes", _U32),
+        ("bytes", _U8 * STACK_MEMORY_BYTES),
+    ]
+
+
 class CrashMessage(ctypes.LittleEndianStructure):
     _fields_ = [
         ("head", UrgentHead),
@@ -340,6 +351,7 @@ C_NAMES: dict[str, type[ctypes.Structure]] = {
     "af_reg": Reg,
     "af_urgent_head": UrgentHead,
     "af_suspicion": SuspicionMessage,
+    "af_stack_bytes": StackBytes,
     "af_crash": CrashMessage,
     "af_lifecycle": LifecycleMessage,
     "af_ring_head": RingHead,

@@ -25,8 +25,11 @@ _CONFIRMED_BY_FDINFO = frozenset(
 class Context:
     """Answers from the stacks map and the helper process."""
 
-    def __init__(self, stacks: Map, helper: ProcHelper) -> None:
-        self._map, self._helper = stacks, helper
+    def __init__(self, stacks: Map, memory: Map, helper: ProcHelper, identity: str) -> None:
+        """memory: the map of struct af_stack_bytes. identity: of the targets' executable."""
+        self._map, self._memory, self._helper, self._identity = stacks, memory, helper, identity
+        self._mapped: dict[int, list[tuple[int, int]]] = {}  # tgid -> address ranges of its modules
+        self._read_at: dict[int, int] = {}  # tgid -> when they were read last, s
         self._stacks: set[tuple[int, int]] = set()
         self._threads: set[tuple[int, int]] = set()
         self._confirms = (0, 0)  # second, checks made in it
@@ -75,10 +78,41 @@ class Context:
                 raw = self._map.get(moment.stack.to_bytes(4, "little"))
                 if raw is not None:
                     self._stacks.add(stack)
-                    pcs = memoryview(raw).cast("Q").tolist()
-                    yield events.StackSeen(tgid=tgid, id=moment.stack, pcs=tuple(pc for pc in pcs if pc))
+                    pcs = tuple(pc for pc in memoryview(raw).cast("Q").tolist() if pc)
+                    yield from self._newly_mapped(tgid, pcs)
+                    registers, memory = self._bytes(moment.stack)
+                    yield events.StackSeen(
+                        tgid=tgid, id=moment.stack, pcs=pcs, registers=registers, memory=memory
+                    )
             if moment.tid and thread not in self._threads:
                 yield from self._thread(tgid, moment.tid)
+
+    def _bytes(self, stack: int) -> tuple[dict[str, int], bytes]:
+        raw = self._memory.get(stack.to_bytes(4, "little"))
+        if raw is None:
+            return {}, b""
+        kept = abi.StackBytes.from_buffer_copy(raw)
+        return dict(zip(abi.STACK_REGISTERS, kept.regs, strict=True)), bytes(kept.bytes[: kept.nbytes])
+
+    def of_target(self, tgid: int) -> Iterator[events.Event]:
+        """What is mapped in a process."""
+        self._read_at[tgid] = int(time.monotonic())
+        modules = self._helper.modules(tgid, self._identity)
+        if modules is not None:
+            self._mapped[tgid] = [(module.start, module.end) for module in modules]
+            yield events.ModulesMapped(ts=time.monotonic_ns(), tgid=tgid, modules=tuple(modules))
+
+    def forget(self, tgid: int) -> None:
+        self._mapped.pop(tgid, None)
+        self._read_at.pop(tgid, None)
+
+    def _newly_mapped(self, tgid: int, pcs: tuple[int, ...]) -> Iterator[events.Event]:
+        """Read the mappings again when an address lies outside of them (dlopen), once a second at most."""
+        ranges = self._mapped.get(tgid, [])
+        if all(any(start <= pc < end for start, end in ranges) for pc in pcs):
+            return
+        if self._read_at.get(tgid) != int(time.monotonic()):
+            yield from self.of_target(tgid)
 
     def _thread(self, tgid: int, tid: int) -> Iterator[events.Event]:
         if len(self._threads) < MAX_KNOWN:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from probes.abi import RegFlag, RegState, SlotFlag, SlotState, Suspect
@@ -174,7 +174,30 @@ class Lost:
 class StackSeen:
     tgid: int
     id: int
-    pcs: tuple[int, ...]  # run-time addresses, innermost first
+    pcs: tuple[int, ...]  # run-time addresses, innermost first: the kernel's walk by frame pointers
+    # of the first hit with this id, for unwinding by call frame information; empty when not kept
+    registers: Mapping[str, int] = field(default_factory=dict)
+    memory: bytes = b""  # from the stack pointer up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappedModule:
+    """An image mapped for execution: run-time addresses [start, end)."""
+
+    start: int
+    end: int
+    bias: int  # run-time address minus image address
+    path: str  # as the process sees it; untrusted text
+    identity: str  # symbols.image.Image.identity; "" when the file could not be read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModulesMapped:
+    """What is mapped in a target; again when an address outside of what was known shows up."""
+
+    ts: int
+    tgid: int
+    modules: tuple[MappedModule, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +289,7 @@ Event = (
     | RecordsRead
     | Lost
     | StackSeen
+    | ModulesMapped
     | ThreadSeen
     | TargetAttached
     | TargetGone

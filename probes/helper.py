@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
+from probes.events import MappedModule
 from probes.procfs import EpollEntry, Identity
 
 TIMEOUT_S = 2.0
@@ -60,6 +61,13 @@ class ProcHelper:
     def load_bias(self, pid: int, inode: int, segments: tuple[tuple[int, int], ...]) -> int | None:
         bias = self._ask("load_bias", pid, inode, segments)
         return None if bias is None else int(bias)
+
+    def modules(self, pid: int, own: str) -> list[MappedModule] | None:
+        """own: the identity of the process's executable."""
+        rows = self._ask("modules", pid, own)
+        if rows is None:
+            return None
+        return [MappedModule(start=s, end=e, bias=b, path=path, identity=i) for s, e, b, path, i in rows]
 
     def processes_of(self, device: int, inode: int) -> list[int]:
         return [int(pid) for pid in self._ask("processes_of", device, inode) or []]

@@ -67,6 +67,7 @@ MAPS = (
     "lifetime_heads",
     "urgent",
     "stacks",
+    "stack_bytes",
     "counters",
     "targets",
     "slots",

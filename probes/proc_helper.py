@@ -35,6 +35,10 @@ def _processes_of(device: int, inode: int) -> Any:
     return procfs.processes_of(device, inode)
 
 
+def _modules(pid: int, own: str) -> Any:
+    return procfs.modules(pid, own)
+
+
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "epoll_entries": _epoll_entries,
     "registrations": _registrations,
@@ -42,6 +46,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "comm": _comm,
     "load_bias": _load_bias,
     "processes_of": _processes_of,
+    "modules": _modules,
 }
 
 

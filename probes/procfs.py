@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 MAX_FDS = 1 << 20
+MAX_MODULES = 512
 
 
 class EpollEntry(NamedTuple):
@@ -83,6 +84,44 @@ def load_bias(pid: int, inode: int, segments: tuple[tuple[int, int], ...]) -> in
             if file_offset - file_offset % page == offset:
                 return start - (address - address % page)
     return None
+
+
+def modules(pid: int, own: str) -> list[tuple[int, int, int, str, str]] | None:
+    """(start, end, bias, path, identity) of every image mapped for execution; None when unreadable.
+
+    own: the identity of the process's executable, which is known and may be large to read.
+    """
+    from symbols.errors import SymbolError
+    from symbols.image import Image  # in the helper process only
+    from symbols.modules import Mapping, bias_of
+
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as f:
+            lines = f.read(16 << 20).splitlines()
+        executable = os.stat(f"/proc/{pid}/exe").st_ino
+    except OSError:
+        return None
+    found: list[tuple[int, int, int, str, str]] = []
+    for line in lines:
+        fields = line.split(None, 5)
+        if len(fields) < 6 or b"x" not in fields[1] or fields[4] == b"0" or len(found) >= MAX_MODULES:
+            continue
+        begin, end = (int(part, 16) for part in fields[0].split(b"-"))
+        path = os.fsdecode(fields[5])
+        mapping = Mapping(begin, end, int(fields[2], 16), path)
+        bias, identity = begin - mapping.offset, ""
+        # map_files finds the very inode, also when the file is deleted or in another mount namespace
+        for place in (f"/proc/{pid}/map_files/{begin:x}-{end:x}", f"/proc/{pid}/root{path}"):
+            try:
+                with Image(place, any_machine=True) as image:
+                    offset = bias_of(image.segments, mapping, executable=True)
+                    bias = bias if offset is None else offset
+                    identity = own if int(fields[4]) == executable else image.identity
+                break
+            except SymbolError:
+                continue
+        found.append((begin, end, bias, path.encode("utf-8", "backslashreplace").decode(), identity))
+    return found
 
 
 def epoll_fds(pid: int) -> list[int]:

@@ -35,6 +35,7 @@ SIZES = {
     "orphans": (16, ctypes.sizeof(abi.Reg)),
     "exec_paths": (abi.PATH_BYTES, 4),
     "stacks": (4, 8 * STACK_DEPTH),
+    "stack_bytes": (4, ctypes.sizeof(abi.StackBytes)),
     "waiters": (8, 4),
 }
 _LOSSES = {
@@ -84,7 +85,7 @@ class LiveSession:
         self._counters = PerCpuCounters(maps["counters"], len(abi.Counter))
         self._leftovers = Leftovers(self._maps["slots"], self._maps["regs"])
         self._helper = ProcHelper()
-        self._context = Context(self._maps["stacks"], self._helper)
+        self._context = Context(self._maps["stacks"], self._maps["stack_bytes"], self._helper, plan.identity)
         self._epoll = select.epoll()
         self._epoll.register(self._urgent.fd, select.EPOLLIN)
         self._pidfds: dict[int, int] = {}  # pidfd -> tgid
@@ -198,6 +199,7 @@ class LiveSession:
         )
         self.targets[who.pid] = event
         yield event
+        yield from self._context.of_target(who.pid)
 
     def _bootstrap(self, pid: int, now: int) -> int:
         before = self._helper.registrations(pid)
@@ -215,6 +217,7 @@ class LiveSession:
         if self.targets.pop(tgid, None) is None:
             return
         yield from self._leftovers.unreported(tgid)
+        self._context.forget(tgid)
         for name, tgid_at in (("slots", 0), ("regs", 0), ("fds", 0), ("orphans", 0), ("waiters", 0)):
             held = self._maps[name]
             wanted = tgid.to_bytes(4, "little")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from sys import intern
 from typing import Any
 
 import capstone
@@ -110,7 +111,7 @@ class FunctionCode:
             if not raw:
                 return
             for address, size, mnemonic, operands in self._md.disasm_lite(raw, at):
-                self.insns[address] = Insn(address, size, mnemonic, operands)
+                self.insns[address] = Insn(address, size, intern(mnemonic), intern(operands))
                 at = address + size
             at += 1  # not an instruction: a byte of data
 

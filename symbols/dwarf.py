@@ -1,92 +1,85 @@
-# Owns .debug_info: unit headers, abbreviations, DIEs at an offset. Parses one DIE when asked for it
-# and never walks a unit by itself. Must not judge what a DIE means.
+# Owns .debug_info: DIEs at an offset, their attributes' values, the references between them, over all files
+# that the debug information is spread over. Parses one DIE when asked for it and never walks a unit by
+# itself. Must not judge what a DIE means.
 from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from symbols import dwarf_const as dw
+from symbols.debugfiles import Searched
 from symbols.errors import MalformedImage, NoDebugInfo
-from symbols.image import Data, Image
+from symbols.image import Image
 from symbols.leb import Buffer, Truncated, sleb, uleb
+from symbols.split import SPLIT_NAMES, Extra, Skeleton
+from symbols.units import UT_SPLIT_TYPE, UT_TYPE, Abbrev, Die, Part, Unit, UnitReader
 
-_MAX_ABBREVS = 100_000
-_MAX_ATTRS = 512
-_MAX_UNITS = 1_000_000
+__all__ = ["Abbrev", "Die", "Dwarf", "Part", "Unit"]
+
 _BUDGET = 2_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Abbrev:
-    """One abbreviation. attrs: (attribute, form, implicit constant)."""
-
-    code: int
-    tag: int
-    children: bool
-    attrs: tuple[tuple[int, int, int], ...]
-    fixed: int  # bytes of the attribute values; -1 when one of them varies
-
-    def has(self, attribute: int) -> bool:
-        return any(entry[0] == attribute for entry in self.attrs)
-
-
-@dataclass(slots=True)
-class Unit:
-    """One unit of .debug_info. Offsets are section offsets."""
-
-    offset: int
-    end: int
-    version: int
-    offset_size: int
-    addr_size: int
-    kind: int  # DW_UT_*, 1 for a DWARF 4 compile unit
-    first: int  # offset of the root DIE
-    abbrevs: dict[int, Abbrev] = field(repr=False)
-    sizes: dict[int, int] = field(repr=False)  # form -> bytes, for forms of fixed size
-    root: Die | None = field(default=None, repr=False)
-
-
-@dataclass(slots=True)
-class Die:
-    """A parsed entry. values: attribute -> (form, value); bytes for blocks and inline strings."""
-
-    unit: Unit = field(repr=False)
-    offset: int
-    abbrev: Abbrev = field(repr=False)
-    values: dict[int, tuple[int, int | bytes]]
-    end: int  # where the next entry starts
-
-    @property
-    def tag(self) -> int:
-        return self.abbrev.tag
-
-    def has(self, attribute: int) -> bool:
-        return attribute in self.values
-
-    def number(self, attribute: int) -> int | None:
-        entry = self.values.get(attribute)
-        return entry[1] if entry is not None and isinstance(entry[1], int) else None
-
-
 class Dwarf:
-    """The debug information of one image. Raises NoDebugInfo, MalformedImage."""
+    """The debug information of one image, with its .dwo, .dwp and supplementary files.
 
-    def __init__(self, image: Image) -> None:
+    Raises NoDebugInfo, DebugFileMismatch, MalformedImage. missing: split units without their file. Close it.
+    """
+
+    def __init__(self, image: Image, searched: Searched | None = None) -> None:
         self.image = image
-        self.info = image.section(".debug_info")
-        if not self.info.size:
+        info = image.section(".debug_info")
+        if not info.size:
             raise NoDebugInfo("no DWARF debug information (.debug_info)", path=image.path)
-        self.abbrev = image.section(".debug_abbrev")
-        self.str = image.section(".debug_str")
-        self.line_str = image.section(".debug_line_str")
-        self.str_offsets = image.section(".debug_str_offsets")
-        self.addr = image.section(".debug_addr")
-        self._tables: dict[tuple[int, int, int, int], tuple[dict[int, Abbrev], dict[int, int]]] = {}
         self._budget = 0
         self.refill()
-        self.units = self._read_units()
+        self._part = Part(image)
+        reader = UnitReader()
+        types = image.section(".debug_types")
+        self._extra = Extra(self._part, reader, self._dwo_id, info.size + types.size + (2 << 12))
+        try:
+            self.units = reader.read(self._part, info)
+            if types.size:
+                part = Part(image, shift=info.size + (1 << 12))
+                self.units += reader.read(part, types, types=True)
+            self.units += self._extra.supplement(searched)
+            skeletons = [found for found in map(self._skeleton, self.units) if found is not None]
+            for skeleton in skeletons:
+                self.units += self._extra.split(skeleton)
+        except BaseException:
+            self.close()
+            raise
+        self.missing: tuple[str, ...] = tuple(self._extra.missing)
+        if skeletons and len(self.missing) == len(skeletons) == len(self.units):
+            self.close()
+            raise NoDebugInfo(
+                "its split debug information (.dwo) is not there",
+                path=image.path,
+                remedy="keep the .dwo files, or make a package of them beside the executable: dwp -e EXE",
+                tried=self.missing,
+            )
+        self.units.sort(key=lambda unit: unit.offset)
         self._unit_starts = [unit.offset for unit in self.units]
+        kinds = (UT_TYPE, UT_SPLIT_TYPE)
+        self._types = {unit.ident: unit.type_at for unit in self.units if unit.kind in kinds}
+
+    def close(self) -> None:
+        """Close the files that were opened besides the image."""
+        self._extra.close()
+
+    def _skeleton(self, unit: Unit) -> Skeleton | None:
+        if not any(a.has(name) for a in unit.abbrevs.values() for name in SPLIT_NAMES):
+            return None
+        root = self.root(unit)
+        name = self.string(root, dw.AT_dwo_name) or self.string(root, dw.AT_GNU_dwo_name)
+        ident = self._dwo_id(unit)
+        if not name or ident is None:
+            return None
+        return Skeleton(unit, name, self.string(root, dw.AT_comp_dir) or "", ident)
+
+    def _dwo_id(self, unit: Unit) -> int | None:
+        if unit.kind in (UT_TYPE, UT_SPLIT_TYPE):
+            return None
+        return unit.ident or self.root(unit).number(dw.AT_GNU_dwo_id)
 
     def bad(self, detail: str, where: str = ".debug_info") -> MalformedImage:
         return MalformedImage(detail, path=self.image.path, where=where)
@@ -102,83 +95,6 @@ class Dwarf:
             raise self.bad("leads to more work than any program's debug information should")
 
     # -- units -----------------------------------------------------------------------------------
-
-    def _read_units(self) -> list[Unit]:
-        units: list[Unit] = []
-        info, at = self.info, 0
-        while at + 4 <= info.size and len(units) < _MAX_UNITS:
-            length, offset_size, pos = info.uint(at, 4), 4, at + 4
-            if length == 0xFFFFFFFF:
-                length, offset_size, pos = info.uint(pos, 8), 8, pos + 8
-            elif length >= 0xFFFFFFF0:
-                raise self.bad(f"unit at {at:#x} has a reserved length")
-            end = pos + length
-            if length < 7 or end > info.size:
-                raise self.bad(f"unit at {at:#x} ends beyond the section")
-            version, kind = info.uint(pos, 2), 1
-            pos += 2
-            if version == 5:
-                kind, addr_size = info.uint(pos, 1), info.uint(pos + 1, 1)
-                abbrev_at = info.uint(pos + 2, offset_size)
-                pos += 2 + offset_size
-                pos += {2: 8 + offset_size, 6: 8 + offset_size, 4: 8, 5: 8}.get(kind, 0)
-            elif 2 <= version <= 4:
-                abbrev_at, addr_size = info.uint(pos, offset_size), info.uint(pos + offset_size, 1)
-                pos += offset_size + 1
-            else:
-                at = end  # a version from the future: nothing in it is ours
-                continue
-            if addr_size not in (4, 8):
-                raise self.bad(f"unit at {at:#x} has {addr_size}-byte addresses")
-            table, sizes = self._abbrevs(abbrev_at, offset_size, addr_size, version)
-            units.append(Unit(at, end, version, offset_size, addr_size, kind, pos, table, sizes))
-            at = end
-        return units
-
-    def _abbrevs(
-        self, offset: int, offset_size: int, addr_size: int, version: int
-    ) -> tuple[dict[int, Abbrev], dict[int, int]]:
-        key = (offset, offset_size, addr_size, version)
-        if key not in self._tables:
-            sizes = dict(dw.FIXED_SIZES)
-            sizes[dw.FORM_addr] = addr_size
-            sizes.update(dict.fromkeys(dw.OFFSET_FORMS, offset_size))
-            sizes[dw.FORM_ref_addr] = addr_size if version == 2 else offset_size
-            try:
-                self._tables[key] = (self._read_abbrevs(offset, sizes), sizes)
-            except Truncated:
-                raise self.bad(f"table at {offset:#x} is truncated", ".debug_abbrev") from None
-        return self._tables[key]
-
-    def _read_abbrevs(self, offset: int, sizes: dict[int, int]) -> dict[int, Abbrev]:
-        table: dict[int, Abbrev] = {}
-        buf, end, pos = self.abbrev.buf, self.abbrev.end, self.abbrev.base + offset
-        while len(table) < _MAX_ABBREVS:
-            code, pos = uleb(buf, pos, end)
-            if code == 0:
-                break
-            tag, pos = uleb(buf, pos, end)
-            if pos >= end:
-                raise Truncated
-            children = buf[pos] != 0
-            pos += 1
-            attrs: list[tuple[int, int, int]] = []
-            total = 0
-            while True:
-                attribute, pos = uleb(buf, pos, end)
-                form, pos = uleb(buf, pos, end)
-                const = 0
-                if form == dw.FORM_implicit_const:
-                    const, pos = sleb(buf, pos, end)
-                if attribute == 0 and form == 0:
-                    break
-                if len(attrs) >= _MAX_ATTRS:
-                    raise Truncated
-                attrs.append((attribute, form, const))
-                size = sizes.get(form, -1)
-                total = -1 if size < 0 or total < 0 else total + size
-            table[code] = Abbrev(code, tag, children, tuple(attrs), total)
-        return table
 
     def unit_at(self, offset: int) -> Unit | None:
         index = bisect.bisect_right(self._unit_starts, offset) - 1
@@ -210,8 +126,8 @@ class Dwarf:
     def parse(self, unit: Unit, offset: int) -> Die | None:
         """As die(), but raises Truncated: for candidates that may be no entry at all."""
         self.spend()
-        base = self.info.base
-        buf, pos, end = self.info.buf, base + offset, base + unit.end
+        base = unit.info.base
+        buf, pos, end = unit.info.buf, base + offset, base + unit.end
         code, pos = uleb(buf, pos, end)
         if code == 0:
             return None
@@ -264,7 +180,7 @@ class Dwarf:
         """Buffer position after an entry's values, or before attribute number stop_at. Raises Truncated."""
         if abbrev.fixed >= 0 and stop_at < 0:
             return pos + abbrev.fixed
-        buf, end, sizes = self.info.buf, self.info.base + unit.end, unit.sizes
+        buf, end, sizes = unit.info.buf, unit.info.base + unit.end, unit.sizes
         for index, (_attribute, form, _const) in enumerate(abbrev.attrs):
             if index == stop_at:
                 break
@@ -318,14 +234,20 @@ class Dwarf:
         form, value = entry
         if isinstance(value, bytes):
             return value.decode("utf-8", "replace")
+        part = die.unit.part
         if form == dw.FORM_strp:
-            return self.str.cstr(value).decode("utf-8", "replace")
+            return part.str.cstr(value).decode("utf-8", "replace")
         if form == dw.FORM_line_strp:
-            return self.line_str.cstr(value).decode("utf-8", "replace")
+            return part.line_str.cstr(value).decode("utf-8", "replace")
+        if form in dw.SUP_STR_FORMS:
+            other = part.supplement
+            return other.str.cstr(value).decode("utf-8", "replace") if other is not None else None
         if form in dw.STRX_FORMS:
             width = die.unit.offset_size
-            at = self._base(die.unit, dw.AT_str_offsets_base, 8 if width == 4 else 16) + value * width
-            return self.str.cstr(self.str_offsets.uint(at, width)).decode("utf-8", "replace")
+            at = self.str_offsets_base(die.unit) + value * width
+            return part.str.cstr(part.section(".debug_str_offsets").uint(at, width)).decode(
+                "utf-8", "replace"
+            )
         return None
 
     def address(self, die: Die, attribute: int) -> int | None:
@@ -338,15 +260,19 @@ class Dwarf:
         return self.indexed_address(die.unit, entry[1]) if entry[0] in dw.ADDRX_FORMS else None
 
     def indexed_address(self, unit: Unit, index: int) -> int:
-        base = self._base(unit, dw.AT_addr_base, 8 if unit.offset_size == 4 else 16)
-        return self.addr.uint(base + index * unit.addr_size, unit.addr_size)
+        home = unit.home
+        root = self.root(home)
+        base = root.number(dw.AT_addr_base)
+        if base is None:
+            base = root.number(dw.AT_GNU_addr_base)
+        if base is None:
+            base = _header(home)
+        return home.part.section(".debug_addr").uint(base + index * unit.addr_size, unit.addr_size)
 
-    def _base(self, unit: Unit, attribute: int, default: int) -> int:
-        root = self.root(unit)
-        value = root.number(attribute)
-        if value is None and attribute == dw.AT_addr_base:
-            value = root.number(dw.AT_GNU_addr_base)
-        return default if value is None else value
+    def str_offsets_base(self, unit: Unit) -> int:
+        """Where a unit's share of .debug_str_offsets begins, after its header."""
+        base = self.root(unit).number(dw.AT_str_offsets_base)
+        return _header(unit) if base is None else base
 
     def high_pc(self, die: Die, low: int) -> int | None:
         entry = die.values.get(dw.AT_high_pc)
@@ -357,13 +283,23 @@ class Dwarf:
         return low + entry[1]
 
     def target(self, die: Die, attribute: int) -> Die | None:
-        """The entry a reference attribute names; None where absent, foreign, or not an entry."""
+        """The entry a reference attribute names; None where absent or out of reach."""
         entry = die.values.get(attribute)
-        if entry is None or not isinstance(entry[1], int) or entry[0] in dw.FOREIGN_REF_FORMS:
+        if entry is None or not isinstance(entry[1], int):
             return None
-        offset = entry[1] + (die.unit.offset if entry[0] in dw.UNIT_REF_FORMS else 0)
-        unit = self.unit_at(offset)
-        return None if unit is None else self.die(offset, unit)
+        offset = self.reference(die.unit, entry[0], entry[1])
+        unit = self.unit_at(offset) if offset is not None else None
+        return None if unit is None or offset is None else self.die(offset, unit)
+
+    def reference(self, unit: Unit, form: int, value: int) -> int | None:
+        """The number of the entry that a reference names; None where its file or type unit is missing."""
+        if form in dw.UNIT_REF_FORMS:
+            return value + unit.offset
+        if form == dw.FORM_ref_sig8:
+            return self._types.get(value)
+        if form in dw.SUP_REF_FORMS:
+            return value + unit.part.supplement.shift if unit.part.supplement is not None else None
+        return value + unit.part.shift
 
     def origin_chain(self, die: Die) -> Iterator[Die]:
         """die, then what it names by abstract_origin or specification, and so on."""
@@ -399,5 +335,9 @@ class Dwarf:
                 return entry, value
         return None
 
-    def data(self, name: str) -> Data:
-        return self.image.section(name)
+
+def _header(unit: Unit) -> int:
+    """Bytes before the first entry of .debug_addr and .debug_str_offsets: DWARF 5 has a header there."""
+    if unit.version < 5:
+        return 0
+    return 8 if unit.offset_size == 4 else 16

@@ -12,9 +12,11 @@ TAG_member: Final = 0x0D
 TAG_pointer_type: Final = 0x0F
 TAG_reference_type: Final = 0x10
 TAG_compile_unit: Final = 0x11
+TAG_skeleton_unit: Final = 0x4A
 TAG_structure_type: Final = 0x13
 TAG_typedef: Final = 0x16
 TAG_union_type: Final = 0x17
+TAG_inheritance: Final = 0x1C
 TAG_variant: Final = 0x19
 TAG_inlined_subroutine: Final = 0x1D
 TAG_subrange_type: Final = 0x21
@@ -34,7 +36,9 @@ AT_sibling: Final = 0x01
 AT_location: Final = 0x02
 AT_name: Final = 0x03
 AT_byte_size: Final = 0x0B
+AT_bit_offset: Final = 0x0C
 AT_bit_size: Final = 0x0D
+AT_data_bit_offset: Final = 0x6B
 AT_stmt_list: Final = 0x10
 AT_low_pc: Final = 0x11
 AT_high_pc: Final = 0x12
@@ -46,6 +50,7 @@ AT_inline: Final = 0x20
 AT_upper_bound: Final = 0x2F
 AT_abstract_origin: Final = 0x31
 AT_count: Final = 0x37
+AT_external: Final = 0x3F
 AT_data_member_location: Final = 0x38
 AT_decl_column: Final = 0x39
 AT_decl_file: Final = 0x3A
@@ -65,7 +70,11 @@ AT_str_offsets_base: Final = 0x72
 AT_addr_base: Final = 0x73
 AT_rnglists_base: Final = 0x74
 AT_loclists_base: Final = 0x8C
+AT_dwo_name: Final = 0x76
+AT_signature: Final = 0x69
 AT_MIPS_linkage_name: Final = 0x2007
+AT_GNU_dwo_name: Final = 0x2130
+AT_GNU_dwo_id: Final = 0x2131
 AT_GNU_ranges_base: Final = 0x2132
 AT_GNU_addr_base: Final = 0x2133
 
@@ -122,8 +131,9 @@ ADDRX_FORMS: Final = frozenset(
     (FORM_addrx, FORM_addrx1, FORM_addrx2, FORM_addrx3, FORM_addrx4, FORM_GNU_addr_index)
 )
 BLOCK_FORMS: Final = frozenset((FORM_block, FORM_block1, FORM_block2, FORM_block4, FORM_exprloc))
+SUP_REF_FORMS: Final = frozenset((FORM_ref_sup4, FORM_ref_sup8, FORM_GNU_ref_alt))
+SUP_STR_FORMS: Final = frozenset((FORM_strp_sup, FORM_GNU_strp_alt))
 UNIT_REF_FORMS: Final = frozenset((FORM_ref1, FORM_ref2, FORM_ref4, FORM_ref8, FORM_ref_udata))
-FOREIGN_REF_FORMS: Final = frozenset((FORM_ref_sig8, FORM_ref_sup4, FORM_ref_sup8, FORM_GNU_ref_alt))
 
 # Sizes that do not depend on the unit; 'addr' and 'offset' sized forms are filled in per unit.
 FIXED_SIZES: Final[dict[int, int]] = {

@@ -53,11 +53,15 @@ class MalformedImage(SymbolError):
 
 
 class NoDebugInfo(SymbolError):
-    """No .debug_info: stripped, or built without."""
+    """No .debug_info: stripped, or built without. tried: every other place looked at, with the outcome."""
 
     default_remedy = (
         "give the separate debug file with --debug-file, or rebuild without strip (zig: -fno-strip, gcc: -g)"
     )
+
+    def __init__(self, detail: str, *, path: str = "", remedy: str = "", tried: tuple[str, ...] = ()) -> None:
+        super().__init__(detail, path=path, remedy=remedy)
+        self.tried = tried
 
 
 class DebugFileMismatch(SymbolError):

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import bisect
-import hashlib
 import mmap
 import os
 import stat
 import struct
 import zlib
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
 from symbols.errors import MalformedImage, NotElf, NotReadable, WrongMachine
+from symbols.inflate import inflate
 from symbols.plan import Segment
 
 _MAX_FILE = 64 << 30
 _MAX_SECTIONS = 65_536
 _MAX_SEGMENTS = 4_096
 _MAX_SYMBOLS = 8_000_000
-_MAX_INFLATED = 512 << 20
+_MAX_INFLATED = 8 << 30
+_WINDOW = 4 << 20  # bytes searched at a time
 
 _EM_X86_64 = 62
 _MACHINES = {
@@ -37,7 +40,7 @@ _MACHINES |= {243: "riscv", 258: "loongarch"}
 _SHT_SYMTAB, _SHT_NOTE, _SHT_NOBITS, _SHT_DYNSYM = 2, 7, 8, 11
 _SHF_COMPRESSED = 0x800
 _PT_LOAD, _PT_NOTE, _PT_INTERP = 1, 4, 3
-_ET_EXEC, _ET_DYN = 2, 3
+_ET_REL, _ET_EXEC, _ET_DYN = 1, 2, 3
 _STT_FUNC = 2
 
 
@@ -66,7 +69,7 @@ class Data:
     Offsets are relative to the window. Reads beyond its end raise MalformedImage.
     """
 
-    __slots__ = ("base", "buf", "end", "name", "path", "size")
+    __slots__ = ("_touched", "base", "buf", "end", "name", "path", "size")
 
     def __init__(self, buf: bytes | mmap.mmap, base: int, size: int, name: str, path: str) -> None:
         self.buf = buf
@@ -75,6 +78,7 @@ class Data:
         self.end = base + size
         self.name = name
         self.path = path
+        self._touched = (1 << 62, 0, 0)  # lowest, highest, bytes searched since they last left memory
 
     def bad(self, detail: str) -> MalformedImage:
         return MalformedImage(detail, path=self.path, where=self.name)
@@ -97,29 +101,55 @@ class Data:
             raise self.bad(f"string at {offset:#x} has no end")
         return self.buf[start:stop]
 
+    def same(self, other: Data) -> bool:
+        """Whether both windows show the same bytes."""
+        step = 1 << 20
+        return self.size == other.size and all(
+            self.read(at, min(step, self.size - at)) == other.read(at, min(step, self.size - at))
+            for at in range(0, self.size, step)
+        )
+
     def find_all(self, pattern: bytes, start: int = 0, stop: int | None = None) -> list[int]:
         """Offsets of every (also overlapping) occurrence of pattern."""
         found = []
         limit = self.end if stop is None else min(self.base + stop, self.end)
-        at = self.buf.find(pattern, self.base + start, limit)
-        while at >= 0:
-            found.append(at - self.base)
-            at = self.buf.find(pattern, at + 1, limit)
+        low = self.base + start
+        while low < limit:
+            high = min(low + _WINDOW, limit)
+            reach = min(high + len(pattern) - 1, limit)
+            at = self.buf.find(pattern, low, reach)
+            while at >= 0:
+                found.append(at - self.base)
+                at = self.buf.find(pattern, at + 1, reach)
+            self._forget(low, high)
+            low = high
         return found
+
+    def _forget(self, low: int, high: int) -> None:
+        """What was looked at leaves the memory from time to time: sections are larger than it should be."""
+        first, last, total = self._touched
+        first, last, total = min(first, low), max(last, high), total + high - low
+        if total >= _WINDOW and isinstance(self.buf, mmap.mmap):
+            page = first & -mmap.PAGESIZE
+            self.buf.madvise(mmap.MADV_DONTNEED, page, last - page)
+            first, last, total = 1 << 62, 0, 0
+        self._touched = (first, last, total)
 
 
 class Image:
     """An ELF file, mapped read-only. Close it (or use `with`).
 
     Raises NotReadable, NotElf, WrongMachine (machines other than x86-64, unless any_machine) and
-    MalformedImage.
+    MalformedImage. relocatable: files that only carry debug information (.dwo, .dwp) pass too.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, any_machine: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, any_machine: bool = False, relocatable: bool = False
+    ) -> None:
         self.path = os.fspath(path)
-        self._map = _map_file(self.path)
+        self._map = map_file(self.path)
         try:
-            self._parse(any_machine)
+            self._parse(any_machine, relocatable)
         except BaseException:
             self.close()
             raise
@@ -140,7 +170,7 @@ class Image:
     def _bad(self, detail: str, where: str) -> MalformedImage:
         return MalformedImage(detail, path=self.path, where=where)
 
-    def _parse(self, any_machine: bool) -> None:
+    def _parse(self, any_machine: bool, relocatable: bool) -> None:
         head = self._map[:64]
         if head[:4] != b"\x7fELF":
             raise NotElf("not an ELF file", path=self.path)
@@ -169,15 +199,19 @@ class Image:
             shnum,
             shstrndx,
         ) = struct.unpack_from("<HHIQQQIHHHHHH", head, 16)
-        if self.type not in (_ET_EXEC, _ET_DYN):
+        if self.type not in (_ET_EXEC, _ET_DYN) and not (relocatable and self.type == _ET_REL):
             raise self._bad(f"type {self.type} is neither an executable nor a shared object", "ELF header")
         self.segments, self._notes, self.interpreted = self._read_segments(phoff, phentsize, phnum)
         self.pie = self.type == _ET_DYN
         self.sections = self._read_sections(shoff, shentsize, shnum, shstrndx)
         self._by_name = {header.name: header for header in reversed(self.sections)}
-        self._inflated: dict[str, bytes] = {}
-        self._functions: list[FunctionSymbol] | None = None
-        self._starts: list[int] = []
+        self._inflated: dict[str, bytes | mmap.mmap] = {}
+        self._crc32: int | None = None
+        self._symbols_read = False
+        self._starts = array("Q")
+        self._sizes = array("Q")
+        self._names = array("I")
+        self._strings: Data | None = None
         self._identity: str | None = None
 
     def _read_segments(
@@ -233,44 +267,73 @@ class Image:
 
     # -- sections --------------------------------------------------------------------------------
 
-    def has(self, name: str) -> bool:
+    def _header_of(self, name: str) -> SectionHeader | None:
+        """The section, or the .zdebug_ one that older GNU tools write for a compressed .debug_ one."""
         header = self._by_name.get(name)
+        if header is None and name.startswith(".debug_"):
+            header = self._by_name.get(f".z{name[1:]}")
+        return header
+
+    def has(self, name: str) -> bool:
+        header = self._header_of(name)
         return header is not None and header.type != _SHT_NOBITS and header.size > 0
+
+    @property
+    def has_debug_info(self) -> bool:
+        return self.has(".debug_info")
+
+    def sections_named(self, name: str) -> list[Data]:
+        """All sections of a name: relocatable files have one for each COMDAT group."""
+        headers = [h for h in self.sections if h.name == name and h.type != _SHT_NOBITS and h.size]
+        return [
+            self._bytes_of(header, name if len(headers) == 1 else str(header.offset)) for header in headers
+        ]
 
     def section(self, name: str) -> Data:
         """The section's bytes, inflated where compressed; an empty window when there is none."""
-        header = self._by_name.get(name)
+        header = self._header_of(name)
         if header is None or header.type == _SHT_NOBITS:
             return Data(b"", 0, 0, name, self.path)
-        if not header.flags & _SHF_COMPRESSED:
+        return self._bytes_of(header, name)
+
+    def _bytes_of(self, header: SectionHeader, name: str) -> Data:
+        if not header.flags & _SHF_COMPRESSED and not header.name.startswith(".zdebug_"):
             return self._window(header.offset, header.size, name)
         if name not in self._inflated:
             self._inflated[name] = self._inflate(header)
         data = self._inflated[name]
         return Data(data, 0, len(data), name, self.path)
 
-    def _inflate(self, header: SectionHeader) -> bytes:
+    def _inflate(self, header: SectionHeader) -> bytes | mmap.mmap:
         raw = self._window(header.offset, header.size, header.name)
-        if raw.size < 24:
-            raise raw.bad("too short for its compression header")
-        kind, size = raw.uint(0, 4), raw.uint(8, 8)
-        if kind != 1:  # ELFCOMPRESS_ZLIB; zstd needs Python 3.14 or a package
-            raise MalformedImage(
-                f"compressed by method {kind}, only zlib (1) is supported",
-                path=self.path,
-                where=header.name,
-                remedy="objcopy --decompress-debug-sections IN OUT, then give OUT with --debug-file",
-            )
+        if header.name.startswith(".zdebug_"):  # "ZLIB", then the size as a big-endian u64
+            if raw.size < 12 or raw.read(0, 4) != b"ZLIB":
+                raise raw.bad("does not start with its compression header")
+            kind, size, start = 1, int.from_bytes(raw.read(4, 8), "big"), 12
+        else:
+            if raw.size < 24:
+                raise raw.bad("too short for its compression header")
+            kind, size, start = raw.uint(0, 4), raw.uint(8, 8), 24
         if size > _MAX_INFLATED:
             raise raw.bad(f"claims {size} bytes uncompressed")
-        inflater = zlib.decompressobj()
-        try:
-            data = inflater.decompress(raw.read(24, raw.size - 24), size + 1)
-        except zlib.error as error:
-            raise raw.bad(f"does not decompress ({error})") from error
-        if len(data) != size:
-            raise raw.bad("does not decompress to the size it claims")
-        return data
+        if not size:
+            return b""
+        return inflate(raw, start, size, kind)
+
+    def _pieces(self) -> Iterator[bytes]:
+        """The whole file, without keeping it in memory."""
+        for start in range(0, len(self._map), 1 << 20):
+            piece = self._map[start : start + (1 << 20)]
+            self._map.madvise(mmap.MADV_DONTNEED, start, len(piece))
+            yield piece
+
+    def crc32(self) -> int:
+        """Of the whole file, as .gnu_debuglink has it."""
+        if self._crc32 is None:
+            self._crc32 = 0
+            for piece in self._pieces():
+                self._crc32 = zlib.crc32(piece, self._crc32)
+        return self._crc32
 
     # -- identity and addresses ------------------------------------------------------------------
 
@@ -299,9 +362,11 @@ class Image:
             if note:
                 self._identity = f"build-id:{note}"
             else:
+                import hashlib  # OpenSSL: several MB
+
                 digest = hashlib.sha256()
-                for start in range(0, len(self._map), 1 << 20):
-                    digest.update(self._map[start : start + (1 << 20)])
+                for piece in self._pieces():
+                    digest.update(piece)
                 self._identity = f"sha256:{digest.hexdigest()}"
         return self._identity
 
@@ -329,43 +394,63 @@ class Image:
     @property
     def functions(self) -> list[FunctionSymbol]:
         """FUNC symbols with an address, by address (.symtab, else .dynsym)."""
-        if self._functions is None:
-            self._functions = self._read_symbols()
-            self._starts = [symbol.address for symbol in self._functions]
-        return self._functions
+        self._load_symbols()
+        return [self._symbol(index) for index in range(len(self._starts))]
+
+    @property
+    def has_functions(self) -> bool:
+        self._load_symbols()
+        return bool(self._starts)
 
     def function_at(self, address: int) -> FunctionSymbol | None:
         """The function symbol whose [address, address + size) holds the address."""
-        functions = self.functions
+        self._load_symbols()
         index = bisect.bisect_right(self._starts, address) - 1
         steps = 0
         while index >= 0 and steps < 16:  # aliases and nested sizes: a few steps back are enough
-            symbol = functions[index]
-            if symbol.address <= address < symbol.address + max(symbol.size, 1):
-                return symbol
+            start = self._starts[index]
+            if start <= address < start + max(self._sizes[index], 1):
+                return self._symbol(index)
             index -= 1
             steps += 1
         return None
 
-    def _read_symbols(self) -> list[FunctionSymbol]:
+    def _symbol(self, index: int) -> FunctionSymbol:
+        if self._strings is None:
+            raise self._bad("has no strings", ".symtab")
+        text = self._strings.cstr(self._names[index]).decode("utf-8", "replace")
+        return FunctionSymbol(text, self._starts[index], self._sizes[index])
+
+    def _load_symbols(self) -> None:
+        """Numbers only; a name is read when it is asked for."""
+        if self._symbols_read:
+            return
+        self._symbols_read = True
         table = next((s for s in self.sections if s.type == _SHT_SYMTAB), None)
         table = table or next((s for s in self.sections if s.type == _SHT_DYNSYM), None)
         if table is None or table.link >= len(self.sections):
-            return []
+            return
         data = self._window(table.offset, table.size, table.name)
         link = self.sections[table.link]
-        strings = self._window(link.offset, link.size, link.name)
+        self._strings = self._window(link.offset, link.size, link.name)
         count = min(data.size // 24, _MAX_SYMBOLS)
-        found = []
-        for name, info, _other, shndx, value, size in struct.iter_unpack("<IBBHQQ", data.read(0, count * 24)):
-            if info & 15 == _STT_FUNC and shndx and value:
-                text = strings.cstr(name).decode("utf-8", "replace")
-                found.append(FunctionSymbol(text, value, size))
-        found.sort(key=lambda symbol: (symbol.address, -symbol.size))
-        return found
+        found: list[tuple[int, int, int]] = []
+        for first in range(0, count, 1 << 16):
+            raw = data.read(first * 24, min(1 << 16, count - first) * 24)
+            found += [
+                (value, -size, name)
+                for name, info, _other, shndx, value, size in struct.iter_unpack("<IBBHQQ", raw)
+                if info & 15 == _STT_FUNC and shndx and value
+            ]
+        # function_at takes the last of those with one address: `close`, not `__close`
+        buf, base, limit = self._strings.buf, self._strings.base, self._strings.end
+        found.sort(key=lambda s: (s[0], s[1], base + s[2] < limit and buf[base + s[2]] != 0x5F, s[2]))
+        self._starts = array("Q", [value for value, _size, _name in found])
+        self._sizes = array("Q", [-size for _value, size, _name in found])
+        self._names = array("I", [name for _value, _size, name in found])
 
 
-def _map_file(path: str) -> mmap.mmap:
+def map_file(path: str) -> mmap.mmap:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block us
         try:

@@ -2,7 +2,9 @@
 # scopes and code. Must not choose probe addresses (sites.py, creates.py do).
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from symbols import dwarf_const as dw
 from symbols.code import FunctionCode
@@ -71,14 +73,18 @@ class Finder:
         self._dwarf = dwarf
         self._search = search
         self._scopes = scopes
-        self._codes: dict[int, FunctionCode] = {}
+        # Instances keep the code of their functions; of others only the last few stay in memory.
+        self._codes: WeakValueDictionary[int, FunctionCode] = WeakValueDictionary()
+        self._recent: deque[FunctionCode] = deque(maxlen=4)
         self.matched: dict[Role, list[str]] = {}
 
     def code_of(self, function: Function) -> FunctionCode:
-        if function.low not in self._codes:
+        code = self._codes.get(function.low)
+        if code is None:
             self._dwarf.spend(sum(hi - lo for lo, hi in function.ranges) // 8)
-            self._codes[function.low] = FunctionCode(self._image, function.ranges)
-        return self._codes[function.low]
+            code = self._codes[function.low] = FunctionCode(self._image, function.ranges)
+        self._recent.append(code)
+        return code
 
     def find(self, spec: FunctionSpec) -> tuple[list[Instance], list[Unprobed]]:
         """Every instance of the functions a spec matches, by address; and those beyond reach."""

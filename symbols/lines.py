@@ -6,8 +6,10 @@ import os
 from collections import OrderedDict
 
 from symbols import dwarf_const as dw
+from symbols.debugfiles import Searched
 from symbols.dwarf import Die, Dwarf
 from symbols.errors import STRAY_ERRORS, NoDebugInfo, SymbolError
+from symbols.fetch import Debuginfod
 from symbols.image import Image
 from symbols.linetable import LineTables
 from symbols.plan import Frame, SourceLine
@@ -24,12 +26,13 @@ class Symbolizer:
 
     def __init__(self, image: Image, *, debug: Image | None = None, capacity: int = 4096) -> None:
         self._image = image
-        self._symbols = debug if debug is not None and debug.functions else image
+        self._symbols = debug if debug is not None and debug.has_functions else image
         self._cache: OrderedDict[int, tuple[Frame, ...]] = OrderedDict()
         self._capacity = max(1, capacity)
         self._dwarf: Dwarf | None = None
         try:
-            self._dwarf = Dwarf(debug or image)
+            # No server is asked for a stack.
+            self._dwarf = Dwarf(debug or image, Searched(server=Debuginfod(urls=())))
         except NoDebugInfo:
             return
         except (SymbolError, *STRAY_ERRORS):

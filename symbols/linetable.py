@@ -11,6 +11,7 @@ from itertools import pairwise
 from symbols import dwarf_const as dw
 from symbols.dwarf import Dwarf, Unit
 from symbols.errors import MalformedImage
+from symbols.image import Data
 from symbols.leb import Truncated, sleb, uleb
 from symbols.plan import SourceLine
 
@@ -57,43 +58,20 @@ class Program:
     start: int
     end: int
     address_size: int
+    number: int  # of the program, for the tables of what is decoded
+    data: Data
 
 
-class LineTables:
-    """pc -> file:line for one image. Raises MalformedImage only for damaged headers."""
+class _Header:
+    """Reads one line program's header: DWARF 5, section 6.2.4, and the older form."""
 
-    def __init__(self, dwarf: Dwarf) -> None:
+    def __init__(self, dwarf: Dwarf, data: Data, unit: Unit) -> None:
         self._dwarf = dwarf
-        self._data = dwarf.data(".debug_line")
-        self._programs: dict[int, Program | None] = {}
-        self._sequences: dict[int, list[Rows]] = {}  # program start -> decoded sequences
-        self._complete: set[int] = set()
+        self._data = data
+        self._unit = unit
 
-    # -- files -----------------------------------------------------------------------------------
-
-    def program(self, unit: Unit) -> Program | None:
-        offset = self._dwarf.root(unit).number(dw.AT_stmt_list)
-        if offset is None or not self._data.size:
-            return None
-        if offset not in self._programs:
-            try:
-                self._programs[offset] = self._header(offset, unit)
-            except (Truncated, IndexError):
-                raise self._data.bad(f"line program at {offset:#x} is malformed") from None
-        return self._programs[offset]
-
-    def file(self, unit: Unit, index: int) -> str:
-        """The name of a file number, joined with its directory; "?" when there is none."""
-        try:
-            program = self.program(unit)
-        except MalformedImage:
-            return "?"
-        if program is None or not 0 <= index < len(program.files):
-            return "?"
-        return program.files[index]
-
-    def _header(self, offset: int, unit: Unit) -> Program:
-        data = self._data
+    def read(self, offset: int, number: int) -> Program:
+        data, unit = self._data, self._unit
         length, size, at = data.uint(offset, 4), 4, offset + 4
         if length == 0xFFFFFFFF:
             length, size, at = data.uint(at, 8), 8, at + 8
@@ -121,7 +99,7 @@ class LineTables:
         base = data.base
         return Program(
             version, min_length, line_base, line_range, opcode_base, lengths, names, base + start, base + end,
-            address_size,
+            address_size, number, data,
         )  # fmt: skip
 
     def _comp_dir(self, unit: Unit) -> str:
@@ -190,7 +168,8 @@ class LineTables:
             raw = data.cstr(pos - data.base)
             return raw.decode("utf-8", "replace"), 0, pos + len(raw) + 1
         if form in (dw.FORM_line_strp, dw.FORM_strp):
-            table = self._dwarf.line_str if form == dw.FORM_line_strp else self._dwarf.str
+            part = self._unit.part
+            table = part.line_str if form == dw.FORM_line_strp else part.str
             raw = table.cstr(data.uint(pos - data.base, size))
             return raw.decode("utf-8", "replace"), 0, pos + size
         if form == dw.FORM_udata:
@@ -203,6 +182,42 @@ class LineTables:
         if width is None:
             raise Truncated
         return "", data.uint(pos - data.base, width), pos + width
+
+
+class LineTables:
+    """pc -> file:line for one image. Raises MalformedImage only for damaged headers."""
+
+    def __init__(self, dwarf: Dwarf) -> None:
+        self._dwarf = dwarf
+        self._programs: dict[tuple[int, int], Program | None] = {}
+        self._sequences: dict[int, list[Rows]] = {}  # program -> decoded sequences
+        self._complete: set[int] = set()
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def program(self, unit: Unit) -> Program | None:
+        unit = unit.home
+        offset = self._dwarf.root(unit).number(dw.AT_stmt_list)
+        data = unit.part.section(".debug_line")
+        if offset is None or not data.size:
+            return None
+        key = (unit.part.shift, offset)
+        if key not in self._programs:
+            try:
+                self._programs[key] = _Header(self._dwarf, data, unit).read(offset, len(self._programs))
+            except (Truncated, IndexError):
+                raise data.bad(f"line program at {offset:#x} is malformed") from None
+        return self._programs[key]
+
+    def file(self, unit: Unit, index: int) -> str:
+        """The name of a file number, joined with its directory; "?" when there is none."""
+        try:
+            program = self.program(unit)
+        except MalformedImage:
+            return "?"
+        if program is None or not 0 <= index < len(program.files):
+            return "?"
+        return program.files[index]
 
     # -- rows ------------------------------------------------------------------------------------
 
@@ -238,33 +253,33 @@ class LineTables:
             program = self.program(unit)
         except MalformedImage:
             return
-        if program is None or program.start in self._complete:
+        if program is None or program.number in self._complete:
             return
         needle = (
             b"\x00" + bytes((program.address_size + 1, 2)) + start.to_bytes(program.address_size, "little")
         )
-        at = self._data.buf.find(needle, program.start, program.end)
+        at = program.data.buf.find(needle, program.start, program.end)
         if at < 0:
             return
         # Opcodes may precede set_address (LLVM: file and column); the sequence starts after the
         # end_sequence before it. Those three bytes may also be operands: verified by decoding.
-        begin = self._data.buf.rfind(_END_SEQUENCE, program.start, at)
+        begin = program.data.buf.rfind(_END_SEQUENCE, program.start, at)
         begin = program.start if begin < 0 else begin + len(_END_SEQUENCE)
         try:
             rows, _pos = self._decode(program, begin)
         except Truncated:
             return
         if rows.addresses and rows.low <= start < rows.high:
-            self._sequences.setdefault(program.start, []).append(rows)
+            self._sequences.setdefault(program.number, []).append(rows)
 
     def _rows_for(self, program: Program, address: int) -> Rows | None:
-        known = self._sequences.setdefault(program.start, [])
+        known = self._sequences.setdefault(program.number, [])
         for rows in known:
             if rows.low <= address < rows.high:
                 return rows
-        if program.start in self._complete:
+        if program.number in self._complete:
             return None
-        self._complete.add(program.start)
+        self._complete.add(program.number)
         known.clear()
         pos, total = program.start, 0
         while pos < program.end and total < _MAX_ROWS:
@@ -280,7 +295,7 @@ class LineTables:
 
     def _decode(self, program: Program, pos: int) -> tuple[Rows, int]:
         """One sequence: (rows, position after it). DWARF 5, section 6.2.5."""
-        buf, end = self._data.buf, program.end
+        buf, end = program.data.buf, program.end
         base, span, first = program.line_base, program.line_range, program.opcode_base
         unit_length = program.min_length
         state = [0, 1, 1, 0]  # address, file, line, column
@@ -314,7 +329,7 @@ class LineTables:
 
     def _standard(self, program: Program, op: int, pos: int, state: list[int]) -> int:
         """A standard opcode that makes no row: changes state, returns the position after it."""
-        buf, end = self._data.buf, program.end
+        buf, end = program.data.buf, program.end
         if op == 2:
             value, pos = uleb(buf, pos, end)
             state[0] += value * program.min_length

@@ -31,14 +31,16 @@ def ranges_of(dwarf: Dwarf, die: Die) -> list[Range]:
         return []
     unit = die.unit
     if unit.version >= 5:
-        data = dwarf.data(".debug_rnglists")
+        data = unit.part.section(".debug_rnglists")
         at = entry[1]
         if entry[0] == dw.FORM_rnglistx:
             at = _indexed(dwarf, unit, data, dw.AT_rnglists_base, at)
         found = [(lo, hi) for lo, hi, _pos in _list5(dwarf, unit, data, at, locations=False)]
     else:
-        data = dwarf.data(".debug_ranges")
-        found = [(lo, hi) for lo, hi, _pos in _list4(dwarf, unit, data, entry[1], locations=False)]
+        data, at = unit.home.part.section(".debug_ranges"), entry[1]
+        if unit.skeleton is not None:  # GNU's split DWARF 4
+            at += dwarf.root(unit.skeleton).number(dw.AT_GNU_ranges_base) or 0
+        found = [(lo, hi) for lo, hi, _pos in _list4(dwarf, unit, data, at, locations=False)]
     return [(lo, hi) for lo, hi in found if hi > lo]
 
 
@@ -52,13 +54,16 @@ def locations_of(dwarf: Dwarf, die: Die, attribute: int = dw.AT_location) -> lis
         return [(0, EVERYWHERE, value)] if value else []
     unit = die.unit
     if unit.version >= 5:
-        data = dwarf.data(".debug_loclists")
+        data = unit.part.section(".debug_loclists")
         if form == dw.FORM_loclistx:
             value = _indexed(dwarf, unit, data, dw.AT_loclists_base, value)
         raw = _list5(dwarf, unit, data, value, locations=True)
     else:
-        data = dwarf.data(".debug_loc")
-        raw = _list4(dwarf, unit, data, value, locations=True)
+        data = unit.part.section(".debug_loc")
+        if unit.part.suffix:
+            raw = _list_gnu(dwarf, unit, data, value)
+        else:
+            raw = _list4(dwarf, unit, data, value, locations=True)
     found: list[Located] = []
     for lo, hi, (at, size) in raw:
         if hi > lo and size:
@@ -74,7 +79,7 @@ def _indexed(dwarf: Dwarf, unit: Unit, data: Data, attribute: int, index: int) -
 
 
 def _base_address(dwarf: Dwarf, unit: Unit) -> int:
-    return dwarf.address(dwarf.root(unit), dw.AT_low_pc) or 0
+    return dwarf.address(dwarf.root(unit.home), dw.AT_low_pc) or 0
 
 
 def _list4(
@@ -99,6 +104,39 @@ def _list4(
             block = (at + 2, size)
             at += 2 + size
         yield low + base, high + base, block
+    raise data.bad("a list has no end")
+
+
+def _list_gnu(dwarf: Dwarf, unit: Unit, data: Data, at: int) -> Iterator[tuple[int, int, tuple[int, int]]]:
+    """.debug_loc.dwo of GNU's split DWARF 4 (gcc.gnu.org/wiki/DebugFission, DW_LLE_GNU_*)."""
+    base = _base_address(dwarf, unit)
+    try:
+        for _ in range(_MAX_ENTRIES):
+            dwarf.spend()
+            kind = data.uint(at, 1)
+            at += 1
+            if kind == 0:
+                return
+            if kind == 4:  # offset_pair
+                low, high, at = data.uint(at, 4) + base, data.uint(at + 4, 4) + base, at + 8
+            elif kind in (1, 2, 3):
+                first, pos = uleb(data.buf, data.base + at, data.end)
+                low, at = dwarf.indexed_address(unit, first), pos - data.base
+                if kind == 1:  # base_address_selection
+                    base = low
+                    continue
+                if kind == 2:  # start_end
+                    second, pos = uleb(data.buf, data.base + at, data.end)
+                    high, at = dwarf.indexed_address(unit, second), pos - data.base
+                else:  # start_length
+                    high, at = low + data.uint(at, 4), at + 4
+            else:
+                raise data.bad(f"list entry of unknown kind {kind}")
+            size = data.uint(at, 2)
+            yield low, high, (at + 2, size)
+            at += 2 + size
+    except Truncated:
+        raise data.bad(f"list at {at:#x} is truncated") from None
     raise data.bad("a list has no end")
 
 

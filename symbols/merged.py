@@ -19,6 +19,7 @@ from symbols.sites import Found, slot_variable
 
 _NEAR = 14  # instructions around the store of the list head that belong to a push
 _MAX_CANDIDATES = 20_000
+_TEXT = 1 << 20  # bytes of code searched at a time
 
 
 class Head(NamedTuple):
@@ -131,7 +132,6 @@ class MergedDestroys:
         for segment in image.segments:
             if not segment.executable:
                 continue
-            text = image.code(segment.vaddr, segment.filesz)
             if head.fixed:  # mov [rip + disp32], r64; mov [disp32], r64
                 pattern = (
                     rb"[\x48\x4c]\x89"
@@ -141,19 +141,21 @@ class MergedDestroys:
                 pattern = rb"[\x48\x49\x4c\x4d]\x89[\x40-\x7f]\x24?" + re.escape(bytes((head.value & 0xFF,)))
             else:
                 pattern = rb"[\x48\x49\x4c\x4d]\x89[\x80-\xbf]\x24?" + low32
-            for match in re.finditer(pattern, text, re.DOTALL):
-                at, after = segment.vaddr + match.start(), match.end()
-                if head.fixed:
-                    disp = int.from_bytes(text[after : after + 4], "little", signed=True)
-                    target = disp if text[after - 1] == 0x25 and match.end() - match.start() == 4 else (
-                        segment.vaddr + after + 4 + disp
-                    )  # fmt: skip
-                    if target != head.value:
-                        continue
-                count += 1
-                if count > _MAX_CANDIDATES:
-                    return
-                yield at
+            for base in range(segment.vaddr, segment.vaddr + segment.filesz, _TEXT):
+                text = image.code(base, _TEXT + 16)
+                for match in re.finditer(pattern, text, re.DOTALL):
+                    at, after = base + match.start(), match.end()
+                    if match.start() >= _TEXT:
+                        break  # the next piece has it whole
+                    if head.fixed:
+                        disp = int.from_bytes(text[after : after + 4], "little", signed=True)
+                        absolute = text[after - 1] == 0x25 and match.end() - match.start() == 4
+                        if (disp if absolute else base + after + 4 + disp) != head.value:
+                            continue
+                    count += 1
+                    if count > _MAX_CANDIDATES:
+                        return
+                    yield at
 
     # -- what it means ---------------------------------------------------------------------------
 

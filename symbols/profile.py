@@ -2,7 +2,6 @@
 # completely, with key and line. Must not look into executables (resolve.py does).
 from __future__ import annotations
 
-import importlib.resources
 import os
 import re
 import tomllib
@@ -65,9 +64,9 @@ def load_profile(path: str | os.PathLike[str]) -> Profile:
 
 def shipped_profiles() -> tuple[Profile, ...]:
     """The profiles that come with the package, by file name."""
-    folder = importlib.resources.files("symbols").joinpath("profiles")
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
-    return tuple(parse_profile(file.read_text("utf-8"), str(file)) for file in files)
+    folder = os.path.join(os.path.dirname(__file__), "profiles")
+    names = sorted(name for name in os.listdir(folder) if name.endswith(".toml"))
+    return tuple(load_profile(os.path.join(folder, name)) for name in names)
 
 
 def parse_profile(text: str, path: str = "<profile>") -> Profile:

@@ -6,15 +6,16 @@ import os
 from dataclasses import dataclass, replace
 
 from symbols.creates import Births
+from symbols.debugfiles import Searched, check_pair, find_debug_file
 from symbols.dwarf import Die, Dwarf
-from symbols.errors import STRAY_ERRORS, DebugFileMismatch, NoDebugInfo, NoDestroySite, NoProfileMatch, stray
+from symbols.errors import STRAY_ERRORS, NoDestroySite, NoProfileMatch, stray
 from symbols.expressions import Unsupported
 from symbols.image import Image
 from symbols.instances import Finder, Instance
 from symbols.layout import slot_layout
 from symbols.linetable import LineTables
 from symbols.merged import MergedDestroys
-from symbols.plan import ProbePlan, Role, Site, Unprobed
+from symbols.plan import InstanceKind, ProbePlan, Role, Site, Unprobed
 from symbols.profile import Profile, shipped_profiles
 from symbols.scopes import Scopes
 from symbols.search import FUNCTION_TAGS, Search
@@ -34,16 +35,27 @@ class Session:
     scopes: Scopes
 
 
-def open_session(image: Image, debug_file: str | os.PathLike[str] | None = None) -> Session:
-    """Raises SymbolError. The caller closes both images (close_session)."""
+def open_session(
+    image: Image, debug_file: str | os.PathLike[str] | None = None, searched: Searched | None = None
+) -> Session:
+    """The debug information of an image: its own, the named file's, or what debugfiles.py finds.
+
+    Raises SymbolError. The caller closes both images (close_session).
+    """
     debug = image
     if debug_file is not None:
-        debug = Image(debug_file)
-        _check_pair(image, debug)
+        debug = Image(debug_file, relocatable=True)
+        try:
+            check_pair(image, debug)
+        except BaseException:
+            debug.close()
+            raise
+    elif not image.has_debug_info:
+        debug = find_debug_file(image, searched)
     try:
-        dwarf = Dwarf(debug)
+        dwarf = Dwarf(debug, searched)
         search, lines = Search(dwarf), LineTables(dwarf)
-        scopes = Scopes(image, dwarf, search, lines, symbols=debug if debug.functions else image)
+        scopes = Scopes(image, dwarf, search, lines, symbols=debug if debug.has_functions else image)
     except BaseException:
         if debug is not image:
             debug.close()
@@ -52,6 +64,7 @@ def open_session(image: Image, debug_file: str | os.PathLike[str] | None = None)
 
 
 def close_session(session: Session) -> None:
+    session.dwarf.close()
     if session.debug is not session.image:
         session.debug.close()
 
@@ -61,15 +74,18 @@ def resolve(
     profile: Profile | None = None,
     *,
     debug_file: str | os.PathLike[str] | None = None,
+    searched: Searched | None = None,
 ) -> ProbePlan:
     """The probe plan of an executable.
 
-    Without a profile, the shipped one whose destroy resolves. Raises SymbolError: NotElf, WrongMachine,
-    NoDebugInfo, DebugFileMismatch, MalformedImage, NoProfileMatch, NoDestroySite.
+    Without a profile, the shipped one whose destroy resolves. Without debug information of its own and no
+    debug_file, it is looked for where distributions and debuginfod keep it (searched: where).
+    Raises SymbolError: NotElf, WrongMachine, NoDebugInfo, DebugFileMismatch, MalformedImage,
+    NoProfileMatch, NoDestroySite.
     """
     with Image(path) as image:
         try:
-            session = open_session(image, debug_file)
+            session = open_session(image, debug_file, searched)
             try:
                 return _Resolver(session, profile or _pick(session)).plan()
             finally:
@@ -97,20 +113,6 @@ def _pick(session: Session) -> Profile:
         path=session.image.path,
         tried=names,
     )
-
-
-def _check_pair(image: Image, debug: Image) -> None:
-    if image.build_id != debug.build_id:
-        raise DebugFileMismatch(
-            f"build-id {debug.build_id} is not that of {image.path} ({image.build_id})", path=debug.path
-        )
-    if image.build_id is None:
-        ours = [(s.name, s.addr, s.size) for s in image.sections if s.flags & 4]
-        theirs = [(s.name, s.addr, s.size) for s in debug.sections if s.flags & 4]
-        if ours != theirs:
-            raise DebugFileMismatch(f"its code sections are not those of {image.path}", path=debug.path)
-    if not debug.has(".debug_info"):
-        raise NoDebugInfo("the debug file has no .debug_info either", path=debug.path)
 
 
 class _Resolver:
@@ -156,6 +158,7 @@ class _Resolver:
                 self._warnings.append(f"{role.value}: {spec.pattern!r} has no code in this executable")
         if not any(site.role is Role.DESTROY for site in self._sites):
             raise self._no_destroy()
+        self._unknown_units()
         layout, notes = slot_layout(session.dwarf, profile, self._slot_type, self._object_type)
         self._warnings += notes
         image = session.image
@@ -173,6 +176,22 @@ class _Resolver:
             unprobed=tuple(self._unprobed),
             warnings=tuple(self._warnings),
         )
+
+    def _unknown_units(self) -> None:
+        """A split unit without its file may hold instances of anything: say so for every role."""
+        for missing in self._session.dwarf.missing:
+            self._unprobed += [
+                Unprobed(
+                    role=role,
+                    function=spec.pattern,
+                    kind=InstanceKind.INLINED,
+                    address=None,
+                    enclosing="?",
+                    call_site=None,
+                    reason=f"may have instances in split debug information that is not there: {missing}",
+                )
+                for role, spec in self._profile.functions.items()
+            ]
 
     def _place(self, instance: Instance) -> Placed:
         """Sites of one instance, or the reason why it has none: all of it or nothing."""

@@ -95,8 +95,8 @@ class Scopes:
             spans: list[Range] = []
             for unit in self.dwarf.units:
                 root = self.dwarf.root(unit)
-                if root.tag != dw.TAG_compile_unit:
-                    continue
+                if unit.skeleton is not None or root.tag not in (dw.TAG_compile_unit, dw.TAG_skeleton_unit):
+                    continue  # a split unit's skeleton has the ranges
                 found = ranges_of(self.dwarf, root)
                 if not found:
                     self._covered = []

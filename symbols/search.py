@@ -46,26 +46,67 @@ class Search:
         found: dict[int, Die] = {}
         regex = glob_regex(pattern)
         # A glob that opens with * matches every suffix of its names, and linkers merge suffixes:
-        # too many offsets to search for. Same for forms whose bytes say nothing (strx1).
+        # too many offsets to search for.
         scan_all = pattern[:1] in ("*", "?", "")
-        strings = [] if scan_all else self._string_offsets(self.dwarf.str, pattern)
-        line_strings = [] if scan_all else self._string_offsets(self.dwarf.line_str, pattern)
+        known: dict[tuple[int, int], list[int]] = {}
+
+        def strings(data: Data) -> list[int]:
+            key = (id(data.buf), data.base)
+            if key not in known:
+                known[key] = self._string_offsets(data, pattern)
+            return known[key]
+
         for unit in self.dwarf.units:
             wanted = self._abbrevs(unit, tags, _NAME_ATTRS)
             if not wanted:
                 continue
             forms = {form for _abbrev, _index, form in wanted}
-            if scan_all or forms & dw.STRX_FORMS or dw.FORM_indirect in forms:
+            if scan_all or dw.FORM_indirect in forms:
                 self._scan_named(unit, tags, regex, found)
                 continue
-            if dw.FORM_strp in forms:
-                self._hits(unit, strings, [w for w in wanted if w[2] == dw.FORM_strp], found)
-            if dw.FORM_line_strp in forms:
-                self._hits(unit, line_strings, [w for w in wanted if w[2] == dw.FORM_line_strp], found)
+            if forms & dw.STRX_FORMS and self._indexed(unit, strings(unit.part.str), wanted, found):
+                self._scan_named(unit, tags, regex, found)
+                continue
+            part = unit.part
+            sections = [(dw.FORM_strp, part.str), (dw.FORM_line_strp, part.line_str)]
+            if part.supplement is not None:
+                sections += [(form, part.supplement.str) for form in dw.SUP_STR_FORMS]
+            for form, section in sections:
+                if form in forms:
+                    self._hits(unit, strings(section), [w for w in wanted if w[2] == form], found)
             if dw.FORM_string in forms:
                 self._inline_strings(unit, pattern, [w for w in wanted if w[2] == dw.FORM_string], found)
         kept = (die for _offset, die in sorted(found.items()))
         return [die for die in kept if self._own_name_matches(die, regex)]
+
+    def _indexed(
+        self, unit: Unit, strings: list[int], wanted: list[tuple[Abbrev, int, int]], found: dict[int, Die]
+    ) -> bool:
+        """Names by index into .debug_str_offsets. True: an index is too short for bytes to tell, scan."""
+        width = unit.offset_size
+        table = unit.part.section(".debug_str_offsets")
+        start, stop = self.dwarf.str_offsets_base(unit), table.size
+        if unit.version >= 5 and start >= width + 4:
+            stop = min(stop, start - 4 + table.uint(start - width - 4, width))  # the length counts 4 more
+        indices = []
+        for value in strings:
+            if value >> (8 * width):
+                continue
+            hits = table.find_all(value.to_bytes(width, "little"), start, stop)
+            indices += [(at - start) // width for at in hits if (at - start) % width == 0]
+        for index in indices:
+            for form in dw.STRX_FORMS:
+                some = [w for w in wanted if w[2] == form]
+                size = unit.sizes.get(form)
+                if not some or (size is not None and index >> (8 * size)):
+                    continue
+                needle = dw.uleb_bytes(index) if size is None else index.to_bytes(size, "little")
+                if len(needle) < 2:
+                    return True
+                self.dwarf.spend(1 + (unit.end - unit.first) // 4096)
+                for at in unit.info.find_all(needle, unit.first, unit.end):
+                    self._collect(unit, at, some, found)
+        return False
 
     def _own_name_matches(self, die: Die, regex: re.Pattern[str]) -> bool:
         names = (self.dwarf.string(die, attribute) for attribute in _NAME_ATTRS)
@@ -97,17 +138,16 @@ class Search:
                 continue
             self.dwarf.spend(1 + (unit.end - unit.first) // 4096)
             needle = value.to_bytes(unit.offset_size, "little")
-            for at in self.dwarf.info.find_all(needle, unit.first, unit.end):
+            for at in unit.info.find_all(needle, unit.first, unit.end):
                 self._collect(unit, at, wanted, found)
 
     def _inline_strings(
         self, unit: Unit, pattern: str, wanted: list[tuple[Abbrev, int, int]], found: dict[int, Die]
     ) -> None:
-        info = self.dwarf.info
-        window = Data(info.buf, info.base, unit.end, info.name, info.path)
+        info = unit.info
+        window = Data(info.buf, info.base + unit.first, unit.end - unit.first, info.name, info.path)
         for at in self._string_offsets(window, pattern):
-            if at >= unit.first:
-                self._collect(unit, at, wanted, found)
+            self._collect(unit, at + unit.first, wanted, found)
 
     def _collect(
         self, unit: Unit, at: int, wanted: list[tuple[Abbrev, int, int]], found: dict[int, Die]
@@ -138,8 +178,7 @@ class Search:
 
         Verified by its abbreviation code and by skipping forward exactly to `at`.
         """
-        info = self.dwarf.info
-        buf, base = info.buf, info.base
+        buf, base = unit.info.buf, unit.info.base
         for abbrev, index, _form in wanted:
             code = dw.uleb_bytes(abbrev.code)
             size = 0
@@ -204,9 +243,9 @@ class Search:
         return fate[meets] == max(weight, key=lambda chain: weight[chain])
 
     def _next_entry(self, unit: Unit, at: int) -> int | None:
-        base = self.dwarf.info.base
+        base = unit.info.base
         try:
-            code, pos = uleb(self.dwarf.info.buf, base + at, base + unit.end)
+            code, pos = uleb(unit.info.buf, base + at, base + unit.end)
             if code == 0:
                 return at + 1
             abbrev = unit.abbrevs.get(code)
@@ -223,7 +262,11 @@ class Search:
         for unit in self.dwarf.units:
             wanted = self._abbrevs(unit, tags, _ORIGIN_ATTRS)
             same = [w for w in wanted if w[2] in dw.UNIT_REF_FORMS] if unit is home else []
-            far = [w for w in wanted if w[2] == dw.FORM_ref_addr]
+            far: list[tuple[Abbrev, int, int]] = []
+            if home is not None and home.part.same_file(unit.part):
+                far = [w for w in wanted if w[2] == dw.FORM_ref_addr]
+            elif home is not None and home.part.same_file(unit.part.supplement):
+                far = [w for w in wanted if w[2] in dw.SUP_REF_FORMS]
             forms = {form for _abbrev, _index, form in same}
             if forms & {dw.FORM_ref1, dw.FORM_ref2} or any(w[2] == dw.FORM_indirect for w in wanted):
                 self._scan_referring(unit, tags, offset, found)
@@ -238,21 +281,23 @@ class Search:
                         continue
                     needle = relative.to_bytes(unit.sizes[form], "little")
                 some = [w for w in same if w[2] == form]
-                for at in self.dwarf.info.find_all(needle, unit.first, unit.end):
+                for at in unit.info.find_all(needle, unit.first, unit.end):
                     self._collect(unit, at, some, found)
-            if far and not offset >> (8 * unit.sizes[dw.FORM_ref_addr]):
-                needle = offset.to_bytes(unit.sizes[dw.FORM_ref_addr], "little")
-                for at in self.dwarf.info.find_all(needle, unit.first, unit.end):
-                    self._collect(unit, at, far, found)
+            plain = offset - home.part.shift if home is not None else offset
+            for form in {form for _abbrev, _index, form in far}:
+                if not plain >> (8 * unit.sizes[form]):
+                    needle = plain.to_bytes(unit.sizes[form], "little")
+                    for at in unit.info.find_all(needle, unit.first, unit.end):
+                        self._collect(unit, at, [w for w in far if w[2] == form], found)
         return [die for _offset, die in sorted(found.items()) if self._refers(die, offset)]
 
     def _refers(self, die: Die, offset: int) -> bool:
         for attribute in _ORIGIN_ATTRS:
             entry = die.values.get(attribute)
-            if entry is not None and isinstance(entry[1], int):
-                base = die.unit.offset if entry[0] in dw.UNIT_REF_FORMS else 0
-                if entry[1] + base == offset:
-                    return True
+            if entry is None or not isinstance(entry[1], int):
+                continue
+            if self.dwarf.reference(die.unit, entry[0], entry[1]) == offset:
+                return True
         return False
 
     # -- by address ------------------------------------------------------------------------------
@@ -267,21 +312,28 @@ class Search:
             plain = [w for w in wanted if w[2] == dw.FORM_addr]
             if plain and not low_pc >> (8 * unit.addr_size):
                 needle = low_pc.to_bytes(unit.addr_size, "little")
-                for at in self.dwarf.info.find_all(needle, unit.first, unit.end):
+                for at in unit.info.find_all(needle, unit.first, unit.end):
                     self._collect(unit, at, plain, found)
-            if any(w[2] in dw.ADDRX_FORMS for w in wanted):
+            if any(w[2] in dw.ADDRX_FORMS for w in wanted) and self._has_address(unit, low_pc):
                 for offset, _abbrev in self.scan(unit, tags):
                     die = self.dwarf.die(offset, unit)
                     if die is not None and self.dwarf.address(die, dw.AT_low_pc) == low_pc:
                         found[offset] = die
         return [die for die in found.values() if self.dwarf.address(die, dw.AT_low_pc) == low_pc]
 
+    def _has_address(self, unit: Unit, address: int) -> bool:
+        """Whether an indexed address of the unit may be this one: its bytes are in .debug_addr."""
+        if address >> (8 * unit.addr_size):
+            return False
+        data = unit.home.part.section(".debug_addr")
+        return data.buf.find(address.to_bytes(unit.addr_size, "little"), data.base, data.end) >= 0
+
     # -- the linear scan -------------------------------------------------------------------------
 
     def scan(self, unit: Unit, tags: Collection[int]) -> Iterator[tuple[int, Abbrev]]:
         """(offset, abbreviation) of every entry of a unit with one of the tags, in order."""
         dwarf = self.dwarf
-        buf, base, end = dwarf.info.buf, dwarf.info.base, dwarf.info.base + unit.end
+        buf, base, end = unit.info.buf, unit.info.base, unit.info.base + unit.end
         abbrevs, pos = unit.abbrevs, base + unit.first
         wanted = {code for code, abbrev in abbrevs.items() if abbrev.tag in tags}
         fixed = {code: abbrev.fixed for code, abbrev in abbrevs.items() if abbrev.fixed >= 0}

@@ -40,6 +40,14 @@ class Member:
     offset: int  # bytes from the start of the type that has it
     type: Type
     tag: int | None = None  # the tag value that selects it, in a tagged union
+    bits: int = 0  # width of a bit-field; 0: whole bytes
+    bit: int = 0  # its first bit, from the least significant one of the byte at offset
+    base: bool = False  # a base class
+
+    @property
+    def span(self) -> int:
+        """Bytes that it touches."""
+        return (self.bit + self.bits + 7) // 8 if self.bits else self.type.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +154,9 @@ class Types:
         for count, child in enumerate(self._dwarf.children(die)):
             if count > _MAX_FIELDS:
                 return
-            if child.tag == dw.TAG_member and not child.has(dw.AT_declaration):
+            if child.tag in (dw.TAG_member, dw.TAG_inheritance) and not child.has(dw.AT_declaration):
+                if child.has(dw.AT_external):
+                    continue  # DWARF 4: a static data member
                 member = self._member(child)
                 if member is not None:
                     yield member
@@ -155,7 +165,18 @@ class Types:
         offset = member_offset(die)
         if offset is None:
             return None
-        return Member(self._dwarf.name(die), offset, self.of(self._dwarf.target(die, dw.AT_type)), tag)
+        kind = self.of(self._dwarf.target(die, dw.AT_type))
+        if die.tag == dw.TAG_inheritance:
+            return Member(kind.name, offset, kind, base=True)
+        bits, first = die.number(dw.AT_bit_size) or 0, die.number(dw.AT_data_bit_offset)
+        if first is not None and not bits:  # Zig's own backend gives a packed field's width by its type only
+            bits = 1 if kind.kind == "bool" else _width(kind.name) or 8 * kind.size
+        if not 0 < bits <= 8 * _MAX_FIELDS:
+            return Member(self._dwarf.name(die), offset, kind, tag)
+        if first is None:  # DWARF 2 and 3, gcc's DWARF 4: from the most significant bit of a storage unit
+            unit = die.number(dw.AT_byte_size) or kind.size
+            first = 8 * (offset + unit) - (die.number(dw.AT_bit_offset) or 0) - bits
+        return Member(self._dwarf.name(die), first // 8, kind, tag, bits, first % 8)
 
     def _alternatives(self, die: Die) -> list[Member]:
         found: list[Member] = []
@@ -206,8 +227,7 @@ class Types:
             return 0
         bits = under.number(dw.AT_bit_size)
         if bits is None:
-            found = re.fullmatch(r"[ui](\d{1,2})", self._dwarf.name(under))
-            bits = int(found.group(1)) if found else 0
+            bits = _width(self._dwarf.name(under))
         return (1 << bits) - 1 if 0 < bits < 8 * kind.size else 0
 
     # -- questions -------------------------------------------------------------------------------
@@ -231,7 +251,7 @@ class Types:
         members = self.members(kind)
         tag = self.tag_of(kind)
         for member in [*members, *([tag] if tag else [])]:
-            if member.offset <= offset < member.offset + max(member.type.size, 1):
+            if member.offset <= offset < member.offset + max(member.span, 1):
                 inner = self._path_at(member.type, offset - member.offset, depth + 1)
                 if not inner:
                     return member.name
@@ -244,14 +264,39 @@ class Types:
 
     def _decode(self, kind: Type, data: bytes, name: str, offset: int, depth: int) -> Value:
         raw = data[offset : offset + kind.size]
+        if kind.name.startswith("?") and self._is_null(kind, raw):
+            return Value(name, offset, kind, "null")
         if depth < _MAX_DEPTH and kind.kind in ("struct", "union", "tagged", "array"):
             children = tuple(
-                self._decode(member.type, data, member.name, offset + member.offset, depth + 1)
+                self._bit_field(member, data, offset + member.offset)
+                if member.bits
+                else self._decode(member.type, data, member.name, offset + member.offset, depth + 1)
                 for member in self._parts(kind, data, offset)[:_MAX_LEAVES]
             )
             if children:
                 return Value(name, offset, kind, "", children)
         return Value(name, offset, kind, render(kind.kind, kind.size, raw, self.enumerators(kind)))
+
+    def _is_null(self, kind: Type, raw: bytes) -> bool:
+        """Whether bytes are a Zig optional without a value: a null pointer, or `some` is 0."""
+        if len(raw) != kind.size or not raw:
+            return False
+        if kind.kind == "pointer":
+            return not any(raw)
+        some = next((m for m in self.members(kind) if m.name == "some"), None)
+        return some is not None and not any(raw[some.offset : some.offset + some.span])
+
+    def _bit_field(self, member: Member, data: bytes, offset: int) -> Value:
+        raw = data[offset : offset + member.span]
+        if len(raw) != member.span:
+            return Value(member.name, offset, member.type, "?")
+        number = int.from_bytes(raw, "little") >> member.bit & (1 << member.bits) - 1
+        if member.type.kind == "signed" and number >> member.bits - 1:
+            number -= 1 << member.bits
+        size = max(member.type.size, 1)
+        whole = (number & (1 << 8 * size) - 1).to_bytes(size, "little")
+        text = render(member.type.kind, size, whole, self.enumerators(member.type))
+        return Value(member.name, offset, member.type, text)
 
     def _parts(self, kind: Type, data: bytes, offset: int) -> list[Member]:
         """The members to show: of a tagged union only its tag and the alternative that it selects."""
@@ -302,7 +347,11 @@ class Types:
         elif members and kind.kind == "struct":
             for m in members:
                 dotted = f"{path}.{m.name}" if path else m.name
-                self._leaves(m.type, dotted, base + m.offset, depth + 1, found)
+                if m.bits:
+                    label, at = f"{m.type.name}:{m.bits}", base + m.offset
+                    found.append(SlotField(path=dotted, offset=at, size=m.span, type=label, kind="bytes"))
+                else:
+                    self._leaves(m.type, dotted, base + m.offset, depth + 1, found)
         elif kind.size:
             names = tuple(
                 SlotVariant(tag=value, name=name, type="", kind="")
@@ -316,6 +365,12 @@ class Types:
 
 
 _LEAF_KINDS = frozenset(("pointer", "unsigned", "signed", "bool", "float", "enum"))
+
+
+def _width(name: str) -> int:
+    """Bits of one of Zig's integer types by its name, u3 or i5; 0 for other types."""
+    found = re.fullmatch(r"[ui](\d{1,3})", name)
+    return int(found.group(1)) if found else 0
 
 
 def member_offset(die: Die) -> int | None:

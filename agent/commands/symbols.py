@@ -21,9 +21,15 @@ from agent.commands.options import debug_file as debug_file_option
     show_default=True,
     help="Output.",
 )
-def command(*, exe: str, profile: str | None, debug_file: str | None, form: str) -> int:
+@click.option("--suggest", is_flag=True, help="Guess a profile for an unknown program and print it.")
+def command(*, exe: str, profile: str | None, debug_file: str | None, form: str, suggest: bool) -> int:
     """Show the probe plan of EXE: every place where slots are created, destroyed, disowned and
     dispatched, where the argument is there, and every instance that cannot be probed with its reason."""
+    if suggest:
+        from symbols.suggest import suggest as guess  # this process ends right after
+
+        sys.stdout.write(guess(exe, debug_file=debug_file))
+        return 0
     from agent.plan_text import plan_lines
     from agent.symbolize import SymbolClient
     from agent.text import Printer

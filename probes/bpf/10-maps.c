@@ -24,6 +24,8 @@
 #define AF_MANY_WAITERS 0xffffffffu
 #define AF_CLOSED_FD 0xffffffffu
 #define AF_STACK_DEPTH 32
+#define AF_STACK_SHORT 128    /* bytes still read where the whole AF_STACK_BYTES are not there: the stack's end */
+#define AF_MAX_STACK_BYTES 2048
 /* Where the kernel steps probed instructions out of line: the page below TASK_SIZE (xol_add_vma). */
 #define AF_XOL_START 0x7fffffffe000ull
 #define AF_XOL_END 0x7ffffffff000ull
@@ -118,6 +120,8 @@ BPF_F_TABLE("array", int, struct af_lifetime, lifetimes, AF_LIFE_RECORDS * AF_CP
 BPF_F_TABLE("array", int, struct af_ring_head, lifetime_heads, AF_CPUS, BPF_F_MMAPABLE);
 BPF_RINGBUF_OUTPUT(urgent, AF_URGENT_PAGES);
 BPF_F_TABLE("stacktrace", int, struct af_stack, stacks, 8192, 0);
+BPF_F_TABLE("hash", s32, struct af_stack_bytes, stack_bytes, AF_MAX_STACK_BYTES, 0);
+BPF_F_TABLE("percpu_array", int, struct af_stack_bytes, stack_scratch, 1, 0);
 BPF_F_TABLE("percpu_array", int, u64, counters, AF_C_MAX, 0);
 BPF_F_TABLE("percpu_array", int, struct af_scratch, scratch, 1, 0);
 BPF_F_TABLE("array", int, struct af_slot, empty_slot, 1, 0);

@@ -47,11 +47,45 @@ static inline __attribute__((always_inline)) u64 af_user_ip(void)
 	return ip;
 }
 
+/* Registers and stack bytes of the first hit with this stack id. Two threads at once: the first one wins.
+ * Another program that interrupts this one on this CPU may mix its bytes into the scratch area; who unwinds
+ * compares with the kernel's own walk. */
+static inline __attribute__((always_inline)) void af_keep_stack(s32 id)
+{
+	if (stack_bytes.lookup(&id))
+		return;
+	int zero = 0;
+	struct af_stack_bytes *s = stack_scratch.lookup(&zero);
+	if (!s)
+		return;
+	u64 r = (u64)bpf_task_pt_regs((void *)bpf_get_current_task_btf());
+	struct pt_regs regs = {};
+	bpf_probe_read_kernel(&regs, sizeof(regs), (void *)r);
+	s->regs[0] = regs.ip;
+	s->regs[1] = regs.sp;
+	s->regs[2] = regs.bp;
+	s->regs[3] = regs.bx;
+	s->regs[4] = regs.r12;
+	s->regs[5] = regs.r13;
+	s->regs[6] = regs.r14;
+	s->regs[7] = regs.r15;
+	s->tgid = af_tgid();
+	s->nbytes = AF_STACK_BYTES;
+	if (bpf_probe_read_user(s->bytes, AF_STACK_BYTES, (void *)regs.sp)) {
+		s->nbytes = AF_STACK_SHORT;
+		if (bpf_probe_read_user(s->bytes, AF_STACK_SHORT, (void *)regs.sp))
+			s->nbytes = 0;
+	}
+	stack_bytes.insert(&id, s);
+}
+
 static inline __attribute__((always_inline)) s32 af_stack_id(void *ctx)
 {
 	s32 id = stacks.get_stackid(ctx, BPF_F_USER_STACK | BPF_F_FAST_STACK_CMP);
 	if (id < 0)
 		af_count(AF_C_STACK_FAILED);
+	else
+		af_keep_stack(id);
 	return id;
 }
 

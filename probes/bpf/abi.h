@@ -205,6 +205,18 @@ struct af_suspicion {
 	__u8 bytes[AF_SLOT_BYTES]; /* the slot's memory at that moment */
 };
 
+#define AF_STACK_REGS 8
+#define AF_STACK_BYTES 1024
+
+/* What unwinding by call frame information needs, once for each new stack id. A function without a frame
+ * pointer (libc's wrappers) hides its caller from the kernel's walk, which the stack id comes from. */
+struct af_stack_bytes {
+	__u64 regs[AF_STACK_REGS]; /* rip, rsp, rbp, rbx, r12, r13, r14, r15 */
+	__u32 tgid;
+	__u32 nbytes;              /* valid bytes of `bytes`; 0 when the stack was not resident */
+	__u8 bytes[AF_STACK_BYTES]; /* from the stack pointer up */
+};
+
 #define AF_CRASH_STACK 4096
 
 struct af_crash {

@@ -9,9 +9,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from agent.correlator.findings import Actor, CallSite, Confidence, Finding, RuleId, Severity
+from agent.snapshots import Snapshots
 from agent.symbolize import Answer, Question
 from probes.abi import Kind
-from probes.events import Event, Moment, RecordsRead, StackSeen, TargetAttached, ThreadSeen, Tick
+from probes.events import (
+    Event,
+    ModulesMapped,
+    Moment,
+    RecordsRead,
+    StackSeen,
+    TargetAttached,
+    ThreadSeen,
+    Tick,
+)
 
 PID = 4711
 SLOT = 0x7F12A4C31040
@@ -173,9 +183,13 @@ class FakeSymbols:
         self._known: dict[str, int] = {}
         self._log: list[tuple[Any, Answer]] = []
         self.images: dict[str, list[str]] = {}
+        self.snapshots = Snapshots()
 
     def know_image(self, identity: str, paths: Iterable[str]) -> None:
         self.images.setdefault(identity, []).extend(paths)
+
+    def know_modules(self, event: ModulesMapped) -> None:
+        pass
 
     def know_plan(self, plan: Mapping[str, Any]) -> None:
         pass

@@ -111,7 +111,7 @@ def test_unseen_steps_concurrency_candidates_and_update(scene: Scene) -> None:
 
 def test_an_unknown_target_is_no_obstacle() -> None:
     item = exhibit(finding(), Scene())
-    assert "outside of the executable" in plain(report.report(item, FixedAnswers()))
+    assert "outside of every mapped file" in plain(report.report(item, FixedAnswers()))
     assert item.to_json(FixedAnswers())["target"] is None
 
 

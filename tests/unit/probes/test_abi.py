@@ -105,6 +105,8 @@ def test_scalar_limits_agree(compiled: dict[str, int]) -> None:
     assert compiled["AF_SLOT_BYTES"] == abi.SLOT_BYTES
     assert compiled["AF_C_MAX"] == abi.COUNTER_MAX >= len(abi.Counter)
     assert compiled["AF_CRASH_STACK"] == abi.CRASH_STACK_BYTES
+    assert compiled["AF_STACK_REGS"] == len(abi.STACK_REGISTERS)
+    assert compiled["AF_STACK_BYTES"] == abi.STACK_MEMORY_BYTES
 
 
 def test_private_map_values_agree(tmp_path: Path) -> None:

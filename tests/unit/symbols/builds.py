@@ -64,13 +64,22 @@ def build_c(*flags: str, compiler: str = "gcc", source: str = "pool.c") -> Path:
     return _build(text, [path, *flags, source, "-o"], [path, "--version"], name)
 
 
-def build_zig(mode: str) -> Path:
-    """programs/pool.zig in a build mode. Skips when Zig is missing."""
+def build_rust(*flags: str, source: str) -> Path:
+    """A Rust program of programs/. Skips when rustc is missing."""
+    path = shutil.which("rustc")
+    if path is None:
+        pytest.skip("rustc is not installed")
+    command = [path, "-g", *flags, source, "-o"]
+    return _build(HERE / "programs" / source, command, [path, "--version"], f"rustc{''.join(flags)}")
+
+
+def build_zig(mode: str, source_name: str = "pool.zig") -> Path:
+    """A Zig program of programs/ in a build mode. Skips when Zig is missing."""
     pytest.importorskip("ziglang")
     zig = [sys.executable, "-m", "ziglang"]
-    source = HERE / "programs" / "pool.zig"
+    source = HERE / "programs" / source_name
     # A fixed CPU: the kernel refuses uprobes on AVX-512 instructions, which "native" may bring.
-    command = [*zig, "build-exe", "pool.zig", "-O", mode, "-fno-strip", "-mcpu=x86_64_v3"]
+    command = [*zig, "build-exe", source_name, "-O", mode, "-fno-strip", "-mcpu=x86_64_v3"]
     return _build_zig(source, command, [*zig, "version"], f"zig-{mode}")
 
 

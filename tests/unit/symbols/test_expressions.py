@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from symbols.dwarf import Unit
+from symbols.dwarf import Part, Unit
 from symbols.expressions import FrameBase, Unsupported, to_source
+from symbols.image import Data
 from symbols.plan import Add, ArgSource, Deref
 
-UNIT = Unit(0, 0, 5, 4, 8, 1, 12, {}, {})
+NOTHING = Data(b"", 0, 0, ".debug_info", "none")
+UNIT = Unit(0, 0, 5, 4, 8, 1, 12, {}, {}, NOTHING, cast("Part", None))
 RBP = FrameBase("rbp", 0)
 
 

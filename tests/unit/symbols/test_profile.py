@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import symbols
 from symbols.errors import ProfileError
 from symbols.plan import Role
 from symbols.profile import load_profile, matches, parse_profile, shipped_profiles
@@ -73,3 +75,19 @@ def test_only_star_and_question_mark_are_special(name: str) -> None:
         assert matches(name, name)
         assert not matches(name, name + "x")
     assert matches("*", name)
+
+
+def test_template_is_valid_and_never_picked() -> None:
+    template = Path(symbols.__file__).parent / "profiles" / "templates" / "generic.toml"
+    assert load_profile(template).functions[Role.DESTROY].argument == "conn"
+    assert all(profile.name != "my-server" for profile in shipped_profiles())
+    uncommented = "\n".join(
+        line.removeprefix("# ")
+        if re.match(r"# (disown|dispatch|freelist_link|mask|reserved) = ", line)
+        else line
+        for line in template.read_text().splitlines()
+    )
+    full = parse_profile(uncommented)
+    assert set(full.functions) == set(Role)
+    assert full.freelist_offset == 0
+    assert full.userdata.reserved == (0, 1)

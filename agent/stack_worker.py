@@ -1,0 +1,80 @@
+# Owns unwinding a kept stack in the symbol worker: CFI over the bytes that were kept, then what the kernel's
+# walk by frame pointers says beyond them. Must not open files itself.
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from symbols.cfi import FrameTable
+from symbols.image import Image
+from symbols.modules import Module, Modules
+from symbols.unwind import Backtrace, Unwinder
+
+_MOST_FRAMES = 48
+
+
+class Spot(NamedTuple):
+    """One physical frame. lookup: the image address to symbolize."""
+
+    pc: int
+    module: Module | None
+    lookup: int
+
+
+def unwound(stack: Mapping[str, Any], open_image: Callable[[str, str], Image | None]) -> list[Spot]:
+    """Frames of one request of agent/snapshots.py, innermost first. open_image: by identity and path.
+
+    Raises ValueError where the kept bytes do not belong to the kernel's walk.
+    """
+    pcs = [int(pc) for pc in stack["pcs"]]
+    registers = {str(name): int(value) for name, value in stack["registers"].items()}
+    memory = bytes.fromhex(str(stack["memory"]))
+    modules = _modules(stack["modules"], {*pcs, *_words(memory)}, open_image)
+    base = registers.get("rsp", 0)
+
+    def read(address: int, count: int) -> bytes | None:
+        at = address - base
+        return memory[at : at + count] if 0 <= at <= len(memory) - count else None
+
+    trace = Unwinder(modules, read).unwind(registers, _MOST_FRAMES)
+    return [_spot(pc, exact, modules) for pc, exact in merged(trace, pcs, registers)]
+
+
+def merged(trace: Backtrace, pcs: Sequence[int], registers: Mapping[str, int]) -> list[tuple[int, bool]]:
+    """(pc, whether it is exact): the frames by CFI, and from where their bytes end, the kernel's walk.
+
+    The walk begins with the pc and goes on with the callers of the function that rbp belonged to.
+    """
+    frames = [(frame.pc, frame.exact) for frame in trace.frames]
+    if not pcs or frames[0][0] != pcs[0]:
+        raise ValueError("the stack's bytes are of another moment than its addresses")
+    for index in range(len(frames) - 1, 0, -1):
+        if frames[index][0] in pcs:
+            rest = pcs[pcs.index(frames[index][0]) + 1 :]
+            return [*frames[: index + 1], *((pc, False) for pc in rest)] if rest else frames
+    if trace.frames[-1].registers.get("rbp") == registers.get("rbp"):
+        return [*frames, *((pc, False) for pc in pcs[1:])]
+    return frames
+
+
+def _words(memory: bytes) -> tuple[int, ...]:
+    return struct.unpack_from(f"<{len(memory) // 8}Q", memory)
+
+
+def _modules(rows: Any, wanted: set[int], open_image: Callable[[str, str], Image | None]) -> Modules:
+    """Only what the stack may lead through is opened."""
+    found = []
+    for start, end, bias, path, identity in rows:
+        image = None
+        if identity and any(start <= word < end for word in wanted):
+            image = open_image(str(identity), str(path))
+        table = FrameTable(image) if image is not None else None
+        found.append(Module(int(start), int(end), int(bias), str(path), image, table))
+    return Modules(found)
+
+
+def _spot(pc: int, exact: bool, modules: Modules) -> Spot:
+    lookup = pc if exact else pc - 1
+    module = modules.find(lookup)
+    return Spot(pc, module, lookup - module.bias if module is not None else 0)

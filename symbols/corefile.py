@@ -1,0 +1,138 @@
+# Owns reading ELF core files: threads' registers, memory, mapped files (elf(5), NT_FILE of
+# fs/binfmt_elf.c). The file is untrusted; it is mapped, never read whole.
+from __future__ import annotations
+
+import bisect
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from symbols.errors import MalformedImage, NotElf
+from symbols.image import map_file
+from symbols.modules import Mapping
+
+_ET_CORE = 4
+_PT_LOAD, _PT_NOTE = 1, 4
+_NT_PRSTATUS, _NT_FILE = 1, 0x46494C45
+_MAX_SEGMENTS = 1 << 20
+_MAX_NOTES = 1 << 20
+_MAX_FILES = 1 << 18
+
+# struct user_regs_struct: elf_prstatus.pr_reg begins at 112 on x86-64
+_REGS_AT = 112
+USER_REGS = (
+    *("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi"),
+    *("rdi", "orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CoreThread:
+    tid: int
+    signal: int
+    registers: dict[str, int]
+
+
+class CoreFile:
+    """A core of an x86-64 process. Raises NotReadable, NotElf and MalformedImage."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._map = map_file(self.path)
+        self.threads: tuple[CoreThread, ...] = ()
+        self.files: tuple[Mapping, ...] = ()
+        try:
+            self._parse()
+        except struct.error as error:
+            self.close()
+            raise self._bad(str(error)) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._map.close()
+
+    def memory(self, address: int, count: int) -> bytes | None:
+        """Bytes at a run-time address, across segments; None where the core leaves any of them out."""
+        parts = []
+        while count > 0:
+            index = bisect.bisect_right(self._starts, address) - 1
+            if index < 0:
+                return None
+            start, size, offset = self._loads[index]
+            inside = min(count, start + size - address)
+            if inside <= 0:
+                return None
+            at = offset + address - start
+            parts.append(self._map[at : at + inside])
+            address += inside
+            count -= inside
+        return b"".join(parts)
+
+    # -- parsing ---------------------------------------------------------------------------------
+
+    def _bad(self, detail: str) -> MalformedImage:
+        return MalformedImage(detail, path=self.path, where="core file")
+
+    def _parse(self) -> None:
+        head = self._map[:64]
+        if head[:4] != b"\x7fELF" or len(head) < 64 or head[4:6] != b"\x02\x01":
+            raise NotElf("not a 64-bit ELF file", path=self.path)
+        kind, machine = struct.unpack_from("<HH", head, 16)
+        if kind != _ET_CORE or machine != 62:
+            raise NotElf("not a core file of an x86-64 process", path=self.path)
+        phoff, shoff = struct.unpack_from("<QQ", head, 32)
+        entsize, count = struct.unpack_from("<HH", head, 54)
+        if count == 0xFFFF and shoff + 64 <= len(self._map):  # PN_XNUM: the number is in section 0's sh_info
+            count = struct.unpack_from("<I", self._map, shoff + 44)[0]
+        if entsize < 56 or count > _MAX_SEGMENTS or phoff + count * entsize > len(self._map):
+            raise self._bad("the program headers do not fit")
+        loads: list[tuple[int, int, int]] = []
+        threads: list[CoreThread] = []
+        for index in range(count):
+            ptype, _flags, offset, vaddr, _pa, size, _memsz, _align = struct.unpack_from(
+                "<IIQQQQQQ", self._map, phoff + index * entsize
+            )
+            size = max(0, min(size, len(self._map) - offset))  # a truncated core still has its beginning
+            if ptype == _PT_LOAD and size:
+                loads.append((vaddr, size, offset))
+            elif ptype == _PT_NOTE:
+                for ntype, desc in self._notes(offset, offset + size):
+                    if ntype == _NT_PRSTATUS and len(desc) >= _REGS_AT + 8 * len(USER_REGS):
+                        threads.append(_thread(desc))
+                    elif ntype == _NT_FILE:
+                        self.files = self._mapped(desc)
+        self._loads = sorted(loads)
+        self._starts = [start for start, _size, _offset in self._loads]
+        self.threads = tuple(threads)
+
+    def _notes(self, at: int, end: int) -> Iterator[tuple[int, bytes]]:
+        for _ in range(_MAX_NOTES):
+            if at + 12 > end:
+                return
+            namesz, descsz, ntype = struct.unpack_from("<III", self._map, at)
+            desc = at + 12 + (namesz + 3 & ~3)
+            if desc + descsz > end:
+                return
+            yield ntype, self._map[desc : desc + descsz]
+            at = desc + (descsz + 3 & ~3)
+
+    def _mapped(self, desc: bytes) -> tuple[Mapping, ...]:
+        count, page = struct.unpack_from("<QQ", desc)
+        names_at = 16 + 24 * count
+        if count > _MAX_FILES or names_at > len(desc):
+            raise self._bad("NT_FILE does not fit")
+        names = desc[names_at:].split(b"\0")
+        found = []
+        for index in range(min(count, len(names))):
+            start, end, offset = struct.unpack_from("<QQQ", desc, 16 + 24 * index)
+            found.append(Mapping(start, end, offset * page, os.fsdecode(names[index])))
+        return tuple(found)
+
+
+def _thread(desc: bytes) -> CoreThread:
+    signal, tid = struct.unpack_from("<H", desc, 12)[0], struct.unpack_from("<i", desc, 32)[0]
+    values = struct.unpack_from(f"<{len(USER_REGS)}Q", desc, _REGS_AT)
+    return CoreThread(tid, signal, dict(zip(USER_REGS, values, strict=True)))
