@@ -134,22 +134,29 @@ def test_the_kernel_side_and_the_stream_notice_the_same(
 
     assert run.lost() == {}
     assert mirror.stats.records > 20_000
-    if bug == "stale-sweep":
-        _forgive(ours, theirs)
+    apart = _in_batch_apart(ours, theirs) if bug == "stale-sweep" else 0
     assert ours == theirs, {
         "only the stream": (ours - theirs).most_common(6),
         "only the kernel side": (theirs - ours).most_common(6),
     }
-    assert _totals(mirror) == _totals(judge)
+    by_stream, by_kernel = _totals(mirror), _totals(judge)
+    if apart:
+        for totals in (by_stream, by_kernel):
+            totals.pop("freed-in-open-batch high", None)
+    assert by_stream == by_kernel
 
 
-def _forgive(ours: Counter[Noticed], theirs: Counter[Noticed]) -> None:
-    """Its connections are delivered in runs beyond what is recorded: which delivery of the last batch waited
-    for its dispatch, the stream cannot always tell."""
+def _in_batch_apart(ours: Counter[Noticed], theirs: Counter[Noticed]) -> int:
+    """Takes out, and counts, what the two sides judge differently about undispatched deliveries.
+
+    The connections of stale-sweep are delivered in runs beyond what is recorded: which delivery of the
+    last batch still waited for its dispatch, the stream cannot always tell. At most two of some thousands.
+    """
     apart = [noticed for noticed in (ours - theirs) + (theirs - ours) if noticed[0] == "FREED_IN_BATCH"]
     assert len(apart) <= 2, apart
     for noticed in apart:
         del ours[noticed], theirs[noticed]
+    return len(apart)
 
 
 NOT_IN_STREAM = {"leaked-slot", "hot-redelivery", "close-in-open-batch", "delivery-after-close"}
