@@ -50,6 +50,7 @@ class RecordFlag(IntFlag):
     REPEAT = 2
     NO_SLOT = 4
     UNKNOWN = 8
+    AGAIN = 16
 
 
 class Suspect(IntEnum):

@@ -9,6 +9,7 @@ from agent.correlator.bounded import BoundedMap
 from agent.correlator.context import PlanFacts
 from agent.correlator.tracker_codes import (
     ET_OR_ONESHOT,
+    F_AGAIN,
     F_UNKNOWN,
     HOT_AFTER,
     R_ENDING,
@@ -306,6 +307,8 @@ class StreamTracker(Registrar):
         # Deliveries of a run are recorded at 1, 2, 4, 8, …: the batch numbers say how many there were.
         # A negative count: the run before broke off, and so many of its deliveries went unrecorded.
         count = 1
+        if r[2] & F_AGAIN and (slot.last_tid != tid or slot.last_batch != batch):
+            self._unrecorded(p, slot, tid, batch)
         if slot.last_tid == tid and slot.last_batch == batch:
             slot.batch_count += 1
             slot.undispatched += 1
@@ -342,6 +345,20 @@ class StreamTracker(Registrar):
             if reg is None or not reg.events & ET_OR_ONESHOT:
                 slot.stale_reported = slot.stale
                 self._suspect(p, Suspect.HOT, r, slot, reg)
+
+    @staticmethod
+    def _unrecorded(p: Process, slot: Slot, tid: int, batch: int) -> None:
+        """The slot's first delivery of this batch, and others before: steps of a run, nothing was sent."""
+        count = max(1, batch - slot.last_batch) if slot.last_tid == tid else 1
+        slot.last_tid, slot.last_batch = tid, batch
+        slot.batch_count = slot.undispatched = 1
+        if slot.state == FREE:
+            slot.stale += count if slot.stale else 0
+            return
+        slot.deliveries += count
+        slot.after_close += count if slot.flags & S_CLOSED else 0
+        if slot.recycled and p.old(slot) is not None:
+            slot.recycled += count
 
     def _stale(self, p: Process, r: Rec, slot: Slot, count: int, repeats: int) -> None:
         before = slot.stale

@@ -7,7 +7,9 @@ from probes.abi import RecordFlag, RegFlag, Signature, SlotFlag
 EBADF, ENOENT = -9, -2
 ET_OR_ONESHOT = 1 << 31 | 1 << 30
 HOT_AFTER = 1024
-F_NO_SLOT, F_UNKNOWN = int(RecordFlag.NO_SLOT), int(RecordFlag.UNKNOWN)
+F_NO_SLOT, F_UNKNOWN, F_AGAIN = (
+    int(flag) for flag in (RecordFlag.NO_SLOT, RecordFlag.UNKNOWN, RecordFlag.AGAIN)
+)
 S_INFERRED = int(SlotFlag.INFERRED)
 S_CREATE_SEEN = int(SlotFlag.CREATE_SEEN)
 S_REBORN_LIVE = int(SlotFlag.REBORN_LIVE)

@@ -384,7 +384,7 @@ static inline __attribute__((always_inline)) void af_delivered(struct af_target 
 	}
 	t->batch_slots += 1;
 	u16 flags = (slot->flags & AF_S_INFERRED ? AF_F_INFERRED : 0) |
-		    (slot->consecutive >= AF_QUIET_AFTER ? AF_F_REPEAT : 0);
+		    (slot->consecutive >= AF_QUIET_AFTER ? AF_F_REPEAT : 0) | (same ? AF_F_AGAIN : 0);
 	af_record(AF_DELIVERED, flags, now, t->wait_enter, slot->addr, slot->gen, slot->consecutive, t->wait_epfd,
 		  index, events, t->batch);
 }
@@ -488,7 +488,7 @@ static inline __attribute__((always_inline)) void af_report_one(void *ctx, struc
 	if (slot->consecutive >= AF_QUIET_AFTER && !af_worth_sending(slot->consecutive, true)) {
 		/* what is sent is recorded too, whatever the run it is part of */
 		t->batch_slots += 1;
-		af_record(AF_DELIVERED, AF_F_REPEAT, t->wait_exit, t->wait_enter, slot->addr, slot->gen,
+		af_record(AF_DELIVERED, p->repeat ? AF_F_REPEAT : AF_F_REPEAT | AF_F_AGAIN, t->wait_exit, t->wait_enter, slot->addr, slot->gen,
 			  slot->consecutive, t->wait_epfd, p->index, p->events, t->batch);
 	}
 	af_suspect(p->what, &a, t, slot, reg, other);

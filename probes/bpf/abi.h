@@ -40,6 +40,7 @@ enum af_kind {
 /* af_rec.flags */
 #define AF_F_INFERRED 1u   /* the slot or registration predates the attach */
 #define AF_F_REPEAT 2u     /* one of a collapsed run of consecutive deliveries */
+#define AF_F_AGAIN 16u     /* not the slot's first delivery of its batch: another registration's */
 #define AF_F_NO_SLOT 4u    /* the userdata is reserved or not a slot */
 #define AF_F_UNKNOWN 8u    /* the slot or registration was never seen */
 

@@ -219,8 +219,9 @@ def compare(case: Case, run: Run, ledger: Ledger, truth: list[dict[str, Any]]) -
     outcome = Comparison()
     for rule, value in EXACT.items():
         known, ours = _lives(truth, value), run.count(rule)
-        spread = truth[-1]["wrong_closes"] if case.victims and rule not in CALLS else 0
-        outcome.number(rule, ours, known.total() - spread, known.total() + spread)
+        # Whose descriptor another one's second close hits, the truth knows approximately.
+        spread = truth[-1]["wrong_closes"] if case.victims and rule is R.IMPLICIT_REMOVAL else 0
+        outcome.number(rule, ours, max(0, known.total() - spread), known.total() + spread)
         if rule not in WITHOUT_SLOT and not case.victims:
             outcome.lives(rule, ledger.lives(rule), known)
     for rule, (certain, possible) in BOUNDED.items():
