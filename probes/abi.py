@@ -89,7 +89,6 @@ class SlotFlag(IntFlag):
     DELETED = 16
     ORPHANED = 32
     CLOSE_IN_BATCH = 64
-    DISPATCHED = 128
     FORK_SHARED = 256
     ADD_FREED = 512
     CLOSE_BY_OTHER = 1024

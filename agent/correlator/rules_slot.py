@@ -157,7 +157,7 @@ def freed_in_batch(evidence: SuspicionRaised, context: Context) -> Finding | Dro
         doubts.doubt("the delivery in the open batch was not seen")
     else:
         if plan is not None and plan.has(Role.DISPATCH):
-            if slot.flags & SlotFlag.DISPATCHED:
+            if not slot.undispatched:
                 return Dropped("delivery-was-dispatched")
             doubts.needs(Role.DISPATCH)
         elif not other_thread:

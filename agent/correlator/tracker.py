@@ -18,7 +18,6 @@ from agent.correlator.tracker_codes import (
     S_CREATE_SEEN,
     S_DELETED,
     S_DESTROY_BY_OTHER,
-    S_DISPATCHED,
     S_INFERRED,
     S_WAITER_KNOWN,
     SIG_ADD,
@@ -194,7 +193,7 @@ class StreamTracker(Registrar):
             if thread is not None and thread.batch_open and thread.batch == slot.last_batch:
                 # arg bit 0: the slot still held the object it registered with (only the kernel side can see)
                 in_batch = (
-                    bool(r[12] & 1) and not slot.flags & S_DISPATCHED
+                    bool(r[12] & 1) and slot.undispatched > 0
                     if p.have_dispatch
                     else slot.last_tid != tid
                 )
@@ -243,11 +242,7 @@ class StreamTracker(Registrar):
         if known and slot is not None and slot.state == LIVE:
             slot.dispatches += 1
             slot.last_dispatch = r[3]
-            if slot.undispatched > 1:
-                slot.undispatched -= 1
-            else:
-                slot.undispatched = 0
-                slot.flags |= S_DISPATCHED
+            slot.undispatched = max(0, slot.undispatched - 1)
             return
         obj = r[5]
         garbage = obj < 4096 or obj >> 47 or (not known and obj in p.slots)
@@ -330,7 +325,6 @@ class StreamTracker(Registrar):
             self._stale(p, r, slot, count, repeats)
             return
         slot.deliveries += count
-        slot.flags &= ~S_DISPATCHED
         if not slot.first_delivery:
             slot.first_delivery = ts
         if slot.flags & S_CLOSED:

@@ -359,7 +359,6 @@ static inline __attribute__((always_inline)) void af_delivered(struct af_target 
 			s->what = AF_SUSPECT_STALE_DELIVERY;
 	} else {
 		slot->deliveries += 1;
-		slot->flags &= ~AF_S_DISPATCHED;
 		if (!slot->first_delivery)
 			slot->first_delivery = now;
 		if (slot->flags & AF_S_CLOSED) {

@@ -98,7 +98,7 @@ static inline __attribute__((always_inline)) bool af_undispatched(struct af_slot
 	if (slot->state != AF_SLOT_LIVE || !af_in_open_batch(slot))
 		return false;
 #if AF_HAVE_DISPATCH
-	return holds && !(slot->flags & AF_S_DISPATCHED);
+	return holds && slot->undispatched;
 #else
 	return slot->last_tid != tid;
 #endif
@@ -205,8 +205,6 @@ static inline __attribute__((always_inline)) int af_hit_dispatch(struct pt_regs 
 		slot->last_dispatch = now;
 		if (slot->undispatched)
 			slot->undispatched -= 1;
-		if (!slot->undispatched)
-			slot->flags |= AF_S_DISPATCHED;
 		return 0;
 	}
 	if (!garbage && !(slot && slot->state == AF_SLOT_FREE))

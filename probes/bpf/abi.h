@@ -81,7 +81,6 @@ enum af_slot_state { AF_SLOT_UNKNOWN = 0, AF_SLOT_LIVE = 1, AF_SLOT_FREE = 2 };
 #define AF_S_DELETED 16u       /* its registration was removed with EPOLL_CTL_DEL */
 #define AF_S_ORPHANED 32u      /* its fd was closed and the description lived on */
 #define AF_S_CLOSE_IN_BATCH 64u /* fd closed by another thread while a batch with its delivery was open */
-#define AF_S_DISPATCHED 128u   /* every delivery of last_batch has been dispatched */
 #define AF_S_FORK_SHARED 256u  /* closed while a forked child may have shared the description */
 #define AF_S_ADD_FREED 512u    /* EPOLL_CTL_ADD with a slot that was free (an unseen create) */
 #define AF_S_CLOSE_BY_OTHER 1024u /* close by a thread other than the one that waits on epfd */

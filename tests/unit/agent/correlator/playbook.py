@@ -144,9 +144,13 @@ class Life:
             last_delivery_enter=ts - 3,
             last_tid=by,
             deliveries=self.slot.deliveries + 1,
+            undispatched=1,
             after_close=self.slot.after_close + late,
             last_after_close=ts if late else 0,
         )
+
+    def dispatched(self) -> Self:
+        return self.has(dispatches=self.slot.dispatches + 1, undispatched=0)
 
     def removed(self, ts: int, by: int = LOOP) -> Self:
         moment = self._at("del", ts, by)

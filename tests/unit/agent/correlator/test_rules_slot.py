@@ -228,7 +228,7 @@ class TestFreedInOpenBatch:
         play >> life().delivered(40).freed_in_batch(50, WORKER) << high("freed-in-open-batch")
 
     def test_not_when_it_was_dispatched(self, play: Playbook) -> None:
-        story = life().delivered(40).flagged(SlotFlag.DISPATCHED)
+        story = life().delivered(40).dispatched()
         play >> attached() >> story.freed_in_batch(50) << nothing
 
     def test_uncertain_when_a_dispatch_may_have_been_missed(self, play: Playbook) -> None:
