@@ -31,6 +31,8 @@ TAGS: dict[str, type[Any]] = {
     "gone": events.TargetGone,
     "forked": events.ProcessForked,
     "crash": events.CrashSeen,
+    "flight": events.FlightRecorded,
+    "process": events.ProcessCaptured,
     "fdinfo": events.FdinfoChecked,
     "counters": events.CountersRead,
     "tick": events.Tick,
@@ -196,6 +198,7 @@ _TAG_OF = {kind: tag for tag, kind in TAGS.items()}
 def _fingerprint() -> str:
     """Changes with every field of every event, so that a reader never misreads an older layout."""
     kinds = [*TAGS.values(), events.SlotLife, events.Registration, events.MappedModule]
+    kinds += [events.CrashSlot, events.ThreadStatus]
     seen = [f"{kind.__name__}({','.join(field.name for field in fields(kind))})" for kind in kinds]
     seen += [f"{kind.__name__}({','.join(kind._fields)})" for kind in (events.Moment, events.Trigger)]
     text = ";".join(seen).encode()

@@ -10,7 +10,14 @@ from typing import NamedTuple
 ABI_VERSION = 1
 SLOT_BYTES = 128
 COMM_BYTES = 16
-CRASH_STACK_BYTES = 4096
+CRASH_STACK_BYTES = 8192
+CRASH_SLOTS = 8
+CRASH_SLOT_BYTES = 256
+CRASH_EVENTS = 128
+CRASH_NEAR_BYTES = 64
+CRASH_REGISTERS = 15
+CRASH_LINKS = 32
+EPOLL_EVENT = struct.Struct("<IQ")  # packed on x86-64 (epoll_ctl(2))
 STACK_REGISTERS = ("rip", "rsp", "rbp", "rbx", "r12", "r13", "r14", "r15")
 STACK_MEMORY_BYTES = 1024
 PATH_BYTES = 256
@@ -313,6 +320,18 @@ class StackBytes(ctypes.LittleEndianStructure):
     ]
 
 
+class CrashSlotMessage(ctypes.LittleEndianStructure):
+    _fields_ = [
+        ("registers", _U32),
+        ("objects", _U32),
+        ("nbytes", _U32),
+        ("in_batch", _U32),
+        ("slot", Slot),
+        ("reg", Reg),
+        ("bytes", _U8 * CRASH_SLOT_BYTES),
+    ]
+
+
 class CrashMessage(ctypes.LittleEndianStructure):
     _fields_ = [
         ("head", UrgentHead),
@@ -322,7 +341,17 @@ class CrashMessage(ctypes.LittleEndianStructure):
         ("regs", _U64 * 21),
         ("si_code", _S32),
         ("batch", _U32),
+        ("wait_enter", _U64),
+        ("wait_exit", _U64),
+        ("nslots", _U32),
+        ("nevents", _U32),
+        ("near_valid", _U32),
+        ("nlinks", _U32),
         ("comm", _U8 * COMM_BYTES),
+        ("links", _U64 * CRASH_LINKS),
+        ("near", _U8 * CRASH_NEAR_BYTES * CRASH_REGISTERS),
+        ("events", _U8 * (CRASH_EVENTS * EPOLL_EVENT.size)),
+        ("slots", CrashSlotMessage * CRASH_SLOTS),
         ("stack", _U8 * CRASH_STACK_BYTES),
     ]
 
@@ -352,6 +381,7 @@ C_NAMES: dict[str, type[ctypes.Structure]] = {
     "af_urgent_head": UrgentHead,
     "af_suspicion": SuspicionMessage,
     "af_stack_bytes": StackBytes,
+    "af_crash_slot": CrashSlotMessage,
     "af_crash": CrashMessage,
     "af_lifecycle": LifecycleMessage,
     "af_ring_head": RingHead,

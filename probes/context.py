@@ -48,6 +48,26 @@ class Context:
             yield self._confirm(trigger.tgid, suspicion.reg)
         yield suspicion
 
+    def of_crash(self, crash: events.CrashSeen) -> Iterator[events.Event]:
+        """The crash, preceded by the stacks and threads of its slots and what /proc still tells."""
+        moments = [events.Moment(0, crash.ts, 0, crash.tid, crash.stack_id)]
+        for held in crash.slots:
+            moments += self._of_slot(held.slot)
+            if held.reg is not None:
+                moments += [held.reg.add, held.reg.mod, held.reg.end]
+        maps, threads, fdinfo = self._helper.process(crash.tgid)
+        yield from self._seen(crash.tgid, moments)
+        yield events.ProcessCaptured(
+            ts=time.monotonic_ns(),
+            tgid=crash.tgid,
+            maps=maps,
+            threads=tuple(
+                events.ThreadStatus(tid=tid, comm=comm, state=state) for tid, comm, state in threads
+            ),
+            fdinfo=fdinfo,
+        )
+        yield crash
+
     def of_life(self, slot: events.SlotLife) -> Iterator[events.Event]:
         yield from self._seen(slot.tgid, self._of_slot(slot))
 

@@ -178,6 +178,34 @@ def _crash(m: abi.CrashMessage) -> events.CrashSeen:
         registers=registers,
         stack=bytes(m.stack)[: min(m.head.nbytes, abi.CRASH_STACK_BYTES)],
         batch=m.batch,
+        epfd=m.trigger.epfd,
+        wait_enter=m.wait_enter,
+        wait_exit=m.wait_exit,
+        stack_id=m.trigger.stack,
+        slots=tuple(_crash_slot(item) for item in m.slots[: min(m.nslots, abi.CRASH_SLOTS)]),
+        near={
+            name: bytes(m.near[index])
+            for index, name in enumerate(abi.PT_REGS_X86_64[: abi.CRASH_REGISTERS])
+            if m.near_valid >> index & 1
+        },
+        delivered=tuple(
+            abi.EPOLL_EVENT.iter_unpack(
+                bytes(m.events)[: min(m.nevents, abi.CRASH_EVENTS) * abi.EPOLL_EVENT.size]
+            )
+        ),
+        links=tuple(m.links[: min(m.nlinks, abi.CRASH_LINKS)]),
+    )
+
+
+def _crash_slot(s: abi.CrashSlotMessage) -> events.CrashSlot:
+    names = abi.PT_REGS_X86_64[: abi.CRASH_REGISTERS]
+    return events.CrashSlot(
+        slot=_slot(s.slot),
+        reg=_reg(s.reg),
+        registers=tuple(name for index, name in enumerate(names) if s.registers >> index & 1),
+        objects=tuple(name for index, name in enumerate(names) if s.objects >> index & 1),
+        in_batch=min(s.in_batch, abi.CRASH_EVENTS) - 1,
+        memory=bytes(s.bytes)[: min(s.nbytes, abi.CRASH_SLOT_BYTES)],
     )
 
 

@@ -238,6 +238,18 @@ class ProcessForked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CrashSlot:
+    """A slot that the crashing thread held (struct af_crash_slot)."""
+
+    slot: SlotLife
+    reg: Registration | None  # of its generation, whatever its state
+    registers: tuple[str, ...]  # registers that hold its address
+    objects: tuple[str, ...]  # registers that hold the address of its object
+    in_batch: int  # index of its first event in the open batch; -1: not in it
+    memory: bytes  # its first bytes at that moment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CrashSeen:
     """A fatal signal was generated for a thread of the target."""
 
@@ -252,6 +264,44 @@ class CrashSeen:
     registers: Mapping[str, int]
     stack: bytes  # from the stack pointer up
     batch: int
+    epfd: int = -1  # of the thread's last wait
+    wait_enter: int = 0  # of the open batch; 0 when none is open
+    wait_exit: int = 0
+    stack_id: int = -1
+    slots: tuple[CrashSlot, ...] = ()
+    near: Mapping[str, bytes] = field(default_factory=dict)  # register -> what it points at
+    delivered: tuple[tuple[int, int], ...] = ()  # (events, userdata) of the open batch
+    links: tuple[int, ...] = ()  # the free-list link of the first free slot, the link there, and so on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlightRecorded:
+    """What the always-on recorder still held of one target when it crashed: the last records, by time."""
+
+    ts: int
+    tgid: int
+    records: bytes  # struct af_rec each, 64 bytes; probes.rings.unpacked() makes tuples of them
+    overwritten: int  # records of all targets that the rings had already overwritten since the attach
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadStatus:
+    """One thread of /proc/PID/task."""
+
+    tid: int
+    comm: str  # untrusted text
+    state: str  # as in /proc/PID/stat: R, S, D, T, t, Z, X
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessCaptured:
+    """What /proc still told of a crashing target; before the CrashSeen. Empty where it was gone."""
+
+    ts: int
+    tgid: int
+    maps: str  # /proc/PID/maps, untrusted text, at most 4 MiB
+    threads: tuple[ThreadStatus, ...]
+    fdinfo: Mapping[int, str]  # epoll instance -> /proc/PID/fdinfo/<epfd>, at most 1 MiB each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,6 +345,8 @@ Event = (
     | TargetGone
     | ProcessForked
     | CrashSeen
+    | FlightRecorded
+    | ProcessCaptured
     | FdinfoChecked
     | CountersRead
     | Tick

@@ -69,6 +69,18 @@ class ProcHelper:
             return None
         return [MappedModule(start=s, end=e, bias=b, path=path, identity=i) for s, e, b, path, i in rows]
 
+    def process(self, pid: int) -> tuple[str, list[tuple[int, str, str]], dict[int, str]]:
+        """(maps, [(tid, comm, state)], {epfd: fdinfo}) of a process; empty parts where it is gone."""
+        found = self._ask("process", pid)
+        if found is None:
+            return "", [], {}
+        maps, threads, fdinfo = found
+        return (
+            str(maps),
+            [(int(tid), str(comm), str(state)) for tid, comm, state in threads],
+            {int(epfd): str(text) for epfd, text in fdinfo},
+        )
+
     def processes_of(self, device: int, inode: int) -> list[int]:
         return [int(pid) for pid in self._ask("processes_of", device, inode) or []]
 

@@ -95,7 +95,8 @@ def defines(plan: ProbePlan, options: LoadOptions) -> tuple[str, ...]:
         have_create=any(plan.by_role(Role.CREATE)),
         have_dispatch=dispatch,
         object_offset=(plan.slot.object_offset or 0) if dispatch else -1,
-        slot_size=min(plan.slot.size or 64, 128),
+        slot_size=plan.slot.size or 64,
+        link_offset=plan.slot.freelist_offset,
     )
 
 
@@ -108,6 +109,7 @@ def plain_defines(
     have_dispatch: bool = False,
     object_offset: int = -1,
     slot_size: int = 64,
+    link_offset: int | None = None,
 ) -> tuple[str, ...]:
     """The compiler definitions; without arguments, those of a plan without any probe site."""
     options = (options or LoadOptions()).fitted(possible_cpus())
@@ -124,7 +126,9 @@ def plain_defines(
         f"-DAF_HAVE_CREATE={int(have_create)}",
         f"-DAF_HAVE_DISPATCH={int(have_dispatch)}",
         f"-DAF_OBJECT_OFFSET={object_offset}",
-        f"-DAF_SLOT_SIZE={slot_size}",
+        f"-DAF_SLOT_SIZE={min(slot_size, abi.SLOT_BYTES)}",
+        f"-DAF_CRASH_SLOT_SIZE={min(slot_size, abi.CRASH_SLOT_BYTES)}",
+        f"-DAF_LINK_OFFSET={-1 if link_offset is None else link_offset}",
     )
 
 

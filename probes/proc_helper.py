@@ -39,6 +39,10 @@ def _modules(pid: int, own: str) -> Any:
     return procfs.modules(pid, own)
 
 
+def _process(pid: int) -> Any:
+    return procfs.process(pid)
+
+
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "epoll_entries": _epoll_entries,
     "registrations": _registrations,
@@ -47,6 +51,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "load_bias": _load_bias,
     "processes_of": _processes_of,
     "modules": _modules,
+    "process": _process,
 }
 
 

@@ -7,6 +7,10 @@ from typing import NamedTuple
 
 MAX_FDS = 1 << 20
 MAX_MODULES = 512
+MAX_MAPS_BYTES = 4 << 20
+MAX_FDINFO_BYTES = 1 << 20
+MAX_THREADS = 4096
+MAX_EPOLLS = 64
 
 
 class EpollEntry(NamedTuple):
@@ -191,3 +195,28 @@ def processes_of(device: int, inode: int) -> list[int]:
         if (status.st_dev, status.st_ino) == (device, inode):
             found.append(int(name))
     return found
+
+
+def _text(path: str, limit: int) -> str:
+    try:
+        with open(path, "rb") as f:
+            return f.read(limit).decode("utf-8", "backslashreplace")
+    except OSError:
+        return ""
+
+
+def process(pid: int) -> tuple[str, list[tuple[int, str, str]], list[tuple[int, str]]]:
+    """(maps, [(tid, comm, state)], [(epfd, fdinfo)]): what a process still shows; empty when gone."""
+    try:
+        tids = sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))[:MAX_THREADS]
+    except OSError:
+        tids = []
+    threads = []
+    for tid in tids:
+        stat = _text(f"/proc/{pid}/task/{tid}/stat", 4096)
+        state = stat[stat.rindex(")") + 2 :][:1] if ")" in stat else ""
+        threads.append((tid, comm(pid, tid), state))
+    fdinfo = [
+        (epfd, _text(f"/proc/{pid}/fdinfo/{epfd}", MAX_FDINFO_BYTES)) for epfd in epoll_fds(pid)[:MAX_EPOLLS]
+    ]
+    return _text(f"/proc/{pid}/maps", MAX_MAPS_BYTES), threads, fdinfo

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import struct
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from operator import itemgetter
 
@@ -16,6 +16,7 @@ _RECORD_SIZE = abi.RECORD.size
 _LIFETIME_SIZE = ctypes.sizeof(abi.Lifetime)
 _LIFETIME_WORDS = _LIFETIME_SIZE // 8
 _BY_TIME = itemgetter(3)
+_WHO = struct.Struct("<8xQ16xI").unpack_from  # (ts, tgid) of struct af_rec
 
 
 def _map(fd: int, size: int) -> mmap.mmap:
@@ -51,7 +52,8 @@ class Recorder:
     def _written(self, cpu: int) -> int:
         return int(self._heads[cpu * self._stride // 8])
 
-    def _take(self, cpu: int) -> list[tuple[int, ...]]:
+    def _take(self, cpu: int) -> bytes:
+        """What is new of one CPU, whole records."""
         start, end = self._next[cpu], self._written(cpu)
         if end - start > self._capacity:
             self.lost += end - self._capacity - start
@@ -60,7 +62,7 @@ class Recorder:
         mask = self._capacity - 1
         first, last = start & mask, end & mask
         if start == end:
-            return []
+            return b""
         if first < last:
             raw = self._map[base + first * _RECORD_SIZE : base + last * _RECORD_SIZE]
         else:
@@ -72,18 +74,31 @@ class Recorder:
         # what the kernel overwrote while it was being copied is not to be trusted: one more than the distance
         # says, because the next record may be half written
         overwritten = self._written(cpu) + 1 - self._capacity - start
-        records = list(abi.RECORD.iter_unpack(raw))
         if overwritten > 0:
-            overwritten = min(overwritten, len(records))
+            overwritten = min(overwritten, len(raw) // _RECORD_SIZE)
             self.lost += overwritten
-            del records[:overwritten]
-        return records
+            raw = raw[overwritten * _RECORD_SIZE :]
+        return raw
+
+    def last(self, tgid: int) -> tuple[bytes, int]:
+        """See last_records. Moves the reading position; `read` must not be called afterwards."""
+        kept: list[bytes] = []
+        overwritten = 0
+        for cpu in range(len(self._next)):
+            written = self._written(cpu)
+            self._next[cpu] = max(0, written - self._capacity)
+            overwritten += self._next[cpu]
+            raw = self._take(cpu)
+            records = (raw[at : at + _RECORD_SIZE] for at in range(0, len(raw), _RECORD_SIZE))
+            kept.extend(deque((record for record in records if _WHO(record)[1] == tgid), maxlen=LAST_RECORDS))
+        kept.sort(key=_WHO)
+        return b"".join(kept), overwritten
 
     def read(self, now: int) -> list[tuple[int, ...]]:
         """Records older than `now` (CLOCK_MONOTONIC ns) minus the margin, in order of time."""
         records = self._held
         for cpu in range(len(self._next)):
-            records.extend(self._take(cpu))
+            records.extend(abi.RECORD.iter_unpack(self._take(cpu)))
         records.sort(key=_BY_TIME)
         cut = now - self.MARGIN_NS
         if records and records[-1][3] > cut:
@@ -99,6 +114,28 @@ class Recorder:
     def close(self) -> None:
         self._heads.release()
         self._map.close()
+
+
+LAST_RECORDS = 8192
+"""Records of a crashed target that are kept of each CPU."""
+
+
+def unpacked(records: bytes) -> Iterator[tuple[int, ...]]:
+    """Records in their stored form as tuples in probes.abi.Record order; a broken tail is left out."""
+    whole = len(records) - len(records) % _RECORD_SIZE
+    return abi.RECORD.iter_unpack(records[:whole])
+
+
+def last_records(fd: int, cpus: int, capacity: int, tgid: int) -> tuple[bytes, int]:
+    """(the last LAST_RECORDS records of `tgid` on each CPU, by time; how many of anybody's were overwritten).
+
+    For a moment that matters: maps the rings for the time of the call only.
+    """
+    recorder = Recorder(fd, cpus, capacity)
+    try:
+        return recorder.last(tgid)
+    finally:
+        recorder.close()
 
 
 class Lifetimes:

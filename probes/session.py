@@ -15,7 +15,7 @@ from probes.context import Context
 from probes.helper import ProcHelper
 from probes.leftovers import Leftovers
 from probes.procfs import Identity
-from probes.rings import Lifetimes, Recorder, Urgent
+from probes.rings import Lifetimes, Recorder, Urgent, last_records, unpacked
 from probes.sysbpf import Map, PerCpuCounters, possible_cpus
 from symbols.plan import ProbePlan
 from symbols.serial import plan_to_json
@@ -294,10 +294,26 @@ class LiveSession:
             if isinstance(message, events.SuspicionRaised):
                 yield from self._context.of_suspicion(message)
             elif isinstance(message, events.CrashSeen):
-                self._deaths[message.tgid] = f"killed by signal {message.signal}"
-                yield message
+                yield from self._crashed(message)
             else:
                 yield from self._lifecycle(message)
+
+    def _crashed(self, crash: events.CrashSeen) -> Iterator[events.Event]:
+        """The crash with what the recorder still holds of it: the first fatal signal of a process only, a
+        handler that aborts sends others."""
+        first = crash.tgid not in self._deaths
+        self._deaths[crash.tgid] = f"killed by signal {crash.signal}"
+        if not first:
+            yield crash
+            return
+        records, overwritten = last_records(
+            self._handles.maps["recorder"], possible_cpus(), self._handles.options.ring_records, crash.tgid
+        )
+        yield events.FlightRecorded(
+            ts=time.monotonic_ns(), tgid=crash.tgid, records=records, overwritten=overwritten
+        )
+        yield from self._context.of_records(unpacked(records))
+        yield from self._context.of_crash(crash)
 
     def _lifecycle(self, message: abi.LifecycleMessage) -> Iterator[events.Event]:
         kind, tgid, ts = message.head.what, message.trigger.tgid, message.trigger.ts

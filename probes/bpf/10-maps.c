@@ -3,7 +3,8 @@
  * Maps and configuration. The files of this folder are one program, read in the order of their names;
  * the generated argument readers follow them. Configuration comes as -D from the loader:
  *   AF_RING_RECORDS, AF_LIFE_RECORDS (per CPU), AF_MAX_SLOTS, AF_MAX_THREADS, AF_URGENT_PAGES, AF_CPUS
- *   AF_UD_MASK, AF_IS_RESERVED(u), AF_HAVE_CREATE, AF_HAVE_DISPATCH, AF_OBJECT_OFFSET, AF_SLOT_SIZE
+ *   AF_UD_MASK, AF_IS_RESERVED(u), AF_HAVE_CREATE, AF_HAVE_DISPATCH, AF_OBJECT_OFFSET, AF_SLOT_SIZE,
+ *   AF_CRASH_SLOT_SIZE, AF_LINK_OFFSET (-1: the profile names none)
  */
 #include <uapi/linux/ptrace.h>
 #include "abi.h"

@@ -217,7 +217,24 @@ struct af_stack_bytes {
 	__u8 bytes[AF_STACK_BYTES]; /* from the stack pointer up */
 };
 
-#define AF_CRASH_STACK 4096
+#define AF_CRASH_STACK 8192
+#define AF_CRASH_SLOTS 8
+#define AF_CRASH_SLOT_BYTES 256
+#define AF_CRASH_EVENTS 128   /* of the open batch */
+#define AF_CRASH_NEAR 64      /* bytes kept of what a register points at */
+#define AF_CRASH_REGS 15      /* general registers in struct pt_regs order, without rsp */
+#define AF_CRASH_LINKS 32
+
+/* a slot that the crashing thread held: in a register, through its object, or in its open batch */
+struct af_crash_slot {
+	__u32 registers; /* bit i: register i of `regs` holds its address */
+	__u32 objects;   /* bit i: register i of `regs` holds the address of its object */
+	__u32 nbytes;    /* valid bytes of `bytes` */
+	__u32 in_batch;  /* 1 + index of its first event in the open batch; 0: not in it */
+	struct af_slot slot;
+	struct af_reg reg; /* the registration of its generation, whatever its state; NONE when there is none */
+	__u8 bytes[AF_CRASH_SLOT_BYTES];
+};
 
 struct af_crash {
 	struct af_urgent_head head;
@@ -227,7 +244,17 @@ struct af_crash {
 	__u64 regs[21];         /* struct pt_regs order of the machine */
 	__s32 si_code;
 	__u32 batch;
+	__u64 wait_enter;       /* of the open batch; 0 when none is open */
+	__u64 wait_exit;
+	__u32 nslots;
+	__u32 nevents;          /* valid entries of `events` */
+	__u32 near_valid;       /* bit i: near[i] was readable */
+	__u32 nlinks;
 	char comm[AF_COMM];
+	__u64 links[AF_CRASH_LINKS]; /* the free-list link of the first free slot of `slots`, the link there, and so on */
+	__u8 near[AF_CRASH_REGS][AF_CRASH_NEAR]; /* what register i points at */
+	__u8 events[AF_CRASH_EVENTS * 12];       /* struct epoll_event of the open batch, packed, as it is now */
+	struct af_crash_slot slots[AF_CRASH_SLOTS];
 	__u8 stack[AF_CRASH_STACK]; /* user stack bytes from the stack pointer up */
 };
 
