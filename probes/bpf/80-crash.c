@@ -3,6 +3,8 @@
  * A fatal signal: everything that explains it and will be gone with the process, in one message.
  */
 
+#define AF_LOOP _Pragma("clang loop unroll(disable)")
+
 /* The entry of `addr` among the slots of this message; a new one when it is known and there is room. */
 static inline __attribute__((always_inline)) struct af_crash_slot *af_crash_slot(struct af_crash *c, u32 tgid, u64 addr)
 {
@@ -10,6 +12,7 @@ static inline __attribute__((always_inline)) struct af_crash_slot *af_crash_slot
 	if (!slot)
 		return 0;
 	u32 n = c->nslots;
+	AF_LOOP
 	for (u32 i = 0; i < AF_CRASH_SLOTS; i++)
 		if (i < n && c->slots[i].slot.addr == addr)
 			return &c->slots[i];
@@ -34,32 +37,44 @@ static inline __attribute__((always_inline)) struct af_crash_slot *af_crash_slot
 	return s;
 }
 
-static inline __attribute__((always_inline)) void af_crash_registers(struct af_crash *c, u32 tgid)
+/* Candidates are collected first and copied by one loop: a copy at each place would be too much for the verifier. */
+static inline __attribute__((always_inline)) void af_crash_pick(struct af_scratch *picked, u64 addr, u32 what, u32 index)
+{
+	u32 n = picked->pending_count;
+	if (n >= AF_CHUNK)
+		return;
+	picked->pending[n].addr = addr;
+	picked->pending[n].what = what;
+	picked->pending[n].index = index;
+	picked->pending_count = n + 1;
+}
+
+#define AF_HELD_REGISTER 0
+#define AF_HELD_OBJECT 1
+#define AF_HELD_BATCH 2
+
+static inline __attribute__((always_inline)) void af_crash_registers(struct af_crash *c, struct af_scratch *picked, u32 tgid)
 {
 	c->near_valid = 0;
+	AF_LOOP
 	for (u32 i = 0; i < AF_CRASH_REGS; i++) {
 		u64 value = c->regs[i];
 		if (value < 4096 || value >> 47)
 			continue;
 		if (!bpf_probe_read_user(c->near[i], AF_CRASH_NEAR, (void *)value))
 			c->near_valid |= 1u << i;
-		struct af_crash_slot *s = af_crash_slot(c, tgid, value);
-		if (s) {
-			s->registers |= 1u << i;
-			continue;
-		}
 		struct af_slot_key key = {.tgid = tgid, .addr = value};
 		u64 *owner = objects.lookup(&key);
-		if (owner) {
-			s = af_crash_slot(c, tgid, *owner);
-			if (s)
-				s->objects |= 1u << i;
-		}
+		if (owner)
+			af_crash_pick(picked, *owner, AF_HELD_OBJECT, i);
+		else
+			af_crash_pick(picked, value, AF_HELD_REGISTER, i);
 	}
 }
 
 /* The events of the open batch as they are now, and the free slots among them. */
-static inline __attribute__((always_inline)) void af_crash_batch(struct af_crash *c, struct af_thread *t, u32 tgid)
+static inline __attribute__((always_inline)) void af_crash_batch(struct af_crash *c, struct af_scratch *picked, struct af_thread *t,
+							      u32 tgid)
 {
 	c->nevents = 0;
 	c->wait_enter = 0;
@@ -76,12 +91,7 @@ static inline __attribute__((always_inline)) void af_crash_batch(struct af_crash
 		return;
 	}
 	c->nevents = count;
-	/* two loops: the copies inside the first one would be too much for the verifier */
-	int zero = 0;
-	struct af_scratch *picked = scratch.lookup(&zero);
-	if (!picked)
-		return;
-	picked->pending_count = 0;
+	AF_LOOP
 	for (u32 i = 0; i < AF_CRASH_EVENTS; i++) {
 		if (i >= count)
 			break;
@@ -90,21 +100,36 @@ static inline __attribute__((always_inline)) void af_crash_batch(struct af_crash
 		if (AF_IS_RESERVED(userdata))
 			continue;
 		struct af_slot *slot = af_slot_find(tgid, userdata & AF_UD_MASK);
-		if (!slot || (slot->state != AF_SLOT_FREE && count > AF_CRASH_SLOTS))
-			continue;
-		u32 n = picked->pending_count;
-		if (n >= AF_CRASH_SLOTS)
-			break;
-		picked->pending[n].addr = slot->addr;
-		picked->pending[n].index = i;
-		picked->pending_count = n + 1;
+		if (slot && (slot->state == AF_SLOT_FREE || count <= AF_CRASH_SLOTS))
+			af_crash_pick(picked, slot->addr, AF_HELD_BATCH, i);
 	}
-	for (u32 i = 0; i < AF_CRASH_SLOTS; i++) {
+}
+
+static inline __attribute__((always_inline)) void af_crash_slots(struct af_crash *c, struct af_thread *t, u32 tgid)
+{
+	int zero = 0;
+	struct af_scratch *picked = scratch.lookup(&zero);
+	if (!picked)
+		return;
+	picked->pending_count = 0;
+	af_crash_registers(c, picked, tgid);
+	if (t->stale_slot)
+		af_crash_pick(picked, t->stale_slot, AF_HELD_REGISTER, 31);
+	af_crash_batch(c, picked, t, tgid);
+	AF_LOOP
+	for (u32 i = 0; i < AF_CHUNK; i++) {
 		if (i >= picked->pending_count)
 			break;
 		struct af_crash_slot *s = af_crash_slot(c, tgid, picked->pending[i].addr);
-		if (s && !s->in_batch)
-			s->in_batch = picked->pending[i].index + 1;
+		if (!s)
+			continue;
+		u32 what = picked->pending[i].what, index = picked->pending[i].index & 127;
+		if (what == AF_HELD_BATCH)
+			s->in_batch = s->in_batch ? s->in_batch : index + 1;
+		else if (what == AF_HELD_OBJECT)
+			s->objects |= 1u << (index & 31);
+		else
+			s->registers |= 1u << (index & 31);
 	}
 }
 
@@ -114,12 +139,14 @@ static inline __attribute__((always_inline)) void af_crash_links(struct af_crash
 	c->nlinks = 0;
 #if AF_LINK_OFFSET >= 0
 	u64 at = 0;
+	AF_LOOP
 	for (u32 i = 0; i < AF_CRASH_SLOTS; i++) {
 		if (i >= c->nslots)
 			break;
 		if (!at && c->slots[i].slot.state == AF_SLOT_FREE)
 			at = c->slots[i].slot.addr;
 	}
+	AF_LOOP
 	for (u32 i = 0; i < AF_CRASH_LINKS; i++) {
 		u64 next = 0;
 		if (!at || bpf_probe_read_user(&next, sizeof(next), (void *)(at + AF_LINK_OFFSET)))
@@ -197,10 +224,7 @@ int af_signaled(struct af_tp_signal *ctx)
 		c->head.nbytes = 512;
 	else
 		af_count(AF_C_READ_FAULT);
-	af_crash_registers(c, tgid);
-	if (t->stale_slot)
-		af_crash_slot(c, tgid, t->stale_slot);
-	af_crash_batch(c, t, tgid);
+	af_crash_slots(c, t, tgid);
 	af_crash_links(c);
 	urgent.ringbuf_submit(c, 0);
 	af_record(AF_SIGNALED, 0, now, ip, addr, 0, -1, t->wait_epfd, ctx->code, sig, stack);
