@@ -193,9 +193,7 @@ class StreamTracker(Registrar):
             if thread is not None and thread.batch_open and thread.batch == slot.last_batch:
                 # arg bit 0: the slot still held the object it registered with (only the kernel side can see)
                 in_batch = (
-                    bool(r[12] & 1) and slot.undispatched > 0
-                    if p.have_dispatch
-                    else slot.last_tid != tid
+                    bool(r[12] & 1) and slot.undispatched > 0 if p.have_dispatch else slot.last_tid != tid
                 )
         slot.state = FREE
         slot.destroy = (ts, ts, r[4], tid, r[13])
