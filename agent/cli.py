@@ -20,6 +20,7 @@ _COMMANDS = {
     "record": "agent.commands.record",
     "replay": "agent.commands.replay",
     "census": "agent.commands.census",
+    "report": "agent.commands.report",
     "symbols": "agent.commands.symbols",
     "doctor": "agent.commands.doctor",
     "demo": "agent.commands.demo",

@@ -7,6 +7,7 @@ import textwrap
 
 from agent.correlator.findings import Finding
 from agent.exhibit import Answers, CrashExhibit, Exhibit, SourceFrame, Step
+from agent.forensics.desk import BundleDone
 from agent.sanitize import printable
 from agent.text import Line, Span, duration, line, number, short_name, since
 
@@ -78,6 +79,17 @@ def crash(item: CrashExhibit, answers: Answers) -> list[Line]:
         )
     ]
     return [*rows, *_stack(frames, indent=4)]
+
+
+def bundle(done: BundleDone) -> list[Line]:
+    """What a crash was, and where everything about it lies."""
+    if not done.path:
+        reasons = "; ".join(printable(note) for note in done.notes)
+        return [line(Span(" CRASH ", "critical"), f" no bundle was written: {reasons}")]
+    rows: list[Line] = [line(text) for text in done.report.splitlines()]
+    rows.append(line(Span(" BUNDLE ", "info"), f" {printable(done.path)} ({number(done.size)} bytes)"))
+    rows += [line(f"    {printable(note)}") for note in done.notes]
+    return [*rows, line(f"    afterfree report {printable(done.path)}")]
 
 
 def _headline(finding: Finding) -> list[Line]:

@@ -15,9 +15,10 @@ from agent import recording
 from agent.correlator.findings import Finding, Severity
 from agent.errors import ExitCode
 from agent.exhibit import CrashExhibit, Exhibit, crash_exhibit, exhibit
+from agent.forensics.desk import CrashDesk
 from agent.recording import RecordingWriter
 from agent.scene import Scene
-from agent.sinks import Sink
+from agent.sinks import Sink, json_line
 from agent.summary import Stats
 from agent.symbolize import SymbolClient
 from agent.text import Line, Printer
@@ -28,6 +29,7 @@ _POLL = 0.2
 _POLL_BUSY = 0.02  # while symbols are under way
 _MOST_PENDING = 4096
 _SETTLE = 30.0
+_BUNDLES = 120.0  # seconds that the end waits for bundles under way
 
 
 class Judge(Protocol):
@@ -92,12 +94,13 @@ class Runner:
         timeline: TimelineModel | None = None,
         timeline_printer: Printer | None = None,
         scene: Scene | None = None,
+        desk: CrashDesk | None = None,
         duration: float | None = None,
         stop: Stop | None = None,
         on_notice: Callable[[str], None] = lambda _text: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """duration: seconds after which a live run ends by itself."""
+        """desk: makes bundles of crashes. duration: seconds after which a live run ends by itself."""
         self.stats = Stats()
         self.scene = scene or Scene()
         self._source = source
@@ -108,6 +111,7 @@ class Runner:
         self._recorder_said = False
         self._timeline = timeline
         self._printer = timeline_printer
+        self._desk = desk
         self._duration = duration
         self._stop = stop or Stop()
         self._notice = on_notice
@@ -138,6 +142,8 @@ class Runner:
         self._symbols.settle(_SETTLE)
         self._emit()
         self._draw()
+        if self._desk is not None:
+            self._desk.finish(_BUNDLES)
         self._finish_recording()
         return Outcome(
             stats=self.stats,
@@ -174,6 +180,8 @@ class Runner:
             self._timeline.update(event)
         for finding in self._judge.feed(event):
             self._queue(exhibit(finding, self.scene))
+        if self._desk is not None:
+            self._desk.feed(event)
         if isinstance(event, CrashSeen):
             self._queue(crash_exhibit(event, self.scene))
 
@@ -190,6 +198,8 @@ class Runner:
         self._symbols.pump()
         self._emit()
         self._draw()
+        if self._desk is not None and not self._pending:
+            self._desk.pump()  # findings that wait for symbols belong to the case
         if self._recorder is not None and self._recorder.notice and not self._recorder_said:
             self._recorder_said = True
             self._notice(f"{self._recorder.notice}; watching goes on without recording")
@@ -208,7 +218,10 @@ class Runner:
                     sink.finding(item, self._symbols)
                 else:
                     sink.crash(item, self._symbols)
-            self._emitted += isinstance(item, Exhibit)
+            if isinstance(item, Exhibit):
+                self._emitted += 1
+                if self._desk is not None:
+                    self._desk.finding(item.finding.tgid, json_line(item, self._symbols))
 
     def _draw(self) -> None:
         if self._timeline is None or self._printer is None:

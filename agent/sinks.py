@@ -10,6 +10,7 @@ from typing import BinaryIO, Protocol, TextIO
 
 from agent import report
 from agent.exhibit import Answers, CrashExhibit, Exhibit
+from agent.forensics.desk import BundleDone
 from agent.recording import private_file
 from agent.text import Line, Printer, Span, line
 
@@ -22,6 +23,8 @@ class Sink(Protocol):
     def finding(self, item: Exhibit, answers: Answers) -> None: ...
 
     def crash(self, item: CrashExhibit, answers: Answers) -> None: ...
+
+    def bundle(self, done: BundleDone) -> None: ...
 
     def close(self) -> None: ...
 
@@ -46,6 +49,9 @@ class ConsoleSink:
     def crash(self, item: CrashExhibit, answers: Answers) -> None:
         self._printer.lines(report.crash(item, answers))
 
+    def bundle(self, done: BundleDone) -> None:
+        self._printer.lines(report.bundle(done))
+
     def close(self) -> None:
         """The stream belongs to the caller."""
 
@@ -64,6 +70,9 @@ class JsonConsoleSink:
 
     def crash(self, item: CrashExhibit, answers: Answers) -> None:
         self._notices.lines(report.crash(item, answers))
+
+    def bundle(self, done: BundleDone) -> None:
+        self._notices.lines(report.bundle(done))
 
     def close(self) -> None:
         """The stream belongs to the caller."""
@@ -90,6 +99,9 @@ class JsonFileSink:
                 self._notice(f"{self._path} cannot be written: {reason}. Findings go on without it.")
 
     def crash(self, item: CrashExhibit, answers: Answers) -> None:
+        """Not a finding."""
+
+    def bundle(self, done: BundleDone) -> None:
         """Not a finding."""
 
     def close(self) -> None:

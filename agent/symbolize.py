@@ -8,13 +8,12 @@ import json
 import os
 import selectors
 import subprocess
-import sys
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from agent import children
 from agent.errors import PrerequisiteMissing, SymbolsFailed
 from agent.sanitize import shell
 from agent.snapshots import Snapshots
@@ -108,7 +107,7 @@ class SymbolClient:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """stored: answers of a recording, which come before the worker's. idle, deadline: seconds."""
-        self._command = list(command) or [sys.executable, "-P", "-m", "agent.symbolize_worker"]
+        self._command = list(command) or children.command("agent.symbolize_worker")
         self._idle = idle
         self._deadline = deadline
         self._stored = dict(stored or {})
@@ -266,17 +265,13 @@ class SymbolClient:
         if self._worker is not None and self._worker.poll() is None:
             return
         self._end_worker()
-        root = str(Path(__file__).resolve().parent.parent)
-        environment = dict(os.environ)
-        # -P keeps the current folder out of sys.path: the daemon runs as root in folders of others.
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
         debug = os.environ.get("AFTERFREE_DEBUG") == "1"
         self._worker = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if debug else subprocess.DEVNULL,
-            env=environment,
+            env=children.environment(),
             start_new_session=True,  # Ctrl-C is for us; the worker ends with its pipe
             bufsize=0,
         )

@@ -21,6 +21,19 @@ _CONFIRMED_BY_FDINFO = frozenset(
     }
 )
 
+PROCESS_EVERY_S = 60
+_FOREBODING = frozenset(
+    {
+        abi.Suspect.FREED_REGISTERED,
+        abi.Suspect.STALE_DELIVERY,
+        abi.Suspect.STALE_DISPATCH,
+        abi.Suspect.RECYCLED_DELIVERY,
+        abi.Suspect.DOUBLE_DESTROY,
+        abi.Suspect.ALIASED_SLOT,
+        abi.Suspect.FREED_IN_BATCH,
+    }
+)
+
 
 class Context:
     """Answers from the stacks map and the helper process."""
@@ -33,6 +46,7 @@ class Context:
         self._stacks: set[tuple[int, int]] = set()
         self._threads: set[tuple[int, int]] = set()
         self._confirms = (0, 0)  # second, checks made in it
+        self._foreboded: dict[int, int] = {}  # tgid -> when its /proc was kept last, s
 
     def of_suspicion(self, suspicion: events.SuspicionRaised) -> Iterator[events.Event]:
         """The suspicion, preceded by the stacks, threads and fdinfo that its report will need."""
@@ -47,6 +61,7 @@ class Context:
         if suspicion.suspect in _CONFIRMED_BY_FDINFO and suspicion.reg is not None and self._may_confirm():
             yield self._confirm(trigger.tgid, suspicion.reg)
         yield suspicion
+        yield from self._forebode(suspicion)
 
     def of_crash(self, crash: events.CrashSeen) -> Iterator[events.Event]:
         """The crash, preceded by the stacks and threads of its slots and what /proc still tells."""
@@ -55,18 +70,32 @@ class Context:
             moments += self._of_slot(held.slot)
             if held.reg is not None:
                 moments += [held.reg.add, held.reg.mod, held.reg.end]
-        maps, threads, fdinfo = self._helper.process(crash.tgid)
+        process = self._process(crash.tgid)
         yield from self._seen(crash.tgid, moments)
-        yield events.ProcessCaptured(
+        yield process
+        yield crash
+
+    def _process(self, tgid: int) -> events.ProcessCaptured:
+        maps, threads, fdinfo = self._helper.process(tgid)
+        return events.ProcessCaptured(
             ts=time.monotonic_ns(),
-            tgid=crash.tgid,
+            tgid=tgid,
             maps=maps,
             threads=tuple(
                 events.ThreadStatus(tid=tid, comm=comm, state=state) for tid, comm, state in threads
             ),
             fdinfo=fdinfo,
         )
-        yield crash
+
+    def _forebode(self, suspicion: events.SuspicionRaised) -> Iterator[events.Event]:
+        """What /proc tells now, for the crash that may follow: a process without handler is gone at once."""
+        tgid, now = suspicion.trigger.tgid, int(time.monotonic())
+        if (
+            suspicion.suspect in _FOREBODING
+            and now - self._foreboded.get(tgid, -PROCESS_EVERY_S) >= PROCESS_EVERY_S
+        ):
+            self._foreboded[tgid] = now
+            yield self._process(tgid)
 
     def of_life(self, slot: events.SlotLife) -> Iterator[events.Event]:
         yield from self._seen(slot.tgid, self._of_slot(slot))
@@ -125,6 +154,7 @@ class Context:
     def forget(self, tgid: int) -> None:
         self._mapped.pop(tgid, None)
         self._read_at.pop(tgid, None)
+        self._foreboded.pop(tgid, None)
 
     def _newly_mapped(self, tgid: int, pcs: tuple[int, ...]) -> Iterator[events.Event]:
         """Read the mappings again when an address lies outside of them (dlopen), once a second at most."""

@@ -8,7 +8,6 @@ import re
 import select
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import IO
 
 import click
 
+from agent import children
 from agent.errors import DemoFailed, PrerequisiteMissing
 
 _BUG = "dup-outlives-close"
@@ -76,19 +76,17 @@ def _check_machine() -> None:
 
 
 def _build() -> Path:
-    root = Path(__file__).resolve().parent.parent.parent
+    root = children.ROOT
     if not (root / "tests" / "targets" / "build.py").is_file():
         raise DemoFailed(
             "the demonstration works from a source checkout only",
             detail="The bundled server is not part of an installed package.",
             remedy="clone the repository, then: make demo",
         )
-    environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
     result = subprocess.run(
-        [sys.executable, "-P", "-m", "tests.targets.build", "poolserver", _MODE],
+        children.command("tests.targets.build", "poolserver", _MODE),
         cwd=root,
-        env=environment,
+        env=children.environment(),
         capture_output=True,
         text=True,
         check=False,
@@ -154,6 +152,7 @@ def _watch(process: subprocess.Popen[bytes], port: int, say: Callable[[str], Non
     from agent.commands.live import LiveOptions, attached, correlator
     from agent.correlator.findings import RuleId, Severity
     from agent.exhibit import Answers, CrashExhibit, Exhibit
+    from agent.forensics.desk import BundleDone
     from agent.plan_text import plan_lines
     from agent.runner import Runner, Stop
     from agent.sinks import brief
@@ -178,6 +177,9 @@ def _watch(process: subprocess.Popen[bytes], port: int, say: Callable[[str], Non
 
         def crash(self, item: CrashExhibit, answers: Answers) -> None:
             out.lines(report.crash(item, answers))
+
+        def bundle(self, done: BundleDone) -> None:
+            out.lines(report.bundle(done))
 
         def close(self) -> None:
             pass

@@ -4,11 +4,13 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.correlator.core import Correlator, CorrelatorOptions
 from agent.correlator.findings import Severity
+from agent.forensics.desk import BundleDone, CrashDesk
+from agent.forensics.store import DEFAULT, BundleStore, Limits
 from agent.recording import RecordingWriter
 from agent.runner import Outcome, Runner, Stop
 from agent.sanitize import printable
@@ -20,6 +22,15 @@ from agent.symbolize import SymbolClient
 from agent.text import Printer
 from agent.timeline import TimelineModel
 from symbols.plan import ProbePlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrashOptions:
+    """What is kept of a crash. bundles: None is the default folder."""
+
+    bundles: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+    redact: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +49,7 @@ class LiveOptions:
     lines_per_second: int = 200
     stream: bool = False
     full_lifetimes: bool = False
+    crashes: CrashOptions | None = None  # None: crashes are reported, and no bundle is kept
 
 
 def correlator(judge: str) -> Correlator:
@@ -116,6 +128,7 @@ def run_live(options: LiveOptions) -> Outcome:
         for text in _attach_lines(supervisor):
             printer.text(text)
         scene = Scene()
+        desk = _desk(options, outputs)
         runner = Runner(
             supervisor,
             judge=correlator(options.judge),
@@ -123,6 +136,7 @@ def run_live(options: LiveOptions) -> Outcome:
             sinks=outputs,
             recorder=writer,
             scene=scene,
+            desk=desk,
             timeline=TimelineModel(scene, per_second=options.lines_per_second) if options.timeline else None,
             timeline_printer=Printer(),
             duration=options.duration,
@@ -134,6 +148,27 @@ def run_live(options: LiveOptions) -> Outcome:
     if outcome.error is not None:
         raise outcome.error
     return outcome
+
+
+def _desk(options: LiveOptions, outputs: Sequence[Sink]) -> CrashDesk | None:
+    """Makes bundles and hands their explanations to the sinks. Raises OutputFailed."""
+    crashes = options.crashes
+    if crashes is None:
+        return None
+    printer = notices()
+
+    def show(done: BundleDone) -> None:
+        for sink in outputs:
+            sink.bundle(done)
+
+    configuration = _recorded_options(options) | {"redact": crashes.redact}
+    return CrashDesk(
+        BundleStore(crashes.bundles or DEFAULT, crashes.limits),
+        configuration=configuration,
+        redact=crashes.redact,
+        on_notice=lambda text: printer.text(f"afterfree: {printable(text)}"),
+        on_bundle=show,
+    )
 
 
 def conclude(outcome: Outcome, form: str) -> None:

@@ -91,6 +91,37 @@ def verdicts(function: F) -> F:
     )(function)
 
 
+def crashes(function: F) -> F:
+    """--bundles, --no-bundles, --bundles-keep, --bundles-size, --redact."""
+    return _stack(
+        click.option(
+            "--bundles",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Folder for crash bundles.  [default: /var/lib/afterfree/bundles]",
+        ),
+        click.option("--no-bundles", is_flag=True, help="Report crashes without keeping a bundle."),
+        click.option(
+            "--bundles-keep",
+            type=click.IntRange(1, 10_000),
+            default=20,
+            show_default=True,
+            help="Keep so many bundles; the oldest goes first.",
+        ),
+        click.option(
+            "--bundles-size",
+            type=Size(),
+            default="2G",
+            show_default=True,
+            help="Keep so many bytes of bundles.",
+        ),
+        click.option(
+            "--redact",
+            is_flag=True,
+            help="Leave memory out of bundles, but for registers, return addresses and slots.",
+        ),
+    )(function)
+
+
 max_size = click.option(
     "--max-size", type=Size(), default="4G", show_default=True, help="Stop recording at that many bytes."
 )

@@ -11,6 +11,7 @@ from agent.commands import options
 @click.command("watch", short_help="Watch processes and report findings as they happen.")
 @options.targets
 @options.verdicts
+@options.crashes
 @click.option(
     "--timeline", is_flag=True, help="Also print every event as a line: who did what to which slot."
 )
@@ -38,6 +39,11 @@ def command(
     timeline_rate: int,
     record: Path | None,
     max_size: int,
+    bundles: Path | None,
+    no_bundles: bool,
+    bundles_keep: int,
+    bundles_size: int,
+    redact: bool,
 ) -> int:
     """Watch processes and report findings as they happen.
 
@@ -45,12 +51,14 @@ def command(
       afterfree watch --pid 4711
       afterfree watch --exe /usr/local/bin/node --fail-on high --format json
     """
-    from agent.commands.live import LiveOptions, run_live, threshold
+    from agent.commands.live import CrashOptions, LiveOptions, run_live, threshold
     from agent.errors import Misused
+    from agent.forensics.store import Limits
     from agent.supervisor import Wanted
 
     if timeline and form == "json":
         raise Misused("--timeline and --format json both want standard output", remedy="use --findings FILE")
+    limits = Limits(most=bundles_keep, size=bundles_size)
     outcome = run_live(
         LiveOptions(
             wanted=Wanted(pids=pids, exes=exes, profile=profile, debug_file=debug_file),
@@ -62,6 +70,7 @@ def command(
             duration=duration,
             timeline=timeline,
             lines_per_second=timeline_rate,
+            crashes=None if no_bundles else CrashOptions(bundles=bundles, limits=limits, redact=redact),
         )
     )
     return outcome.exit_code(threshold(fail_on))

@@ -1,0 +1,199 @@
+# Owns what happens after a crash: case -> spool -> bundle, one at a time, in a child process that may take
+# its time; repeated crashes become counters. Must not block the loop, and must not explain anything itself.
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from agent import children
+from agent.errors import AgentError
+from agent.forensics import spool
+from agent.forensics.case import Case, CaseKeeper
+from agent.forensics.redact import redacted
+from agent.forensics.store import BundleStore
+from probes.events import Event
+
+_MOST_WAITING = 4  # spooled cases; later ones stay in the spool and are bundled at the next start
+_DEADLINE = 180.0  # seconds for one bundle
+_MOST_ANSWER = 4 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleDone:
+    """A bundle was written, or was not: `path` is "" then and `notes` say why."""
+
+    path: str
+    size: int = 0  # bytes
+    report: str = ""  # the explanation as text, already safe for a terminal
+    notes: tuple[str, ...] = ()
+    explained: bool = False
+
+
+@dataclass(slots=True)
+class _Job:
+    name: str
+    folder: Path
+    key: str
+    plain: bool = False  # without an explanation: the second try
+    began: float = 0.0
+    answer: IO[bytes] | None = field(default=None)
+
+
+class CrashDesk:
+    """Feed it what the runner sees; call `pump` often, and `finish` at the end."""
+
+    def __init__(
+        self,
+        store: BundleStore,
+        *,
+        configuration: Mapping[str, Any],
+        redact: bool = False,
+        on_notice: Callable[[str], None] = lambda _text: None,
+        on_bundle: Callable[[BundleDone], None] = lambda _done: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """configuration: what the manifest says of the run."""
+        self._store = store
+        self._keeper = CaseKeeper(redacted if redact else None)
+        self._configuration = dict(configuration)
+        self._notice = on_notice
+        self._on_bundle = on_bundle
+        self._clock = clock
+        self._waiting: deque[_Job] = deque()
+        self._job: _Job | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self.capturing: frozenset[int] = frozenset()  # targets whose mini core is still being written
+        for folder in store.leftovers()[:_MOST_WAITING]:
+            name = folder.name.removeprefix(".").removesuffix(".case")
+            on_notice(f"{folder}: a crash of an earlier run, now made into a bundle")
+            self._waiting.append(_Job(name, folder, ""))
+
+    def feed(self, event: Event) -> None:
+        self._keeper.feed(event)
+
+    def finding(self, tgid: int, line: str) -> None:
+        self._keeper.finding(tgid, line)
+
+    def core(self, tgid: int, path: str, note: str = "") -> None:
+        """See CaseKeeper.core."""
+        self._keeper.core(tgid, path, note)
+
+    @property
+    def busy(self) -> bool:
+        return self._job is not None or bool(self._waiting) or self._keeper.open
+
+    def pump(self, *, ending: bool = False) -> None:
+        """Take what is complete, start what waits, collect what is done. Never blocks."""
+        for case in self._keeper.take(waiting=self.capturing, everything=ending):
+            self._take(case)
+        if self._child is not None:
+            self._poll(self._child)
+        if self._job is None and self._waiting:
+            self._start(self._waiting.popleft())
+
+    def finish(self, timeout: float) -> None:
+        """Bundle everything that is open, at most `timeout` seconds; the rest waits in the spool."""
+        end = self._clock() + timeout
+        self.pump(ending=True)
+        while (self._job is not None or self._waiting) and self._clock() < end:
+            self.pump(ending=True)
+            time.sleep(0.02)
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            self._notice("a bundle was not finished; the next start finishes it")
+
+    # -- one case -------------------------------------------------------------------------------
+
+    def _take(self, case: Case) -> None:
+        repeated = self._store.again(case.key)
+        if repeated:
+            if repeated & (repeated - 1) == 0:  # said at 2, 4, 8, …
+                self._notice(
+                    f"process {case.crash.tgid} crashed like one before: {repeated} times by now, "
+                    f"one bundle in {self._store.limits.period:.0f} s"
+                )
+            if case.core:
+                Path(case.core).unlink(missing_ok=True)
+            return
+        name = self._store.name(case.target.comm, case.crash.tgid)
+        folder = self._store.spool(name)
+        try:
+            spool.write(folder, case, self._configuration)
+        except (OSError, AgentError) as error:
+            self._store.forget(case.key)
+            self._done(BundleDone(path="", notes=(f"the crash could not be written to {folder}: {error}",)))
+            return
+        if len(self._waiting) >= _MOST_WAITING:
+            self._notice(f"{folder}: too many crashes at once; the next start makes a bundle of it")
+            return
+        self._waiting.append(_Job(name, folder, case.key))
+
+    def _start(self, job: _Job) -> None:
+        arguments = [str(job.folder), str(self._store.path(job.name)), *(["--plain"] if job.plain else [])]
+        job.began = self._clock()
+        try:
+            self._child = subprocess.Popen(
+                children.command("agent.forensics.bundler", *arguments),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                env=children.environment(),
+                start_new_session=True,  # Ctrl-C is for the daemon, which waits for it
+            )
+        except OSError as error:
+            self._done(BundleDone(path="", notes=(f"no process for the bundle: {error}",)))
+            return
+        self._job = job
+
+    def _poll(self, child: subprocess.Popen[bytes]) -> None:
+        job = self._job
+        if job is None:
+            return
+        if child.poll() is None:
+            if self._clock() - job.began < _DEADLINE:
+                return
+            child.kill()
+            child.wait()
+        raw = b""
+        if child.stdout is not None:
+            raw = child.stdout.read(_MOST_ANSWER)
+            child.stdout.close()
+        self._child, self._job = None, None
+        done = _answer(raw) if child.returncode == 0 else None
+        if done is not None:
+            for name in self._store.rotate(Path(done.path)):
+                self._notice(f"{name} was removed: the limits on bundles (--bundles-keep)")
+            self._done(done)
+        elif not job.plain:
+            job.plain = True
+            self._waiting.appendleft(job)
+        else:
+            self._store.forget(job.key)
+            shutil.rmtree(job.folder, ignore_errors=True)
+            why = f"no bundle for {job.name}: its process ended with {child.returncode}"
+            self._done(BundleDone(path="", notes=(why,)))
+
+    def _done(self, done: BundleDone) -> None:
+        self._on_bundle(done)
+
+
+def _answer(raw: bytes) -> BundleDone | None:
+    """The bundler's one line; None when it is none."""
+    try:
+        value = json.loads(raw)
+        return BundleDone(
+            path=str(value["path"]),
+            size=int(value["size"]),
+            report=str(value["report"]),
+            notes=tuple(str(note) for note in value["notes"]),
+            explained=bool(value["explained"]),
+        )
+    except (ValueError, LookupError, TypeError):
+        return None

@@ -1,0 +1,73 @@
+# Owns writing a case down before anything else happens to it: the daemon may be killed at any moment, and
+# explaining takes seconds. agent/forensics/bundler.py makes a bundle of it. Must not load symbols/' readers.
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agent import __version__
+from agent.forensics import bundle
+from agent.forensics.case import Case
+from agent.recording import RecordingWriter
+from probes.events import CountersRead
+
+
+def write(folder: Path, case: Case, configuration: Mapping[str, Any]) -> None:
+    """Write a case into a new folder, 0700. `case.json` comes last: without it the case is not whole.
+
+    Raises OSError, OutputFailed; nothing is left then.
+    """
+    try:
+        folder.mkdir(mode=0o700)
+        _write(folder, case, configuration)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write(folder: Path, case: Case, configuration: Mapping[str, Any]) -> None:
+    notes = list(case.notes)
+    writer = RecordingWriter.open(folder / bundle.RECORDING, options={"crash": True, **configuration})
+    for event in case.events:
+        writer.write(event)
+    writer.close({"findings": len(case.findings)})
+    if writer.notice:
+        notes.append(f"the recording is not whole: {writer.notice}")
+        (folder / bundle.RECORDING).unlink(missing_ok=True)
+    lines = "".join(f"{line}\n" for line in case.findings)
+    bundle.write_private(folder / bundle.FINDINGS, lines.encode())
+    if case.core:
+        with contextlib.suppress(OSError):
+            os.rename(case.core, folder / bundle.CORE)
+        if not (folder / bundle.CORE).exists():
+            notes.append("the mini core could not be taken over")
+    counters = next((event for event in case.events if isinstance(event, CountersRead)), None)
+    uname = platform.uname()
+    value = {
+        "key": case.key,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "pid": case.crash.tgid,
+        "tid": case.crash.tid,
+        "comm": case.crash.comm,
+        "signal": case.crash.signal,
+        "fault_address": case.crash.fault_addr,
+        "exe": case.target.exe,
+        "identity": str(case.target.plan.get("identity", "")),
+        "profile": str(case.target.plan.get("profile", "")),
+        "kernel": f"{uname.system} {uname.release} {uname.machine}",
+        "host": uname.node,
+        "afterfree": __version__,
+        "python": platform.python_version(),
+        "configuration": dict(configuration),
+        "counters": dict(counters.counters) if counters is not None else {},
+        "notes": notes,
+    }
+    bundle.write_private(folder / bundle.CASE, json.dumps(value).encode())
+    bundle.sync_folder(folder)

@@ -1,0 +1,186 @@
+"""From the crash to the bundle: through the real child process, on a real disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from agent.forensics import bundle, bundler, spool
+from agent.forensics.bundle import open_bundle
+from agent.forensics.bundler import events_of
+from agent.forensics.desk import BundleDone, CrashDesk
+from agent.forensics.store import BundleStore
+from probes.events import CrashSeen, TargetGone
+from tests.unit.agent.correlator.playbook import TGID
+from tests.unit.agent.forensics.cases import case, crash, history
+
+
+class Desk:
+    """A desk with what it said."""
+
+    def __init__(self, folder: Path, **options: object) -> None:
+        self.notices: list[str] = []
+        self.done: list[BundleDone] = []
+        self.store = BundleStore(folder / "bundles")
+        self.desk = CrashDesk(
+            self.store,
+            configuration={"pids": [TGID]},
+            on_notice=self.notices.append,
+            on_bundle=self.done.append,
+            **options,  # type: ignore[arg-type]
+        )
+
+    def crash(self) -> None:
+        for event in [*history(), crash(), TargetGone(ts=1100, tgid=TGID, reason="killed by signal 11")]:
+            self.desk.feed(event)
+        self.desk.finding(TGID, '{"rule":"stale-delivery"}')
+
+
+def test_a_crash_becomes_a_bundle(tmp_path: Path) -> None:
+    held = Desk(tmp_path)
+    held.crash()
+    held.desk.finish(60)
+    assert [path.name for path in held.store.bundles()] == [Path(held.done[0].path).name]
+    assert not list(held.store.folder.glob(".crash*"))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    opened = open_bundle(held.done[0].path, scratch)
+    assert opened.damaged == ()
+    assert {
+        "manifest.json",
+        "report.txt",
+        "findings.jsonl",
+        "recording.afrec",
+        "threads.json",
+        "maps",
+    } <= set(opened.files)
+    assert opened.text("fdinfo/5").startswith("pos:")
+    assert opened.manifest["signal"] == 11
+    assert opened.manifest["identity"] == "build-id:cafe"
+    assert opened.manifest["configuration"]["pids"] == [TGID]
+    assert json.loads(opened.text("findings.jsonl")) == {"rule": "stale-delivery"}
+    events, broken = events_of(opened.files["recording.afrec"])
+    assert not broken
+    assert [event for event in events if isinstance(event, CrashSeen)] == [crash()]
+
+
+def test_the_loop_is_not_held_up(tmp_path: Path) -> None:
+    held = Desk(tmp_path)
+    held.crash()
+    began = time.monotonic()
+    held.desk.pump()
+    held.desk.pump()
+    assert time.monotonic() - began < 0.5
+    assert held.done == []
+    held.desk.finish(60)
+    assert len(held.done) == 1
+
+
+def test_a_crash_loop_makes_one_bundle_and_a_counter(tmp_path: Path) -> None:
+    held = Desk(tmp_path)
+    for _ in range(5):
+        held.crash()
+        held.desk.pump()
+    held.desk.finish(60)
+    assert len(held.store.bundles()) == 1
+    assert [notice.partition(": ")[2].split(" ")[0] for notice in held.notices] == ["2", "4"]
+
+
+def test_another_crash_during_a_bundle_is_not_lost(tmp_path: Path) -> None:
+    held = Desk(tmp_path)
+    held.crash()
+    held.desk.pump()
+    other = [*history(), crash(fault_addr=0x300), TargetGone(ts=1, tgid=TGID, reason="killed")]
+    for event in other:
+        held.desk.feed(event)
+    held.desk.pump()
+    held.desk.finish(60)
+    assert len(held.store.bundles()) == 2
+
+
+def test_what_a_killed_run_left_is_finished_by_the_next(tmp_path: Path) -> None:
+    store = BundleStore(tmp_path / "bundles")
+    spool.write(store.spool("crash-x"), case(), {})
+    held = Desk(tmp_path)
+    assert "a crash of an earlier run" in held.notices[0]
+    held.desk.finish(60)
+    assert [path.name for path in store.bundles()] == ["crash-x.tar.zst"]
+
+
+def test_a_case_that_kills_its_explainer_is_bundled_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Desk(tmp_path)
+    held.crash()
+    real = subprocess.Popen
+
+    def popen(command: list[str], **options: object) -> subprocess.Popen[bytes]:
+        if "--plain" not in command:
+            command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+        return real(command, **options)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    held.desk.finish(60)
+    assert len(held.store.bundles()) == 1
+    assert any("could not be explained" in note for note in held.done[0].notes)
+
+
+class Full:
+    """A disk that is full for files of some names."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+        self._names, self._pack = names, bundle.pack
+        monkeypatch.setattr(bundle, "pack", self.pack)
+
+    def pack(self, folder: Path, target: Path) -> int:
+        if any((folder / name).exists() for name in self._names):
+            raise OSError(28, os.strerror(28))
+        return self._pack(folder, target)
+
+
+def test_a_full_disk_loses_the_newest_detail_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = BundleStore(tmp_path / "bundles")
+    older = store.path("crash-older")
+    older.write_bytes(b"older")
+    made = case()
+    core = tmp_path / "core"
+    core.write_bytes(b"core")
+    made.core = str(core)
+    spool.write(store.spool("crash-x"), made, {})
+    Full(monkeypatch, bundle.CORE, bundle.RECORDING)
+    answer = bundler.make(store.spool("crash-x"), store.path("crash-x"), plain=True)
+    assert [note for note in answer["notes"] if "disk is full" in note] == [
+        "left out, the disk is full: core",
+        "left out, the disk is full: recording.afrec",
+    ]
+    assert older.read_bytes() == b"older"
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    opened = open_bundle(store.path("crash-x"), scratch)
+    assert opened.manifest["left_out"] == ["core", "recording.afrec"]
+    assert opened.damaged == ()
+
+
+def test_a_disk_without_any_room_loses_the_bundle_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    held = Desk(tmp_path)
+    older = held.store.path("crash-older")
+    older.write_bytes(b"older")
+    monkeypatch.setattr(bundle, "write_private", full)
+    held.crash()
+    held.desk.finish(5)
+    assert [path.name for path in held.store.bundles()] == ["crash-older.tar.zst"]
+    assert "No space left" in held.done[0].notes[0]
+    assert not list(held.store.folder.glob(".crash*"))
