@@ -60,7 +60,8 @@ def test_the_manifest_comes_first_below_one_directory(tmp_path: Path) -> None:
     pack(folder(tmp_path), target)
     with target.open("rb") as file:
         raw = zstandard.ZstdDecompressor().stream_reader(file).read()
-    names = tarfile.open(fileobj=io.BytesIO(raw)).getnames()
+    with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
+        names = tar.getnames()
     assert names[0] == "crash-a/manifest.json"
     assert {name.partition("/")[0] for name in names} == {"crash-a"}
 
