@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 SUITES := $(wildcard tests/unit tests/property tests/golden tests/integration)
 
-.PHONY: help setup demo test check bench format clean
+.PHONY: help setup demo test lint check bench format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,11 +31,13 @@ demo: $(VENV)/.ready-bpf ## build a server with the bug, attach to it, prove the
 test: $(VENV)/.ready-bpf ## unit, property and integration tests on real BPF (root)
 	$(PYTEST) $(SUITES)
 
-check: $(VENV)/.ready-python ## ruff, mypy --strict, import-linter, unit tests: no root, no bcc
+lint: $(VENV)/.ready-python ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
+
+check: lint ## lint, then the unit and property tests: no root, no bcc
 	$(PYTEST) -q -m 'not bpf' $(wildcard tests/unit tests/property)
 
 bench: $(VENV)/.ready-bpf ## what watching costs, as ratios (root)
