@@ -67,9 +67,9 @@ def crash(item: CrashExhibit, answers: Answers) -> list[Line]:
     except ValueError:
         name = f"signal {seen.signal}"
     frames = item.frames(answers)
-    # the address of the access, where there was one: SIGABRT and friends have none
-    faults = seen.signal in (signal.SIGSEGV, signal.SIGBUS)
-    where = f" at address {seen.fault_addr:#x}" if faults else ""
+    where = "" if seen.accessed is None else f" at address {seen.accessed:#x}"
+    if seen.signal == signal.SIGSEGV and seen.accessed is None:
+        where = " (general protection: the address is not canonical)"
     who = f"target {seen.tgid} {printable(item.target.comm) if item.target else ''}".rstrip()
     rows = [
         line(

@@ -2,11 +2,14 @@
 # Immutable values only; must not judge, do I/O or import anything but the ABI.
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from probes.abi import RegFlag, RegState, SlotFlag, SlotState, Suspect
+
+_SI_KERNEL = 0x80  # include/uapi/asm-generic/siginfo.h
 
 
 class Moment(NamedTuple):
@@ -259,7 +262,7 @@ class CrashSeen:
     comm: str
     signal: int
     si_code: int
-    fault_addr: int
+    fault_addr: int  # of the access, where there was one that the kernel names: see `accessed`
     ip: int
     registers: Mapping[str, int]
     stack: bytes  # from the stack pointer up
@@ -272,6 +275,13 @@ class CrashSeen:
     near: Mapping[str, bytes] = field(default_factory=dict)  # register -> what it points at
     delivered: tuple[tuple[int, int], ...] = ()  # (events, userdata) of the open batch
     links: tuple[int, ...] = ()  # the free-list link of the first free slot, the link there, and so on
+
+    @property
+    def accessed(self) -> int | None:
+        """The address of the faulting access. None where none is known: another signal, one that a process
+        sent, or an address that is not canonical (si_code SI_KERNEL; arch/x86/kernel/traps.c)."""
+        known = self.signal in (signal.SIGSEGV, signal.SIGBUS) and 0 < self.si_code < _SI_KERNEL
+        return self.fault_addr if known else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,7 +49,7 @@ class Case:
     def key(self) -> str:
         """The same for crashes that look the same before they are explained: build, place, address."""
         crash, identity = self.crash, str(self.target.plan.get("identity", ""))
-        near_null = crash.fault_addr if crash.fault_addr < 65536 else -1
+        near_null = crash.accessed if crash.accessed is not None and crash.accessed < 65536 else -1
         return f"{identity}:{crash.ip - self.target.bias:x}:{crash.signal}:{near_null}"
 
 

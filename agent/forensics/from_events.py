@@ -107,7 +107,7 @@ def evidence(
         ),
         signal=crash.signal,
         si_code=crash.si_code,
-        fault_addr=crash.fault_addr if crash.signal in (7, 11) else None,
+        fault_addr=crash.accessed,
         ts=crash.ts,
         threads=_threads(crash, case, threads),
         modules=case.modules.modules if case.modules is not None else (),
