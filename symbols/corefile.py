@@ -1,4 +1,4 @@
-# Owns reading ELF core files: threads' registers, memory, mapped files (elf(5), NT_FILE of
+# Owns reading ELF core files: threads' registers and signals, memory, mapped files (elf(5), NT_FILE of
 # fs/binfmt_elf.c). The file is untrusted; it is mapped, never read whole.
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import bisect
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from symbols.errors import MalformedImage, NotElf
 from symbols.image import map_file
@@ -14,7 +14,8 @@ from symbols.modules import Mapping
 
 _ET_CORE = 4
 _PT_LOAD, _PT_NOTE = 1, 4
-_NT_PRSTATUS, _NT_FILE = 1, 0x46494C45
+_NT_PRSTATUS, _NT_PRPSINFO, _NT_AUXV, _NT_FILE, _NT_SIGINFO = 1, 3, 6, 0x46494C45, 0x53494749
+_AT_ENTRY = 9
 _MAX_SEGMENTS = 1 << 20
 _MAX_NOTES = 1 << 20
 _MAX_FILES = 1 << 18
@@ -28,10 +29,30 @@ USER_REGS = (
 
 
 @dataclass(frozen=True, slots=True)
+class SignalInfo:
+    """NT_SIGINFO: struct siginfo's first words. address: si_addr, meaningful for faults only."""
+
+    signal: int
+    code: int
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
 class CoreThread:
     tid: int
     signal: int
     registers: dict[str, int]
+    info: SignalInfo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CoreSegment:
+    """A mapping as the core describes it; captured: bytes of it that the core holds, from its start."""
+
+    start: int
+    end: int
+    flags: str  # "rw-"
+    captured: int
 
 
 class CoreFile:
@@ -42,6 +63,10 @@ class CoreFile:
         self._map = map_file(self.path)
         self.threads: tuple[CoreThread, ...] = ()
         self.files: tuple[Mapping, ...] = ()
+        self.segments: tuple[CoreSegment, ...] = ()
+        self.pid = 0
+        self.comm = ""  # untrusted text
+        self.entry = 0  # run-time address of the program's entry point (AT_ENTRY); 0 not known
         try:
             self._parse()
         except struct.error as error:
@@ -91,22 +116,40 @@ class CoreFile:
             raise self._bad("the program headers do not fit")
         loads: list[tuple[int, int, int]] = []
         threads: list[CoreThread] = []
+        segments: list[CoreSegment] = []
         for index in range(count):
-            ptype, _flags, offset, vaddr, _pa, size, _memsz, _align = struct.unpack_from(
+            ptype, flags, offset, vaddr, _pa, size, memsz, _align = struct.unpack_from(
                 "<IIQQQQQQ", self._map, phoff + index * entsize
             )
             size = max(0, min(size, len(self._map) - offset))  # a truncated core still has its beginning
-            if ptype == _PT_LOAD and size:
-                loads.append((vaddr, size, offset))
+            if ptype == _PT_LOAD:
+                letters = "".join(c if flags & bit else "-" for c, bit in (("r", 4), ("w", 2), ("x", 1)))
+                segments.append(CoreSegment(vaddr, vaddr + max(memsz, size), letters, size))
+                if size:
+                    loads.append((vaddr, size, offset))
             elif ptype == _PT_NOTE:
                 for ntype, desc in self._notes(offset, offset + size):
-                    if ntype == _NT_PRSTATUS and len(desc) >= _REGS_AT + 8 * len(USER_REGS):
-                        threads.append(_thread(desc))
-                    elif ntype == _NT_FILE:
-                        self.files = self._mapped(desc)
+                    self._note(ntype, desc, threads)
         self._loads = sorted(loads)
         self._starts = [start for start, _size, _offset in self._loads]
+        self.segments = tuple(segments)
         self.threads = tuple(threads)
+
+    def _note(self, ntype: int, desc: bytes, threads: list[CoreThread]) -> None:
+        if ntype == _NT_PRSTATUS and len(desc) >= _REGS_AT + 8 * len(USER_REGS):
+            threads.append(_thread(desc))
+        elif ntype == _NT_FILE:
+            self.files = self._mapped(desc)
+        elif ntype == _NT_SIGINFO and threads and len(desc) >= 24:  # belongs to the thread before it
+            signal, _errno, code = struct.unpack_from("<iii", desc)
+            info = SignalInfo(signal, code, struct.unpack_from("<Q", desc, 16)[0])
+            threads[-1] = replace(threads[-1], info=info)
+        elif ntype == _NT_PRPSINFO and len(desc) >= 56:  # struct elf_prpsinfo
+            self.pid = struct.unpack_from("<i", desc, 24)[0]
+            self.comm = desc[40:56].split(b"\0")[0].decode("utf-8", "replace")
+        elif ntype == _NT_AUXV:
+            pairs = struct.iter_unpack("<QQ", desc[: len(desc) // 16 * 16])
+            self.entry = next((value for key, value in pairs if key == _AT_ENTRY), 0)
 
     def _notes(self, at: int, end: int) -> Iterator[tuple[int, bytes]]:
         for _ in range(_MAX_NOTES):

@@ -1,0 +1,97 @@
+# Owns the order in which a crash is examined: fault, origin of the pointer, slot, free list, batches, live
+# slots. Needs open images; runs in a command or a worker, never in the daemon. Judges nothing.
+from __future__ import annotations
+
+from dataclasses import replace
+
+from agent.forensics.batches import batches
+from agent.forensics.evidence import CrashEvidence
+from agent.forensics.facts import Examination, Fault, FreeList
+from agent.forensics.faultsite import Site, find_site, loads_of
+from agent.forensics.freelist import Pools
+from agent.forensics.objects import Objects
+from agent.forensics.slots import Slots, with_way
+from agent.forensics.view import OpenImage, View
+from symbols.errors import STRAY_ERRORS, SymbolError
+from symbols.plan import ProbePlan
+from symbols.resolve import Session
+from symbols.types import Type
+
+
+def examine(
+    evidence: CrashEvidence,
+    plan: ProbePlan,
+    session: Session,
+    open_image: OpenImage = lambda _path: None,
+) -> Examination:
+    """What debug information and captured memory say about a crash. Never raises for bad evidence.
+
+    session: the executable's debug information (symbols.resolve.open_session), which stays the caller's.
+    """
+    notes: list[str] = list(evidence.notes)
+    view = View(evidence, plan, session, open_image)
+    objects = Objects(view)
+    slot_type = _type(view, plan.slot.type_name)
+    if slot_type is None:
+        notes.append(f"the slot's type {plan.slot.type_name} is not described by the debug information")
+    try:
+        site = find_site(view)
+    except (SymbolError, *STRAY_ERRORS) as error:
+        site = None
+        notes.append(f"the fault could not be examined: {error}")
+    if site is None:
+        notes.append("no registers of the crashed thread were captured")
+    found = batches(view, objects)
+    loads = loads_of(view, site) if site is not None else ()
+    slots = Slots(view, objects, slot_type)
+    slot = slots.find(site, loads, found)
+    site = _typed_by_slot(view, site, plan) if site is not None and slot is not None else site
+    pools = Pools(view, objects, slot_type)
+    free, reason = pools.free_list(slot.address if slot is not None else None)
+    if slot is not None and free is not None and free.position is not None:
+        slot = with_way(slot, "free list")
+    history = evidence.history
+    if slot is not None and history is not None and any(life.addr == slot.address for life in history.lives):
+        slot = with_way(slot, "history")
+    reachable, holders = slots.reachable(slot.address if slot is not None else None)
+    return Examination(
+        fault=site.fault if site is not None else None,
+        loads=loads,
+        slot=slot,
+        slot_type=plan.slot.type_name,
+        slot_size=plan.slot.size,
+        object_field=plan.slot.object_field or "",
+        free_list=free,
+        free_list_reason=reason,
+        batches=found,
+        live=_not_free(reachable, free),
+        holders=holders,
+        notes=tuple(notes),
+    )
+
+
+def _type(view: View, name: str) -> Type | None:
+    try:
+        return view.types.find(name)
+    except (SymbolError, *STRAY_ERRORS):
+        return None
+
+
+def _typed_by_slot(view: View, site: Site, plan: ProbePlan) -> Site:
+    """No variable names the pointer, but the slot's field it was loaded from says what it points to."""
+    fault: Fault = site.fault
+    if fault.type or not plan.slot.object_type or fault.indexed:
+        return site
+    kind = _type(view, plan.slot.object_type)
+    if kind is None:
+        return site
+    try:
+        field = view.types.field_at(kind, fault.offset) or ""
+    except (SymbolError, *STRAY_ERRORS):
+        field = ""
+    return replace(site, fault=replace(fault, type=kind.name, field=field), type=kind)
+
+
+def _not_free(slots: tuple[int, ...], free: FreeList | None) -> tuple[int, ...]:
+    taken = set(free.nodes) if free is not None else set()
+    return tuple(slot for slot in slots if slot not in taken)

@@ -1,0 +1,171 @@
+# Owns the step from a core file to evidence: which mapping is the executable, whether the two belong
+# together, what the core leaves out. The core is untrusted. Must not explain.
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from agent.forensics.evidence import (
+    CrashEvidence,
+    Layered,
+    Region,
+    Source,
+    TargetIdentity,
+    ThreadState,
+)
+from agent.forensics.view import OpenImage
+from probes.events import MappedModule
+from symbols.corefile import CoreFile
+from symbols.errors import MalformedImage, SymbolError
+from symbols.image import Image
+from symbols.modules import Mapping, bias_of
+
+_PAGE = 4096
+_COMPARED = 1 << 20  # bytes of captured code that are compared with the executable's
+_MOST_FILES = 256
+_FAULTS = (4, 5, 7, 8, 11)  # SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV: si_addr has a meaning
+
+
+class CoreMismatch(SymbolError):
+    """The core is of another program, or of another build of it."""
+
+    default_remedy = "name the very executable that crashed; the core's files are listed by `file CORE`"
+
+
+class OpenedCore:
+    """A core and the images it maps."""
+
+    def __init__(self, core: CoreFile, evidence: CrashEvidence, open_image: OpenImage) -> None:
+        self.core = core
+        self.evidence = evidence
+        self.open_image = open_image
+
+
+@contextmanager
+def opened(path: str, image: Image) -> Iterator[OpenedCore]:
+    """The evidence in a core of `image`. Raises SymbolError: NotElf, MalformedImage, CoreMismatch."""
+    with ExitStack() as stack:
+        core = CoreFile(path)
+        stack.callback(core.close)
+        if not core.threads:
+            raise MalformedImage("no thread's registers are in it", path=path, where="core file")
+        mapped = executable_mapping(core, image)
+        bias = bias_of(image.segments, mapped)
+        if bias is None:
+            raise CoreMismatch(f"the core maps {mapped.path}, whose segments are others", path=image.path)
+        proven = compare(core, image, bias)
+        known: dict[str, Image | None] = {}
+
+        def open_image(name: str) -> Image | None:
+            if name not in known:
+                known[name] = _library(name) if len(known) < _MOST_FILES else None
+                found = known[name]
+                if found is not None:
+                    stack.callback(found.close)
+            return known[name]
+
+        yield OpenedCore(core, _evidence(core, image, mapped, bias, open_image, proven), open_image)
+
+
+def executable_mapping(core: CoreFile, image: Image) -> Mapping:
+    """The first mapping of the program itself. Raises CoreMismatch."""
+    path = next((m.path for m in core.files if core.entry and m.start <= core.entry < m.end), None)
+    if path is None:
+        names = [m.path for m in core.files]
+        wanted = os.path.realpath(image.path)
+        path = next((name for name in names if name in (wanted, image.path)), None)
+        base = os.path.basename(wanted)
+        path = path or next((name for name in names if os.path.basename(name) == base), None)
+    if path is None:
+        raise CoreMismatch("the core does not say that it maps this file", path=image.path)
+    return min(m for m in core.files if m.path == path)
+
+
+def compare(core: CoreFile, image: Image, bias: int) -> bool:
+    """Compare what the core holds of the executable's headers and code with the file.
+
+    False where it holds neither. Raises CoreMismatch.
+    """
+    seen = False
+    for segment in image.segments:
+        start = segment.vaddr + bias
+        # the first page of an ELF mapping is dumped for its headers and build-id (coredump_filter bit 4)
+        header = segment.offset == 0 and not segment.executable
+        if not (segment.executable or header):
+            continue
+        left = min(segment.filesz, _PAGE if header else _COMPARED)
+        for at in range(start, start + left, _PAGE):
+            count = min(_PAGE, start + left - at)
+            raw = core.memory(at, count)
+            if raw is None:
+                continue
+            seen = True
+            if raw != image.code(at - bias, count):
+                what = "headers" if header else "code"
+                raise CoreMismatch(
+                    f"it is another build than the one that crashed: its {what} differ", path=image.path
+                )
+    return seen
+
+
+def _library(path: str) -> Image | None:
+    try:
+        return Image(path, any_machine=True)
+    except SymbolError:
+        return None
+
+
+def _evidence(
+    core: CoreFile, image: Image, mapped: Mapping, bias: int, open_image: OpenImage, proven: bool
+) -> CrashEvidence:
+    first = core.threads[0]  # the kernel, and gdb, write the thread with the signal first
+    crashed = next((t for t in core.threads if t.info is not None and t.info.signal), first)
+    crashed = first if first.signal or first.info is not None else crashed
+    info = crashed.info
+    signal = info.signal if info is not None and info.signal else crashed.signal
+    address = info.address if info is not None and signal in _FAULTS and info.code > 0 else None
+    notes = []
+    if not proven:
+        notes.append(
+            "the core holds nothing of the executable to compare: that they belong together is not proven"
+        )
+    return CrashEvidence(
+        source=Source.CORE,
+        target=TargetIdentity(
+            tgid=core.pid, exe=mapped.path, identity=image.identity, bias=bias, comm=core.comm
+        ),
+        signal=signal,
+        si_code=info.code if info is not None else None,
+        fault_addr=address,
+        threads=tuple(
+            ThreadState(tid=thread.tid, registers=thread.registers, crashed=thread is crashed)
+            for thread in core.threads
+        ),
+        modules=tuple(_modules(core, image, mapped, bias, open_image)),
+        regions=tuple(Region(s.start, s.end, s.flags) for s in core.segments),
+        memory=Layered(core.memory),
+        notes=tuple(notes),
+    )
+
+
+def _modules(
+    core: CoreFile, image: Image, mapped: Mapping, bias: int, open_image: OpenImage
+) -> Iterator[MappedModule]:
+    groups: dict[str, list[Mapping]] = {}
+    for mapping in core.files:
+        groups.setdefault(mapping.path, []).append(mapping)
+    for path, parts in list(groups.items())[:_MOST_FILES]:
+        own = path == mapped.path
+        found = image if own else open_image(path)
+        offset = bias if own else bias_of(found.segments, min(parts)) if found is not None else None
+        start, end = min(p.start for p in parts), max(p.end for p in parts)
+        if found is not None and offset is not None and found.segments:
+            end = max(end, offset + max(s.vaddr + s.memsz for s in found.segments))
+        yield MappedModule(
+            start=start,
+            end=end,
+            bias=offset if offset is not None else start,
+            path=path,
+            identity=image.identity if own else "",
+        )

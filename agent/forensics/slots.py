@@ -1,0 +1,204 @@
+# Owns finding the slot that a crash is about, and what its bytes are. Reads evidence through a View; every
+# way that leads to the slot is kept as its own reason. Must not judge.
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+
+from agent.forensics.facts import BatchSeen, Load, SlotSeen
+from agent.forensics.faultsite import Site
+from agent.forensics.objects import Objects, Part
+from agent.forensics.view import View
+from symbols.layout import same_type
+from symbols.overlay import describe_bytes
+from symbols.plan import SlotLayout
+from symbols.types import Type
+
+_MOST_BYTES = 4096
+_MOST_LIVE = 4096
+_MOST_POINTERS = 256
+_FILL = 0xAA
+
+
+class Slots:
+    """Slots of one crashed process."""
+
+    def __init__(self, view: View, objects: Objects, slot_type: Type | None) -> None:
+        self._view = view
+        self._objects = objects
+        self._type = slot_type
+        self._layout: SlotLayout = view.plan.slot
+        self._parts: tuple[Part, ...] = objects.parts(slot_type) if slot_type is not None else ()
+
+    # -- which slot ------------------------------------------------------------------------------
+
+    def find(
+        self, site: Site | None, loads: tuple[Load, ...], batches: tuple[BatchSeen, ...]
+    ) -> SlotSeen | None:
+        """The slot whose pointer faulted. by: "code", "variable", "batch", "register", "history"."""
+        if site is None:
+            return None
+        ways: dict[int, list[tuple[str, str]]] = {}  # address -> (way, field)
+        for load in loads:
+            for address, field in self._behind(load, site):
+                ways.setdefault(address, []).append(("code", field))
+        for address, field in self._in_variables(site, loads):
+            ways.setdefault(address, []).append(("variable", field))
+        value = site.fault.base_value
+        delivered = self._delivered(batches)
+        for address in delivered:
+            if address in ways or (value is not None and self._object_of(address) == value):
+                ways.setdefault(address, []).append(("batch", self._layout.object_field or ""))
+        if not ways:
+            for address, field in self._in_registers(site, delivered):
+                ways.setdefault(address, []).append(("register", field))
+        if not ways:
+            return None
+        # The way of the code comes first: it was walked from the very instruction.
+        best = max(ways, key=lambda address: self._weight(ways[address]))
+        by = tuple(dict.fromkeys(way for way, _field in ways[best]))
+        field = next((field for _way, field in ways[best] if field), "")
+        return self.look(best, field, by)
+
+    def _weight(self, ways: list[tuple[str, str]]) -> tuple[bool, int]:
+        names = {way for way, _field in ways}
+        return "code" in names, len(names)
+
+    def _behind(self, load: Load, site: Site) -> list[tuple[int, str]]:
+        """Slots such that the load read one of their pointer fields."""
+        if load.address is None or load.agrees is False:
+            return []
+        found = []
+        wanted = site.type
+        for part in self._parts:
+            address = load.address - part.offset
+            target = self._view.variables.pointee(part.type)
+            if target is None or (load.base_value is not None and address != load.base_value):
+                continue
+            if wanted is None or self._same(target, wanted):
+                found.append((address, _plain(part.path)))
+        return found[:1]
+
+    def _in_variables(self, site: Site, loads: tuple[Load, ...]) -> list[tuple[int, str]]:
+        """Pointers to slots among the variables of the faulting frame and its callers."""
+        found = []
+        value = site.fault.base_value
+        for spot in site.spots[:4]:
+            for variable in self._view.in_scope(spot):
+                target = self._view.variables.pointee(variable.type)
+                if target is None or self._type is None or not self._same(target, self._type):
+                    continue
+                address = variable.value(spot.frame.registers, self._view.read)
+                if not address or self._view.read(address, 8) is None:
+                    continue
+                field = self._field_with(address, value, loads)
+                if field is not None or address == value:
+                    found.append((address, field or ""))
+        return found
+
+    def _field_with(self, slot: int, value: int | None, loads: tuple[Load, ...]) -> str | None:
+        """The pointer field of a slot that holds the faulting pointer, and from which it was loaded."""
+        for part in self._parts:
+            if self._view.variables.pointee(part.type) is None or value is None:
+                continue
+            address = slot + part.offset
+            read = not loads or any(load.address == address for load in loads)
+            if read and self._view.word(address) == value:
+                return _plain(part.path)
+        return None
+
+    def _delivered(self, batches: tuple[BatchSeen, ...]) -> tuple[int, ...]:
+        userdata = self._view.plan.userdata
+        if userdata.kind != "pointer":
+            return ()
+        known = [pair for batch in self._view.evidence.batches for pair in batch.deliveries]
+        known += [pair for batch in batches for pair in batch.entries]
+        values = (value for value, _events in known if value not in userdata.reserved)
+        return tuple(dict.fromkeys(value & userdata.mask for value in values))
+
+    def _in_registers(self, site: Site, delivered: tuple[int, ...]) -> list[tuple[int, str]]:
+        """A delivered or watched slot in a register, or one whose object is the faulting pointer."""
+        history = self._view.evidence.history
+        watched = {life.addr for life in history.lives} if history is not None else set()
+        value = site.fault.base_value
+        found = []
+        for number in site.spots[0].frame.registers.values():
+            if number in watched or number in delivered:
+                same = value is not None and self._object_of(number) == value
+                found.append((number, (self._layout.object_field or "") if same else ""))
+        return found
+
+    def _object_of(self, slot: int) -> int | None:
+        offset = self._layout.object_offset
+        return self._view.word(slot + offset) if offset is not None else None
+
+    # -- what it holds ---------------------------------------------------------------------------
+
+    def look(self, address: int, field: str, by: tuple[str, ...]) -> SlotSeen:
+        """A slot with its bytes decoded."""
+        layout = self._layout
+        size = min(layout.size or 64, _MOST_BYTES)
+        data = self._view.evidence.memory.read(address, size) or b""
+        link: int | None = None
+        at = layout.freelist_offset
+        rest = data
+        aliases = ""
+        if at is not None and len(data) >= at + 8:
+            link = int.from_bytes(data[at : at + 8], "little")
+            rest = data[:at] + data[at + 8 :]
+            aliases = next((_plain(p.path) for p in self._parts if p.offset == at and p.path), "")
+        filled = sum(byte == _FILL for byte in rest) * 4 >= 3 * len(rest) and len(rest) >= 8
+        lines = describe_bytes(layout, data) if data else ()
+        return SlotSeen(
+            address=address, field=field, by=by, data=data, lines=lines, link=link,
+            filled=filled, link_aliases=aliases.removeprefix("."),
+        )  # fmt: skip
+
+    # -- the others ------------------------------------------------------------------------------
+
+    def reachable(self, slot: int | None) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """(slots that the program's own pointers lead to, paths of those that lead to this slot)."""
+        if self._type is None:
+            return (), ()
+        queue: deque[int] = deque()
+        holders: list[str] = []
+        for count, found in enumerate(self._objects.find(self._to_slot)):
+            if count >= _MOST_POINTERS:
+                break
+            value = self._view.word(found.address)
+            # a free list's own head is no use of a slot
+            if not value or "free" in found.path.rpartition(".")[2].lower():
+                continue
+            queue.append(value)
+            if value == slot:
+                holders.append(found.path)
+        seen: set[int] = set()
+        while queue and len(seen) < _MOST_LIVE:
+            address = queue.popleft()
+            if address in seen or address % 8 or self._view.read(address, self._layout.size or 8) is None:
+                continue
+            seen.add(address)
+            for part in self._parts:
+                if self._to_slot(part.type) and part.offset != self._layout.freelist_offset:
+                    value = self._view.word(address + part.offset)
+                    if value:
+                        queue.append(value)
+        return tuple(sorted(seen)), tuple(dict.fromkeys(holders))
+
+    def _to_slot(self, kind: Type) -> bool:
+        target = self._view.variables.pointee(kind)
+        return target is not None and self._type is not None and self._same(target, self._type)
+
+    def _same(self, a: Type, b: Type) -> bool:
+        if a.die is None or b.die is None:
+            return False
+        return same_type(self._view.session.dwarf, a.die, b.die)
+
+
+def with_way(slot: SlotSeen, way: str) -> SlotSeen:
+    """The same slot with one more reason."""
+    return slot if way in slot.by else replace(slot, by=(*slot.by, way))
+
+
+def _plain(path: str) -> str:
+    return path.removeprefix(".")

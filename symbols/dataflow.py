@@ -1,0 +1,356 @@
+# Owns two questions about machine code, answered with capstone: which memory did an instruction access,
+# and where was a register's value loaded from. Registers and memory come from the caller, as do the bytes
+# of the function. Walks are bounded; an unknown is an answer. Must not know DWARF.
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import capstone
+from capstone import x86_const as x86
+
+from symbols.code import FunctionCode, full_register
+
+_MASK = 0xFFFF_FFFF_FFFF_FFFF
+_MAX_STATES = 600  # instructions looked at for one value
+_MAX_DEPTH = 4  # loads through loads
+_MAX_ORIGINS = 8
+_SCRATCH = frozenset(("rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11"))
+_CANONICAL = 0x0000_7FFF_FFFF_FFFF
+
+Read = Callable[[int, int], bytes | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operand:
+    """A memory operand with the registers' values; value None: the register is not known."""
+
+    base: str  # 64-bit register, "" without
+    base_value: int | None
+    index: str
+    index_value: int | None
+    scale: int
+    disp: int  # signed
+    size: int  # bytes
+    writes: bool
+    address: int | None  # effective
+
+    @property
+    def canonical(self) -> bool:
+        """Whether the address is one that a user space pointer can have on x86-64."""
+        return self.address is None or self.address <= _CANONICAL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """The instruction at a pc. operand: the access that can have faulted; None where there is none."""
+
+    address: int  # of the instruction, in the image
+    text: str
+    operand: Operand | None
+
+
+def access_at(
+    code: FunctionCode, at: int, registers: Mapping[str, int], fault_addr: int | None, *, bias: int = 0
+) -> Access | None:
+    """The instruction at an image address; of several operands the one that reaches fault_addr.
+
+    A non-canonical address raises #GP, for which the kernel reports no address (si_code SI_KERNEL).
+    """
+    insn = code.detail(at)
+    if insn is None:
+        return None
+    operands = [
+        _operand(insn, operand, registers, bias)
+        for operand in insn.operands
+        if operand.type == x86.X86_OP_MEM and not insn.mnemonic.startswith(("lea", "nop"))
+    ]
+    chosen = next(
+        (o for o in operands if fault_addr and o.address is not None and _near(o, fault_addr)), None
+    )
+    if chosen is None:
+        chosen = next((o for o in operands if not o.canonical), None)
+    if chosen is None and not fault_addr:
+        chosen = operands[0] if operands else None
+    if chosen is None and operands and all(o.address is None for o in operands):
+        chosen = operands[0]
+    return Access(address=at, text=f"{insn.mnemonic} {insn.op_str}".strip(), operand=chosen)
+
+
+def _near(operand: Operand, address: int) -> bool:
+    """An access across a page boundary faults at the second page's start."""
+    return operand.address is not None and 0 <= address - operand.address < max(operand.size, 1)
+
+
+def _operand(insn: Any, operand: Any, registers: Mapping[str, int], bias: int) -> Operand:
+    mem = operand.mem
+    base = full_register(insn.reg_name(mem.base)) if mem.base else ""
+    index = full_register(insn.reg_name(mem.index)) if mem.index else ""
+    known = dict(registers)
+    known["rip"] = insn.address + insn.size + bias
+    base_value, index_value = known.get(base), known.get(index)
+    address: int | None = None
+    if (not base or base_value is not None) and (not index or index_value is not None) and not mem.segment:
+        address = ((base_value or 0) + (index_value or 0) * mem.scale + mem.disp) & _MASK
+    return Operand(
+        base=base, base_value=base_value, index=index, index_value=index_value, scale=mem.scale,
+        disp=mem.disp, size=operand.size, writes=bool(operand.access & capstone.CS_AC_WRITE), address=address,
+    )  # fmt: skip
+
+
+class How(StrEnum):
+    """What gave a register its value."""
+
+    LOAD = "loaded from memory"
+    ENTRY = "held at the function's entry"
+    CONSTANT = "a constant"
+    COMPUTED = "computed"
+    CALL = "returned by a call"
+    UNKNOWN = "not found"
+
+
+class Place(NamedTuple):
+    """A register, or a home in the frame: [register + disp]."""
+
+    register: str
+    disp: int | None = None
+
+    def __str__(self) -> str:
+        return self.register if self.disp is None else f"[{self.register} {self.disp:+#x}]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """One way in which the value can have come about, innermost function only."""
+
+    how: How
+    at: int  # image address of the instruction; 0 where there is none
+    text: str
+    base: str = ""  # LOAD: [base + disp]
+    base_value: int | None = None
+    disp: int = 0
+    address: int | None = None  # LOAD: run-time address it was loaded from
+    agrees: bool | None = None  # the memory there still holds the value; None: not readable
+    value: int | None = None
+    place: Place | None = None  # ENTRY: what held it
+    via: tuple[int, ...] = ()  # instructions that only moved it
+
+
+class _State(NamedTuple):
+    at: int
+    place: Place
+    written: frozenset[str]
+    via: tuple[int, ...]
+
+
+class Tracer:
+    """Backward data flow in one function, from one point of it."""
+
+    def __init__(
+        self, code: FunctionCode, entry: int, registers: Mapping[str, int], read: Read, bias: int
+    ) -> None:
+        """registers: at the point the walk starts from. entry: the function's, as an image address."""
+        self._code = code
+        self._entry = entry
+        self._registers = registers
+        self._read = read
+        self._bias = bias
+
+    def origins(self, at: int, place: Place, value: int | None) -> list[Origin]:
+        """Where the value came from that `place` holds just before the instruction at `at` runs.
+
+        value: what it held there. The likeliest first: loads whose memory still holds the value.
+        """
+        found = self._walk(at, place, value, frozenset(), 0)
+        return sorted(found, key=lambda o: (o.how is not How.LOAD, o.agrees is not True))
+
+    def _walk(
+        self, at: int, place: Place, value: int | None, written: frozenset[str], depth: int
+    ) -> list[Origin]:
+        seen: set[tuple[int, Place]] = set()
+        queue: deque[_State] = deque()
+        found: dict[tuple[int, How], Origin] = {}
+        self._before(_State(at, place, written, ()), queue, found)
+        while queue and len(seen) < _MAX_STATES and len(found) < _MAX_ORIGINS:
+            state = queue.popleft()
+            if (state.at, state.place) in seen:
+                continue
+            seen.add((state.at, state.place))
+            stepped = self._step(state, value, depth)
+            if isinstance(stepped, Origin):
+                found.setdefault((stepped.at, stepped.how), stepped)
+            else:
+                self._before(stepped, queue, found)
+        if not found:
+            return [Origin(how=How.UNKNOWN, at=0, text="")]
+        return list(found.values())
+
+    def _before(self, state: _State, queue: deque[_State], found: dict[tuple[int, How], Origin]) -> None:
+        """Queue what can run before the instruction of a state; at the entry there is nothing."""
+        if state.at == self._entry:
+            text = f"{state.place} at the entry"
+            origin = Origin(how=How.ENTRY, at=self._entry, text=text, place=state.place, via=state.via)
+            found.setdefault((self._entry, How.ENTRY), origin)
+        queue.extend(state._replace(at=before) for before in self._code.preds.get(state.at, ()))
+
+    def _step(self, state: _State, value: int | None, depth: int) -> _State | Origin:
+        """One instruction backwards."""
+        insn = self._code.detail(state.at)
+        if insn is None:
+            return Origin(how=How.UNKNOWN, at=state.at, text="not an instruction")
+        text = f"{insn.mnemonic} {insn.op_str}".strip()
+        writes = _written(insn)
+        place = state.place
+        if place.disp is not None:
+            return self._home(state, insn, text, writes)
+        if insn.mnemonic.startswith("call") and place.register in _SCRATCH:
+            how = How.CALL if place.register == "rax" else How.UNKNOWN
+            return Origin(how=how, at=state.at, text=text, via=state.via)
+        if place.register not in writes:
+            return state._replace(written=state.written | writes)
+        return self._definition(state, insn, text, value, depth)
+
+    def _definition(
+        self, state: _State, insn: Any, text: str, value: int | None, depth: int
+    ) -> _State | Origin:
+        name, operands = insn.mnemonic, insn.operands
+        here = (*state.via, state.at)[-16:]
+        plain = name in ("mov", "movabs", "movq") and len(operands) == 2
+        if plain and operands[1].type == x86.X86_OP_REG and operands[0].size == 8:
+            source = full_register(insn.reg_name(operands[1].reg))
+            return state._replace(place=Place(source), written=state.written | _written(insn), via=here)
+        if plain and operands[1].type == x86.X86_OP_IMM:
+            return Origin(
+                how=How.CONSTANT, at=state.at, text=text, value=operands[1].imm & _MASK, via=state.via
+            )
+        if name == "xor" and len(operands) == 2 and _same_register(insn, operands):
+            return Origin(how=How.CONSTANT, at=state.at, text=text, value=0, via=state.via)
+        if plain and operands[1].type == x86.X86_OP_MEM and operands[0].size == 8:
+            mem = operands[1].mem
+            base = full_register(insn.reg_name(mem.base)) if mem.base else ""
+            if base in ("rsp", "rbp") and not mem.index and not mem.segment and depth == 0:
+                found = self._through_home(state, base, mem.disp, here)
+                if found is not None:
+                    return found
+            return self._load(state, insn, operands[1], text, value, depth)
+        how = How.LOAD if name == "pop" else How.COMPUTED
+        return Origin(how=how, at=state.at, text=text, via=state.via)
+
+    def _through_home(self, state: _State, base: str, disp: int, via: tuple[int, ...]) -> _State | None:
+        """A value that was only parked in the frame: who stored it there?"""
+        if base == "rbp" and not self._is_framed():
+            return None
+        return state._replace(place=Place(base, disp), written=state.written, via=via)
+
+    def _is_framed(self) -> bool:
+        return any(i.mnemonic == "mov" and i.operands == "rbp, rsp" for i in self._code.insns.values())
+
+    def _load(
+        self, state: _State, insn: Any, operand: Any, text: str, value: int | None, depth: int
+    ) -> Origin:
+        mem = operand.mem
+        base = full_register(insn.reg_name(mem.base)) if mem.base else ""
+        index = full_register(insn.reg_name(mem.index)) if mem.index else ""
+        base_value = self._value_of(base, state, depth) if base else 0
+        if base == "rip":
+            base_value = (insn.address + insn.size + self._bias) & _MASK
+        index_value = self._value_of(index, state, depth) if index else 0
+        address = agrees = None
+        if base_value is not None and index_value is not None and not mem.segment:
+            address = (base_value + index_value * mem.scale + mem.disp) & _MASK
+            raw = self._read(address, 8)
+            if raw is not None and value is not None:
+                agrees = int.from_bytes(raw, "little") == value
+        return Origin(
+            how=How.LOAD, at=state.at, text=text, base=base, base_value=base_value, disp=mem.disp,
+            address=address, agrees=agrees, value=value, via=state.via,
+        )  # fmt: skip
+
+    def _value_of(self, register: str, state: _State, depth: int) -> int | None:
+        """A register's value just before the instruction of the state."""
+        insn = self._code.detail(state.at)
+        written = state.written | (_written(insn) if insn is not None else frozenset())
+        if register not in written:
+            return self._registers.get(register)
+        if depth >= _MAX_DEPTH:
+            return None
+        # It was overwritten since: find where it had come from, and read that memory.
+        for origin in self._walk(state.at, Place(register), None, written, depth + 1):
+            if origin.how is How.CONSTANT:
+                return origin.value
+            if origin.how is How.LOAD and origin.address is not None:
+                raw = self._read(origin.address, 8)
+                if raw is not None:
+                    return int.from_bytes(raw, "little")
+        return None
+
+    # -- homes in the frame ----------------------------------------------------------------------
+
+    def _home(self, state: _State, insn: Any, text: str, writes: frozenset[str]) -> _State | Origin:
+        place = state.place
+        disp = place.disp if place.disp is not None else 0
+        onward = state._replace(written=state.written | writes)
+        stored = next(
+            (o for o in insn.operands if o.type == x86.X86_OP_MEM and o.access & capstone.CS_AC_WRITE), None
+        )
+        if stored is not None and not insn.mnemonic.startswith(("lea", "nop")):
+            base = full_register(insn.reg_name(stored.mem.base)) if stored.mem.base else ""
+            same = base == place.register and not stored.mem.index
+            if same and stored.mem.disp <= disp < stored.mem.disp + stored.size:
+                return self._stored(onward, insn, text, exact=stored.mem.disp == disp and stored.size == 8)
+        if place.register not in writes:
+            return onward
+        moved = _moves(insn, place.register)
+        if moved is not None:
+            return onward._replace(place=Place(place.register, disp + moved))
+        if insn.mnemonic.startswith("call") or insn.mnemonic == "ret":
+            return onward
+        return Origin(how=How.UNKNOWN, at=state.at, text=text, via=state.via)
+
+    def _stored(self, state: _State, insn: Any, text: str, *, exact: bool) -> _State | Origin:
+        source = insn.operands[1] if len(insn.operands) == 2 else None
+        via = (*state.via, state.at)[-16:]
+        if exact and insn.mnemonic == "mov" and source is not None:
+            if source.type == x86.X86_OP_REG:
+                return state._replace(place=Place(full_register(insn.reg_name(source.reg))), via=via)
+            if source.type == x86.X86_OP_IMM:
+                value = source.imm & _MASK
+                return Origin(how=How.CONSTANT, at=state.at, text=text, value=value, via=state.via)
+        return Origin(how=How.COMPUTED, at=state.at, text=text, via=state.via)
+
+
+def _same_register(insn: Any, operands: Any) -> bool:
+    kinds = (operands[0].type, operands[1].type)
+    if kinds != (x86.X86_OP_REG, x86.X86_OP_REG):
+        return False
+    return full_register(insn.reg_name(operands[0].reg)) == full_register(insn.reg_name(operands[1].reg))
+
+
+def _moves(insn: Any, register: str) -> int | None:
+    """Bytes by which an instruction lowers a stack register (what lies at +0 behind it was at -N before)."""
+    if register != "rsp":
+        return None
+    if insn.mnemonic == "push":
+        return -8
+    if insn.mnemonic == "pop":
+        return 8
+    if (
+        insn.mnemonic in ("sub", "add")
+        and len(insn.operands) == 2
+        and insn.operands[1].type == x86.X86_OP_IMM
+    ):
+        amount = int(insn.operands[1].imm)
+        return -amount if insn.mnemonic == "sub" else amount
+    return None
+
+
+def _written(insn: Any) -> frozenset[str]:
+    try:
+        _read, written = insn.regs_access()
+    except capstone.CsError:
+        return frozenset()
+    names = frozenset(full_register(insn.reg_name(register)) for register in written)
+    return (names | _SCRATCH) - {"rsp"} if insn.mnemonic.startswith("call") else names
