@@ -113,10 +113,11 @@ class How(StrEnum):
 
 
 class Place(NamedTuple):
-    """A register, or a home in the frame: [register + disp]."""
+    """A register, 8 bytes of a vector register from `part` on, or a home in the frame: [register + disp]."""
 
     register: str
     disp: int | None = None
+    part: int = 0
 
     def __str__(self) -> str:
         return self.register if self.disp is None else f"[{self.register} {self.disp:+#x}]"
@@ -206,7 +207,7 @@ class Tracer:
         place = state.place
         if place.disp is not None:
             return self._home(state, insn, text, writes)
-        if insn.mnemonic.startswith("call") and place.register in _SCRATCH:
+        if insn.mnemonic.startswith("call") and (place.register in _SCRATCH or _is_vector(place.register)):
             how = How.CALL if place.register == "rax" else How.UNKNOWN
             return Origin(how=how, at=state.at, text=text, via=state.via)
         if place.register not in writes:
@@ -216,7 +217,7 @@ class Tracer:
     def _definition(
         self, state: _State, insn: Any, text: str, value: int | None, depth: int
     ) -> _State | Origin:
-        name, operands = insn.mnemonic, insn.operands
+        name, operands, place = insn.mnemonic, insn.operands, state.place
         here = (*state.via, state.at)[-16:]
         plain = name in ("mov", "movabs", "movq") and len(operands) == 2
         if plain and operands[1].type == x86.X86_OP_REG and operands[0].size == 8:
@@ -229,29 +230,44 @@ class Tracer:
         if name == "xor" and len(operands) == 2 and _same_register(insn, operands):
             return Origin(how=How.CONSTANT, at=state.at, text=text, value=0, via=state.via)
         if plain and operands[1].type == x86.X86_OP_MEM and operands[0].size == 8:
-            mem = operands[1].mem
-            base = full_register(insn.reg_name(mem.base)) if mem.base else ""
-            if base in ("rsp", "rbp") and not mem.index and not mem.segment and depth == 0:
-                found = self._through_home(state, base, mem.disp, here)
-                if found is not None:
-                    return found
-            return self._load(state, insn, operands[1], text, value, depth)
+            return self._read_back(state, insn, operands[1], 0, value, depth)
+        vector = _is_vector(place.register) and len(operands) == 2 and _is_copy(name)
+        if vector and operands[1].type == x86.X86_OP_MEM and place.part + 8 <= operands[1].size:
+            return self._read_back(state, insn, operands[1], place.part, value, depth)
+        if vector and operands[1].type == x86.X86_OP_REG:
+            source = _vector(insn.reg_name(operands[1].reg))
+            moved = Place(source, None, place.part)
+            return state._replace(place=moved, written=state.written | _written(insn), via=here)
         how = How.LOAD if name == "pop" else How.COMPUTED
         return Origin(how=how, at=state.at, text=text, via=state.via)
 
-    def _through_home(self, state: _State, base: str, disp: int, via: tuple[int, ...]) -> _State | None:
-        """A value that was only parked in the frame: who stored it there?"""
+    def _read_back(
+        self, state: _State, insn: Any, operand: Any, part: int, value: int | None, depth: int
+    ) -> _State | Origin:
+        """A load: of a value that was only parked in the frame (who stored it there?), or from elsewhere."""
+        mem = operand.mem
+        base = full_register(insn.reg_name(mem.base)) if mem.base else ""
+        if base in ("rsp", "rbp") and not mem.index and not mem.segment and depth == 0:
+            found = self._through_home(state, insn, base, mem.disp + part)
+            if found is not None:
+                return found
+        return self._load(state, insn, operand, part, value, depth)
+
+    def _through_home(self, state: _State, insn: Any, base: str, disp: int) -> _State | None:
         if base == "rbp" and not self._is_framed():
             return None
-        return state._replace(place=Place(base, disp), written=state.written, via=via)
+        via = (*state.via, state.at)[-16:]
+        written = state.written | _written(insn)
+        return state._replace(place=Place(base, disp), written=written, via=via)
 
     def _is_framed(self) -> bool:
         return any(i.mnemonic == "mov" and i.operands == "rbp, rsp" for i in self._code.insns.values())
 
     def _load(
-        self, state: _State, insn: Any, operand: Any, text: str, value: int | None, depth: int
+        self, state: _State, insn: Any, operand: Any, part: int, value: int | None, depth: int
     ) -> Origin:
         mem = operand.mem
+        text = f"{insn.mnemonic} {insn.op_str}".strip()
         base = full_register(insn.reg_name(mem.base)) if mem.base else ""
         index = full_register(insn.reg_name(mem.index)) if mem.index else ""
         base_value = self._value_of(base, state, depth) if base else 0
@@ -260,12 +276,12 @@ class Tracer:
         index_value = self._value_of(index, state, depth) if index else 0
         address = agrees = None
         if base_value is not None and index_value is not None and not mem.segment:
-            address = (base_value + index_value * mem.scale + mem.disp) & _MASK
+            address = (base_value + index_value * mem.scale + mem.disp + part) & _MASK
             raw = self._read(address, 8)
             if raw is not None and value is not None:
                 agrees = int.from_bytes(raw, "little") == value
         return Origin(
-            how=How.LOAD, at=state.at, text=text, base=base, base_value=base_value, disp=mem.disp,
+            how=How.LOAD, at=state.at, text=text, base=base, base_value=base_value, disp=mem.disp + part,
             address=address, agrees=agrees, value=value, via=state.via,
         )  # fmt: skip
 
@@ -300,7 +316,7 @@ class Tracer:
             base = full_register(insn.reg_name(stored.mem.base)) if stored.mem.base else ""
             same = base == place.register and not stored.mem.index
             if same and stored.mem.disp <= disp < stored.mem.disp + stored.size:
-                return self._stored(onward, insn, text, exact=stored.mem.disp == disp and stored.size == 8)
+                return self._stored(onward, insn, text, disp - stored.mem.disp, stored.size)
         if place.register not in writes:
             return onward
         moved = _moves(insn, place.register)
@@ -310,10 +326,15 @@ class Tracer:
             return onward
         return Origin(how=How.UNKNOWN, at=state.at, text=text, via=state.via)
 
-    def _stored(self, state: _State, insn: Any, text: str, *, exact: bool) -> _State | Origin:
+    def _stored(self, state: _State, insn: Any, text: str, part: int, size: int) -> _State | Origin:
+        """The instruction stored `size` bytes; the wanted word begins `part` bytes into them."""
         source = insn.operands[1] if len(insn.operands) == 2 else None
         via = (*state.via, state.at)[-16:]
-        if exact and insn.mnemonic == "mov" and source is not None:
+        whole = source is not None and source.type == x86.X86_OP_REG and part + 8 <= size
+        if whole and source is not None and _is_copy(insn.mnemonic) and size > 8:
+            vector = _vector(insn.reg_name(source.reg))
+            return state._replace(place=Place(vector, None, part), via=via)
+        if part == 0 and size == 8 and insn.mnemonic == "mov" and source is not None:
             if source.type == x86.X86_OP_REG:
                 return state._replace(place=Place(full_register(insn.reg_name(source.reg))), via=via)
             if source.type == x86.X86_OP_IMM:
@@ -327,6 +348,20 @@ def _same_register(insn: Any, operands: Any) -> bool:
     if kinds != (x86.X86_OP_REG, x86.X86_OP_REG):
         return False
     return full_register(insn.reg_name(operands[0].reg)) == full_register(insn.reg_name(operands[1].reg))
+
+
+def _is_copy(mnemonic: str) -> bool:
+    """movdqu, movups, vmovaps and the like: whole vectors, unchanged."""
+    return mnemonic.removeprefix("v").startswith(("movdq", "movup", "movap"))
+
+
+def _is_vector(register: str) -> bool:
+    return register.startswith("xmm")
+
+
+def _vector(name: str | None) -> str:
+    """ymm3 and zmm3 have xmm3 as their low part."""
+    return "xmm" + name[3:] if name and name[:3] in ("xmm", "ymm", "zmm") else name or ""
 
 
 def _moves(insn: Any, register: str) -> int | None:
@@ -352,5 +387,5 @@ def _written(insn: Any) -> frozenset[str]:
         _read, written = insn.regs_access()
     except capstone.CsError:
         return frozenset()
-    names = frozenset(full_register(insn.reg_name(register)) for register in written)
+    names = frozenset(_vector(full_register(insn.reg_name(register))) for register in written)
     return (names | _SCRATCH) - {"rsp"} if insn.mnemonic.startswith("call") else names

@@ -81,6 +81,19 @@ def bias_of(segments: Sequence[Segment], mapping: Mapping, *, executable: bool =
     return None
 
 
+def load_bias(segments: Sequence[Segment], parts: Iterable[Mapping]) -> int | None:
+    """The bias under which most segments are where the loader puts them; None where no part fits.
+
+    A file may be mapped a second time, as data: programs that print their own stack read themselves so.
+    """
+    votes: dict[int, int] = {}
+    for part in sorted(parts):
+        bias = bias_of(segments, part)
+        if bias is not None:
+            votes[bias] = votes.get(bias, 0) + 1
+    return max(votes, key=lambda bias: votes[bias]) if votes else None
+
+
 def modules_of(mappings: Iterable[Mapping], open_image: Callable[[str], Image | None]) -> Modules:
     """Modules of mappings. open_image: None where the file is gone or no image."""
     groups: dict[str, list[Mapping]] = {}
@@ -89,7 +102,7 @@ def modules_of(mappings: Iterable[Mapping], open_image: Callable[[str], Image | 
     found = []
     for path, parts in groups.items():
         image = open_image(path)
-        bias = bias_of(image.segments, parts[0]) if image is not None else None
+        bias = load_bias(image.segments, parts) if image is not None else None
         if image is None or bias is None or not image.segments:
             found += [Module(part.start, part.end, part.start - part.offset, path) for part in parts]
             continue

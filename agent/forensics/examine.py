@@ -7,7 +7,7 @@ from dataclasses import replace
 from agent.forensics.batches import batches
 from agent.forensics.evidence import CrashEvidence
 from agent.forensics.facts import Examination, Fault, FreeList
-from agent.forensics.faultsite import Site, find_site, loads_of
+from agent.forensics.faultsite import Site, field_of, find_site, loads_of
 from agent.forensics.freelist import Pools
 from agent.forensics.objects import Objects
 from agent.forensics.slots import Slots, with_way
@@ -85,10 +85,7 @@ def _typed_by_slot(view: View, site: Site, plan: ProbePlan) -> Site:
     kind = _type(view, plan.slot.object_type)
     if kind is None:
         return site
-    try:
-        field = view.types.field_at(kind, fault.offset) or ""
-    except (SymbolError, *STRAY_ERRORS):
-        field = ""
+    field = field_of(view, kind, fault.offset)
     return replace(site, fault=replace(fault, type=kind.name, field=field), type=kind)
 
 

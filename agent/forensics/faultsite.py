@@ -79,7 +79,7 @@ def find_site(view: View) -> Site | None:
                 exact=exact,
             ),
             type=kind.name,
-            field=_field(view, kind, operand.disp),
+            field=field_of(view, kind, operand.disp),
         )
     return Site(fault, spots, access, kind)
 
@@ -115,17 +115,19 @@ def _pointer(
         if variable.source == ArgSource(register=base):
             return variable, target
         same = value is not None and variable.value(registers, view.read) == value
-        if byvalue is None and same and _field(view, target, offset):
+        if byvalue is None and same and field_of(view, target, offset):
             byvalue = (variable, target)
     return byvalue if byvalue is not None else (None, None)
 
 
-def _field(view: View, kind: Type, offset: int) -> str:
+def field_of(view: View, kind: Type, offset: int) -> str:
     try:
         view.session.dwarf.refill()
-        return view.types.field_at(kind, offset) or ""
+        path = view.types.field_at(kind, offset) or ""
     except (SymbolError, *STRAY_ERRORS):
         return ""
+    # what Zig's backends put between an optional or a tagged union and its value
+    return ".".join(part for part in path.split(".") if part not in ("null", "?", "payload"))
 
 
 def loads_of(view: View, site: Site) -> tuple[Load, ...]:

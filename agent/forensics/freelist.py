@@ -152,7 +152,9 @@ class Pools:
                 found.append(declared)
         kept: list[Type] = []
         for kind in found:
-            if kind.size and self._links(kind) and not any(self._same(kind, other) for other in kept):
+            others = [*kept, self._slot_type] if self._slot_type is not None else kept
+            known = any(self._same(kind, other) for other in others)
+            if kind.size and not known and self._links(kind):
                 kept.append(kind)
         return kept
 

@@ -19,7 +19,7 @@ from probes.events import MappedModule
 from symbols.corefile import CoreFile
 from symbols.errors import MalformedImage, SymbolError
 from symbols.image import Image
-from symbols.modules import Mapping, bias_of
+from symbols.modules import load_bias, modules_of
 
 _PAGE = 4096
 _COMPARED = 1 << 20  # bytes of captured code that are compared with the executable's
@@ -50,12 +50,12 @@ def opened(path: str, image: Image) -> Iterator[OpenedCore]:
         stack.callback(core.close)
         if not core.threads:
             raise MalformedImage("no thread's registers are in it", path=path, where="core file")
-        mapped = executable_mapping(core, image)
-        bias = bias_of(image.segments, mapped)
+        name = executable_path(core, image)
+        bias = load_bias(image.segments, (m for m in core.files if m.path == name))
         if bias is None:
-            raise CoreMismatch(f"the core maps {mapped.path}, whose segments are others", path=image.path)
+            raise CoreMismatch(f"the core maps {name}, whose segments are others", path=image.path)
         proven = compare(core, image, bias)
-        known: dict[str, Image | None] = {}
+        known: dict[str, Image | None] = {name: image}
 
         def open_image(name: str) -> Image | None:
             if name not in known:
@@ -65,11 +65,11 @@ def opened(path: str, image: Image) -> Iterator[OpenedCore]:
                     stack.callback(found.close)
             return known[name]
 
-        yield OpenedCore(core, _evidence(core, image, mapped, bias, open_image, proven), open_image)
+        yield OpenedCore(core, _evidence(core, image, name, bias, open_image, proven), open_image)
 
 
-def executable_mapping(core: CoreFile, image: Image) -> Mapping:
-    """The first mapping of the program itself. Raises CoreMismatch."""
+def executable_path(core: CoreFile, image: Image) -> str:
+    """The program's path as the core has it. Raises CoreMismatch."""
     path = next((m.path for m in core.files if core.entry and m.start <= core.entry < m.end), None)
     if path is None:
         names = [m.path for m in core.files]
@@ -79,7 +79,7 @@ def executable_mapping(core: CoreFile, image: Image) -> Mapping:
         path = path or next((name for name in names if os.path.basename(name) == base), None)
     if path is None:
         raise CoreMismatch("the core does not say that it maps this file", path=image.path)
-    return min(m for m in core.files if m.path == path)
+    return path
 
 
 def compare(core: CoreFile, image: Image, bias: int) -> bool:
@@ -117,7 +117,7 @@ def _library(path: str) -> Image | None:
 
 
 def _evidence(
-    core: CoreFile, image: Image, mapped: Mapping, bias: int, open_image: OpenImage, proven: bool
+    core: CoreFile, image: Image, name: str, bias: int, open_image: OpenImage, proven: bool
 ) -> CrashEvidence:
     first = core.threads[0]  # the kernel, and gdb, write the thread with the signal first
     crashed = next((t for t in core.threads if t.info is not None and t.info.signal), first)
@@ -132,9 +132,7 @@ def _evidence(
         )
     return CrashEvidence(
         source=Source.CORE,
-        target=TargetIdentity(
-            tgid=core.pid, exe=mapped.path, identity=image.identity, bias=bias, comm=core.comm
-        ),
+        target=TargetIdentity(tgid=core.pid, exe=name, identity=image.identity, bias=bias, comm=core.comm),
         signal=signal,
         si_code=info.code if info is not None else None,
         fault_addr=address,
@@ -142,30 +140,17 @@ def _evidence(
             ThreadState(tid=thread.tid, registers=thread.registers, crashed=thread is crashed)
             for thread in core.threads
         ),
-        modules=tuple(_modules(core, image, mapped, bias, open_image)),
+        modules=tuple(
+            MappedModule(
+                start=module.start,
+                end=module.end,
+                bias=module.bias,
+                path=module.path,
+                identity=image.identity if module.image is image else "",
+            )
+            for module in modules_of(core.files, open_image)
+        ),
         regions=tuple(Region(s.start, s.end, s.flags) for s in core.segments),
         memory=Layered(core.memory),
         notes=tuple(notes),
     )
-
-
-def _modules(
-    core: CoreFile, image: Image, mapped: Mapping, bias: int, open_image: OpenImage
-) -> Iterator[MappedModule]:
-    groups: dict[str, list[Mapping]] = {}
-    for mapping in core.files:
-        groups.setdefault(mapping.path, []).append(mapping)
-    for path, parts in list(groups.items())[:_MOST_FILES]:
-        own = path == mapped.path
-        found = image if own else open_image(path)
-        offset = bias if own else bias_of(found.segments, min(parts)) if found is not None else None
-        start, end = min(p.start for p in parts), max(p.end for p in parts)
-        if found is not None and offset is not None and found.segments:
-            end = max(end, offset + max(s.vaddr + s.memsz for s in found.segments))
-        yield MappedModule(
-            start=start,
-            end=end,
-            bias=offset if offset is not None else start,
-            path=path,
-            identity=image.identity if own else "",
-        )

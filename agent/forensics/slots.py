@@ -102,7 +102,8 @@ class Slots:
             if self._view.variables.pointee(part.type) is None or value is None:
                 continue
             address = slot + part.offset
-            read = not loads or any(load.address == address for load in loads)
+            known = [load.address for load in loads if load.address is not None]
+            read = not known or address in known
             if read and self._view.word(address) == value:
                 return _plain(part.path)
         return None
