@@ -22,6 +22,7 @@ _COMMANDS = {
     "census": "agent.commands.census",
     "report": "agent.commands.report",
     "symbols": "agent.commands.symbols",
+    "postmortem": "agent.commands.postmortem",
     "doctor": "agent.commands.doctor",
     "demo": "agent.commands.demo",
 }

@@ -9,7 +9,7 @@ from agent.correlator.findings import Finding
 from agent.exhibit import Answers, CrashExhibit, Exhibit, SourceFrame, Step
 from agent.forensics.desk import BundleDone
 from agent.sanitize import printable
-from agent.text import Line, Span, duration, line, number, short_name, since
+from agent.text import Line, Span, duration, library_file, line, number, short_name, since
 
 WIDTH = 96
 _BAR = "─" * WIDTH
@@ -187,13 +187,7 @@ def _stack(frames: list[SourceFrame], indent: int = _LABEL + 1) -> list[Line]:
 
 def _library(frame: SourceFrame) -> bool:
     """Frames of Zig's standard library or of a shared object: how it was called, not who called it."""
-    return bool(
-        frame.module
-        or "/lib/std/" in frame.file
-        or "/std/" in frame.file
-        or frame.file.startswith("std/")
-        or "/sysdeps/" in frame.file
-    )
+    return bool(frame.module) or library_file(frame.file)
 
 
 def _frame(frame: SourceFrame, word: str, *, indent: int, suffix: str = "") -> Line:

@@ -2,11 +2,12 @@
 # slots. Needs open images; runs in a command or a worker, never in the daemon. Judges nothing.
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from agent.forensics.batches import batches
 from agent.forensics.evidence import CrashEvidence
-from agent.forensics.facts import Examination, Fault, FreeList
+from agent.forensics.facts import CodePlace, Examination, Fault, FreeList
 from agent.forensics.faultsite import Site, field_of, find_site, loads_of
 from agent.forensics.freelist import Pools
 from agent.forensics.objects import Objects
@@ -16,6 +17,10 @@ from symbols.errors import STRAY_ERRORS, SymbolError
 from symbols.plan import ProbePlan
 from symbols.resolve import Session
 from symbols.types import Type
+
+_MOST_MOMENTS = 512
+_MOST_PCS = 16
+_MOST_PLACES = 4
 
 
 def examine(
@@ -65,6 +70,7 @@ def examine(
         free_list_reason=reason,
         batches=found,
         live=_not_free(reachable, free),
+        calls=tuple(_calls(view, evidence)),
         holders=holders,
         notes=tuple(notes),
     )
@@ -87,6 +93,32 @@ def _typed_by_slot(view: View, site: Site, plan: ProbePlan) -> Site:
         return site
     field = field_of(view, kind, fault.offset)
     return replace(site, fault=replace(fault, type=kind.name, field=field), type=kind)
+
+
+def _calls(view: View, evidence: CrashEvidence) -> Iterator[tuple[int, int, tuple[CodePlace, ...]]]:
+    """Who was running at the moments of the history: the program's own frames, innermost first."""
+    history = evidence.history
+    if history is None:
+        return
+    stacks = {stack.id: stack for stack in history.stacks if stack.tgid == evidence.target.tgid}
+    moments = [
+        moment
+        for life in history.lives
+        for moment in (life.create, life.add, life.removed, life.close, life.destroy, life.prev_destroy)
+    ]
+    seen: set[tuple[int, int]] = set()
+    for moment in moments[:_MOST_MOMENTS]:
+        if not moment.seen or (moment.ip, moment.stack) in seen:
+            continue
+        seen.add((moment.ip, moment.stack))
+        kept = stacks.get(moment.stack)
+        pcs = kept.pcs if kept is not None and kept.pcs else (moment.ip,)
+        places: list[CodePlace] = []
+        for index, pc in enumerate(pcs[:_MOST_PCS]):
+            exact = index == 0 and pc == moment.ip
+            places += view.places_at(pc, exact=exact)
+        own = tuple(place for place in places if place.own)
+        yield moment.ip, moment.stack, (own or tuple(places))[:_MOST_PLACES]
 
 
 def _not_free(slots: tuple[int, ...], free: FreeList | None) -> tuple[int, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from agent.text import library_file
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodePlace:
@@ -15,6 +17,15 @@ class CodePlace:
     line: int = 0  # 0 unknown
     column: int = 0
     inlined: bool = False
+
+    @property
+    def own(self) -> bool:
+        """Code of the program itself, not of a library that it was called through."""
+        return bool(self.file) and not library_file(self.file)
+
+    def __str__(self) -> str:
+        name = self.function
+        return f"{name} ({self.file.rpartition('/')[2]}:{self.line}:{self.column})" if self.line else name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +59,8 @@ class Fault:
     type: str = ""  # what the pointer points to
     field: str = ""  # dotted path of the field at offset
     in_handler: bool = False  # found below a signal frame: the program handled the signal itself
+    aborted: bool = False  # no access faulted: the program ended itself (a panic, an assertion)
+    panic: tuple[str, ...] = ()  # functions through which it did, innermost first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,5 +138,7 @@ class Examination:
     free_list_reason: str = ""  # why there is none
     batches: tuple[BatchSeen, ...] = ()
     live: tuple[int, ...] = ()  # slots reachable from the program's own lists and not on the free list
+    # (ip, stack id, own frames) of the moments in the history
+    calls: tuple[tuple[int, int, tuple[CodePlace, ...]], ...] = ()
     holders: tuple[str, ...] = ()  # paths of pointers that still point to the crash's slot
     notes: tuple[str, ...] = ()  # what could not be examined, and why

@@ -18,6 +18,7 @@ _CLIMB = 3  # functions that a pointer is followed out of
 # struct sigcontext_64 (arch/x86/include/uapi/asm/sigcontext.h), in words: what the CPU said of the fault
 _TRAPNO, _CR2, _SIGCONTEXT = 20, 22, 40
 _PAGE_FAULT = 14
+_SIGABRT = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ def find_site(view: View) -> Site | None:
     if thread is None or not spots:
         return None
     spots, address, handled = _interrupted(view, spots, view.evidence.fault_addr)
+    if not handled and view.evidence.signal == _SIGABRT:
+        return _aborted(view, thread.tid, spots)
     spot = spots[0]
     registers = spot.frame.registers
     access = None
@@ -82,6 +85,28 @@ def find_site(view: View) -> Site | None:
             field=field_of(view, kind, operand.disp),
         )
     return Site(fault, spots, access, kind)
+
+
+def _aborted(view: View, tid: int, spots: tuple[Spot, ...]) -> Site:
+    """No access faulted: the program ended itself. The site is its own innermost frame."""
+    at, panic = 0, []
+    for index, spot in enumerate(spots):
+        places = view.places(spot) if spot.ours else ()
+        if any(place.own for place in places):
+            at = index
+            break
+        panic += [place.function for place in places]
+    frames, module = view.places(spots[at]), spots[at].module
+    fault = Fault(
+        tid=tid,
+        pc=spots[at].frame.pc,
+        module=module.path if module is not None else "",
+        frames=frames,
+        callers=tuple(place for other in spots[at + 1 : at + 1 + _CALLERS] for place in view.places(other)),
+        aborted=True,
+        panic=tuple(panic[:8]),
+    )
+    return Site(fault, spots[at:], None, None)
 
 
 def _interrupted(

@@ -14,12 +14,17 @@ from agent.forensics.evidence import (
     TargetIdentity,
     ThreadState,
 )
+from agent.forensics.examine import examine
+from agent.forensics.explain import explain
+from agent.forensics.explanation import Explanation
 from agent.forensics.view import OpenImage
 from probes.events import MappedModule
+from symbols.cached import resolve_cached
 from symbols.corefile import CoreFile
-from symbols.errors import MalformedImage, SymbolError
+from symbols.errors import STRAY_ERRORS, MalformedImage, SymbolError, stray
 from symbols.image import Image
 from symbols.modules import load_bias, modules_of
+from symbols.resolve import close_session, open_session
 
 _PAGE = 4096
 _COMPARED = 1 << 20  # bytes of captured code that are compared with the executable's
@@ -40,6 +45,26 @@ class OpenedCore:
         self.core = core
         self.evidence = evidence
         self.open_image = open_image
+
+
+def explain_core(
+    core: str, exe: str, *, profile: str | None = None, debug_file: str | None = None
+) -> Explanation:
+    """The explanation of a core, as far as it goes.
+
+    Raises SymbolError: of the executable or its profile; NotElf, MalformedImage, CoreMismatch of the core.
+    """
+    # The core comes before the plan: one of another program is told at once.
+    with Image(exe) as image, opened(core, image) as found:
+        plan = resolve_cached(exe, profile, debug_file=debug_file)
+        try:
+            session = open_session(image, debug_file)
+        except STRAY_ERRORS as error:
+            raise stray(error, image.path) from error
+        try:
+            return explain(found.evidence, examine(found.evidence, plan, session, found.open_image))
+        finally:
+            close_session(session)
 
 
 @contextmanager

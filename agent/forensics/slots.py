@@ -47,7 +47,9 @@ class Slots:
         value = site.fault.base_value
         delivered = self._delivered(batches)
         for address in delivered:
-            if address in ways or (value is not None and self._object_of(address) == value):
+            if site.fault.aborted and len(delivered) == 1:
+                ways.setdefault(address, []).append(("batch", ""))
+            elif address in ways or (value is not None and self._object_of(address) == value):
                 ways.setdefault(address, []).append(("batch", self._layout.object_field or ""))
         if not ways:
             for address, field in self._in_registers(site, delivered):
@@ -92,7 +94,7 @@ class Slots:
                 if not address or self._view.read(address, 8) is None:
                     continue
                 field = self._field_with(address, value, loads)
-                if field is not None or address == value:
+                if field is not None or address == value or site.fault.aborted:
                     found.append((address, field or ""))
         return found
 

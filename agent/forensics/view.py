@@ -115,6 +115,17 @@ class View:
         if not spot.ours:
             name = spot.module.path if spot.module is not None else "?"
             return (CodePlace(function=name),)
+        return self._described(spot.address)
+
+    def places_at(self, pc: int, *, exact: bool) -> tuple[CodePlace, ...]:
+        """Source frames of a run-time address; exact: it was about to run, otherwise it is behind a call."""
+        address = pc if exact else pc - 1
+        module = self._modules.find(address)
+        if module is None or module.image is not self._executable:
+            return ()
+        return self._described(address - module.bias)
+
+    def _described(self, address: int) -> tuple[CodePlace, ...]:
         return tuple(
             CodePlace(
                 function=frame.function,
@@ -123,7 +134,7 @@ class View:
                 column=frame.location.column if frame.location is not None else 0,
                 inlined=frame.inlined,
             )
-            for frame in self._symbolizer.frames(spot.address)
+            for frame in self._symbolizer.frames(address)
         )
 
     def code_of(self, address: int) -> tuple[Function, FunctionCode] | None:

@@ -1,0 +1,317 @@
+# Owns the judgement which ordering failed and what would have prevented it: from the slot's recorded life,
+# or, without one, from memory alone. Pure: facts in, values out; no I/O, no clock.
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.correlator.findings import Finding, RuleId
+from agent.forensics.evidence import CrashEvidence, History
+from agent.forensics.explanation import Cause, Certainty, Evidence
+from agent.forensics.facts import Examination, ListEnd
+from probes.abi import RegState, SlotFlag, SlotState
+from probes.events import Registration, SlotLife
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """missing: the ordering that was not kept, one sentence; fix: the smallest change that keeps it."""
+
+    cause: Cause
+    certainty: Certainty
+    rule: RuleId | None
+    missing: str
+    fix: str
+    fix_kind: str
+    order: Certainty | None = None  # of `missing`, where it is less sure than the cause
+    evidence: tuple[Evidence, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """What the history says about the crash's slot."""
+
+    life: SlotLife | None = None
+    registrations: tuple[Registration, ...] = ()  # of this slot
+    findings: tuple[Finding, ...] = ()  # about this slot
+
+    def found(self, *rules: RuleId) -> Finding | None:
+        return next((finding for finding in self.findings if finding.rule in rules), None)
+
+    @property
+    def surviving(self) -> Registration | None:
+        """A registration of a generation that is over, still alive in the kernel."""
+        alive = (RegState.LIVE, RegState.ORPHAN)
+        return next((reg for reg in self.registrations if reg.state in alive), None)
+
+
+def past_of(history: History | None, slot: int) -> Past:
+    """The life that ended last before the crash, or that was destroyed twice; all that concerns it."""
+    if history is None:
+        return Past()
+    lives = [life for life in history.lives if life.addr == slot]
+    if not slot:  # the crash itself names no slot: a list that was broken earlier
+        lives = [life for life in history.lives if life.double_destroys]
+    if not lives:
+        return Past()
+    life = max(lives, key=lambda one: (one.double_destroys > 0 and not slot, one.gen))
+    return Past(
+        life=life,
+        registrations=tuple(reg for reg in history.registrations if reg.slot == life.addr),
+        findings=tuple(
+            sorted(
+                (finding for finding in history.findings if finding.slot == life.addr),
+                key=lambda finding: -finding.severity,
+            )
+        ),
+    )
+
+
+def diagnose(evidence: CrashEvidence, seen: Examination, past: Past) -> Diagnosis:
+    """Never raises; Cause.UNKNOWN is an answer."""
+    life = past.life
+    if life is not None:
+        known = _from_history(evidence, seen, past, life)
+        if known is not None:
+            return known
+    return _from_memory(seen)
+
+
+# -- with a history --------------------------------------------------------------------------------
+
+
+def _from_history(evidence: CrashEvidence, seen: Examination, past: Past, life: SlotLife) -> Diagnosis | None:
+    sure = _certainty(evidence, seen)
+    if life.double_destroys or past.found(RuleId.DOUBLE_DESTROY, RuleId.ALIASED_SLOT):
+        return _twice(life, past, sure)
+    if life.state is SlotState.FREE:
+        if _waited_in_batch(life, past):
+            return _in_batch(life, sure)
+        return _freed(life, past, sure)
+    older = past.found(RuleId.RECYCLED_DELIVERY) or (life.old_fd >= 0)
+    if older:
+        return _recycled(life)
+    return None
+
+
+def _certainty(evidence: CrashEvidence, seen: Examination) -> Certainty:
+    """Events and memory are two sources; lost events make it uncertain."""
+    if evidence.history is not None and evidence.history.lost:
+        return Certainty.UNCERTAIN
+    agrees = seen.slot is not None and (seen.slot.filled or "free list" in seen.slot.by)
+    return Certainty.CONFIRMED if agrees else Certainty.OBSERVED
+
+
+def _twice(life: SlotLife, past: Past, sure: Certainty) -> Diagnosis:
+    first, again = life.prev_destroy if not life.destroy.seen else life.destroy, life.double_destroys
+    rule = RuleId.DOUBLE_DESTROY if again else (past.findings[0].rule if past.findings else None)
+    return Diagnosis(
+        cause=Cause.DESTROYED_TWICE,
+        certainty=sure if again else Certainty.INFERRED,
+        rule=rule,
+        missing=(
+            f"slot {life.addr:#x} was destroyed again when it was already free (first by thread "
+            f"{first.tid}): nothing made the second path see that the slot was gone"
+        ),
+        fix=(
+            "give the slot one owner on that path, so that only one of the two call sites destroys it (clear "
+            "the pointer, or return before the outer error path)"
+        ),
+        fix_kind="destroy-once",
+        evidence=(Evidence("events", f"{again} destroy(s) of a free slot"),),
+    )
+
+
+def _waited_in_batch(life: SlotLife, past: Past) -> bool:
+    """Its delivery had been handed out before the destroy, and no wait followed that could bring another."""
+    if life.stale or past.found(RuleId.STALE_DELIVERY):
+        return False
+    if past.found(RuleId.FREED_IN_OPEN_BATCH):
+        return True
+    return bool(life.undispatched and 0 < life.last_delivery <= life.destroy.ts)
+
+
+def _in_batch(life: SlotLife, sure: Certainty) -> Diagnosis:
+    other = life.destroy.tid != life.last_tid and life.last_tid
+    who = f"thread {life.destroy.tid}" if other else "the loop itself"
+    return Diagnosis(
+        cause=Cause.FREED_IN_BATCH,
+        certainty=sure,
+        rule=RuleId.FREED_IN_OPEN_BATCH,
+        missing=(
+            f"{who} destroyed the slot while its delivery waited, not yet dispatched, in the open batch "
+            f"{life.last_batch} of thread {life.last_tid}"
+        ),
+        fix=(
+            "defer the destroy until the thread that holds the batch enters its next wait (collect what is "
+            "to be freed and free it after the batch)"
+        ),
+        fix_kind="deferred-free",
+        evidence=(Evidence("events", "delivery, then destroy, then dispatch, within one batch"),),
+    )
+
+
+def _freed(life: SlotLife, past: Past, sure: Certainty) -> Diagnosis:
+    reg = past.surviving
+    outlived = past.found(RuleId.DESCRIPTION_OUTLIVES_CLOSE)
+    orphan = reg is not None and (reg.state is RegState.ORPHAN or bool(life.flags & SlotFlag.ORPHANED))
+    owner = _owner(life)
+    if not life.removed.seen and life.close.seen and (outlived or orphan):
+        return Diagnosis(
+            cause=Cause.DESCRIPTION_SURVIVED,
+            certainty=sure,
+            rule=_rule(past, RuleId.FREED_WHILE_REGISTERED),
+            missing=(
+                f"no EPOLL_CTL_DEL came before close(fd {life.fd}): the close did not end the registration, "
+                "because another descriptor (dup, fork, SCM_RIGHTS) keeps the open file description"
+                f"{_threads(life)}"
+            ),
+            fix=(
+                f"call EPOLL_CTL_DEL for the fd before close(), synchronously, {owner}, in the one place "
+                "that closes connections"
+            ),
+            fix_kind="del-before-close",
+            evidence=(Evidence("events", "ADD, close without DEL, destroy, delivery"),),
+        )
+    if not life.removed.seen and (not life.close.seen or life.close.ts > life.destroy.ts):
+        return Diagnosis(
+            cause=Cause.NEVER_REMOVED,
+            certainty=sure if reg is not None or past.findings else Certainty.INFERRED,
+            rule=_rule(past, RuleId.FREED_WHILE_REGISTERED),
+            missing=(
+                "the slot was destroyed while its fd was open and registered: neither DEL nor close came "
+                "first"
+            ),
+            fix=(
+                f"call EPOLL_CTL_DEL, {owner}, before the slot is destroyed; and let no list keep a link to "
+                "a slot that another path may destroy"
+            ),
+            fix_kind="del-before-close",
+            evidence=(Evidence("events", "ADD, destroy without DEL and close, delivery"),),
+        )
+    return Diagnosis(
+        cause=Cause.CLOSE_RACE,
+        certainty=sure if life.stale or past.findings else Certainty.INFERRED,
+        rule=_rule(past, RuleId.STALE_DELIVERY),
+        missing=(
+            "the registration ended only with the close, concurrent with the wait that delivered, and "
+            f"nothing kept the slot alive until that batch was over{_threads(life)}"
+        ),
+        fix=(
+            f"call EPOLL_CTL_DEL before close(), {owner}, and destroy the slot only after the batch that is "
+            "open then"
+        ),
+        fix_kind="del-before-close",
+        evidence=(Evidence("events", "the close and the wait overlap"),),
+    )
+
+
+def _recycled(life: SlotLife) -> Diagnosis:
+    return Diagnosis(
+        cause=Cause.RECYCLED,
+        certainty=Certainty.INFERRED,
+        rule=RuleId.RECYCLED_DELIVERY,
+        missing=(
+            f"a registration of generation {life.old_gen} (fd {life.old_fd}) outlived its slot, which "
+            f"generation {life.gen} uses now: its events reach the wrong connection"
+        ),
+        fix=(
+            "call EPOLL_CTL_DEL before close(); until then put the slot's generation into the userdata and "
+            "compare it before use"
+        ),
+        fix_kind="generation-check",
+        evidence=(Evidence("events", f"an older registration is alive on fd {life.old_fd}"),),
+    )
+
+
+def _rule(past: Past, fallback: RuleId) -> RuleId:
+    """The rule that named the cause; the ones that fire at the dispatch name the consequence."""
+    consequences = (RuleId.STALE_DISPATCH, RuleId.STALE_DELIVERY, RuleId.RECYCLED_DELIVERY)
+    causes = [finding.rule for finding in past.findings if finding.rule not in consequences]
+    if fallback in causes or not causes:
+        return fallback
+    return causes[0]
+
+
+def _owner(life: SlotLife) -> str:
+    return (
+        f"on the thread that waits on the epoll instance ({life.waiter})"
+        if life.waiter
+        else ("on the thread that waits on the epoll instance")
+    )
+
+
+def _threads(life: SlotLife) -> str:
+    closer, destroyer = life.close.tid, life.destroy.tid
+    if closer and destroyer and closer != destroyer:
+        return f"; thread {closer} closed, thread {destroyer} destroyed"
+    return ""
+
+
+# -- from memory alone -----------------------------------------------------------------------------
+
+_BROKEN = {
+    True: "the free list is a ring: a slot was put on it twice",
+    False: (
+        "the free list leads through a slot that is in use: it was handed out, or written to, while it was "
+        "on the list. That is what a second destroy leaves behind"
+    ),
+}
+
+
+def _from_memory(seen: Examination) -> Diagnosis:
+    free, slot = seen.free_list, seen.slot
+    broken = free is not None and free.end in (ListEnd.CYCLE, ListEnd.MISPLACED)
+    if free is not None and broken:
+        ring = free.end is ListEnd.CYCLE
+        return Diagnosis(
+            cause=Cause.DESTROYED_TWICE if ring else Cause.LIST_BROKEN,
+            certainty=Certainty.INFERRED,
+            rule=RuleId.DOUBLE_DESTROY,
+            order=Certainty.UNCERTAIN,
+            missing=f"{_BROKEN[ring]}; which two paths destroyed it is not known without a history",
+            fix=(
+                "find the two call sites that destroy one slot (`afterfree watch` names both: "
+                "double-destroy) and let one of them own it"
+            ),
+            fix_kind="destroy-once",
+            evidence=(Evidence("memory", f"free list {free.path}: {free.end} at {free.last:#x}"),),
+        )
+    gone = slot is not None and (slot.filled or "free list" in slot.by)
+    if slot is not None and gone:
+        delivered = "batch" in slot.by
+        listed = "free list" in slot.by
+        return Diagnosis(
+            cause=Cause.FREED_BEFORE_USE,
+            certainty=Certainty.CONFIRMED if listed and delivered else Certainty.OBSERVED,
+            rule=RuleId.STALE_DISPATCH,
+            missing=(
+                "whether the slot's registration had outlived it, or it was freed inside the open batch, and "
+                "on which threads, is not known without a history"
+            ),
+            order=Certainty.UNKNOWN,
+            fix=(
+                "EPOLL_CTL_DEL before close() on the loop's thread keeps later batches clean; destroying "
+                "only after the batch keeps this one clean. `afterfree watch` tells which one is missing"
+            ),
+            fix_kind="",
+            evidence=(Evidence("memory", "the slot is free, and its address is in the batch"),)
+            if delivered
+            else (Evidence("memory", "the slot is free"),),
+        )
+    if slot is None and seen.fault is not None:
+        return Diagnosis(
+            cause=Cause.NOT_A_SLOT,
+            certainty=Certainty.UNCERTAIN,
+            rule=None,
+            missing="nothing that was captured connects the fault with a freed slot",
+            fix="",
+            fix_kind="",
+        )
+    return Diagnosis(
+        cause=Cause.UNKNOWN,
+        certainty=Certainty.UNKNOWN,
+        rule=None,
+        missing="not known",
+        fix="",
+        fix_kind="",
+    )

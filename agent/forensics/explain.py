@@ -1,0 +1,190 @@
+# Owns the explanation of a crash: evidence and what its examination found -> statements, each with what it
+# rests on and how sure it is. Pure: no I/O, no clock; what is not known is said to be unknown.
+from __future__ import annotations
+
+import signal as signals
+from collections.abc import Iterator
+
+from agent.correlator.catalog import RULES
+from agent.correlator.chain import order
+from agent.correlator.chain import seen as seen_actor
+from agent.correlator.findings import RuleId
+from agent.forensics.diagnosis import Diagnosis, Past, diagnose, past_of
+from agent.forensics.evidence import CrashEvidence
+from agent.forensics.exclusions import alternatives
+from agent.forensics.explanation import Cause, Explanation, Statement, Step, Topic
+from agent.forensics.facts import CodePlace, Examination
+from agent.forensics.statements import (
+    about_connections,
+    about_delivery,
+    about_fault,
+    about_free_list,
+    about_origin,
+    about_slot,
+    field_name,
+    own_frame,
+)
+from probes.events import Moment, SlotLife
+
+_MOST_STACK = 12
+
+
+def explain(evidence: CrashEvidence, seen: Examination) -> Explanation:
+    """The explanation, as far as the evidence goes. Never raises."""
+    slot = seen.slot.address if seen.slot is not None else 0
+    past = past_of(evidence.history, slot)
+    found = diagnose(evidence, seen, past)
+    life, fault, crashed = past.life, seen.fault, evidence.crashed
+    statements = (
+        *about_fault(evidence, seen),
+        *about_origin(seen),
+        *about_slot(seen),
+        *about_free_list(seen),
+        *about_delivery(evidence, seen),
+        *_judgement(found),
+        *about_connections(evidence, seen),
+    )
+    steps = _steps(evidence, seen, past)
+    place = own_frame(fault)
+    return Explanation(
+        source=str(evidence.source),
+        pid=evidence.target.tgid,
+        exe=evidence.target.exe,
+        comm=evidence.target.comm,
+        identity=evidence.target.identity,
+        signal=evidence.signal,
+        tid=crashed.tid if crashed is not None else 0,
+        thread=evidence.thread_name(crashed.tid) if crashed is not None else "",
+        headline=_headline(evidence, seen, found),
+        cause=found.cause,
+        rule=str(found.rule) if found.rule is not None else "",
+        certainty=found.certainty,
+        slot=slot or (life.addr if life is not None else 0),
+        generation=life.gen if life is not None else 0,
+        field=field_name(fault),
+        offset=fault.offset if fault is not None else 0,
+        function=place.function if place is not None else "",
+        slot_field=seen.slot.field if seen.slot is not None else "",
+        closer=life.close.tid if life is not None else 0,
+        destroyer=life.destroy.tid if life is not None else 0,
+        fix_kind=found.fix_kind,
+        statements=statements,
+        steps=steps,
+        alternatives=alternatives(seen, past, found),
+        stack=tuple(str(frame) for frame in (*fault.frames, *fault.callers)[:_MOST_STACK]) if fault else (),
+        memory=seen.slot.lines if seen.slot is not None else (),
+        unknown=tuple(_unknown(evidence, seen, past, found)),
+    )
+
+
+# -- life and judgement ----------------------------------------------------------------------------
+
+
+def _steps(evidence: CrashEvidence, seen: Examination, past: Past) -> tuple[Step, ...]:
+    life, history = past.life, evidence.history
+    if life is None or history is None:
+        return ()
+    places = {(ip, stack): found for ip, stack, found in seen.calls}
+    again = [f for f in past.findings if f.rule in (RuleId.DOUBLE_DESTROY, RuleId.STALE_DELIVERY)]
+    actors = [
+        *seen_actor("created", life.create),
+        *seen_actor("registered", life.add, f"fd {life.fd}" if life.fd >= 0 else ""),
+        *seen_actor("delivered", _delivered(life), f"{life.deliveries} deliveries, this the last"),
+        *seen_actor("removed", life.removed),
+        *seen_actor("closed", life.close),
+        *seen_actor("destroyed", life.destroy),
+    ]
+    known = {(actor.role, actor.moment.ts) for actor in actors}
+    for finding in again:
+        for actor in finding.actors:
+            late = actor.moment.ts > life.destroy.ts > 0 and (actor.role, actor.moment.ts) not in known
+            if late and actor.role in ("delivered", "destroyed"):
+                known.add((actor.role, actor.moment.ts))
+                actors.append(actor)
+    if evidence.ts:
+        tid = evidence.crashed.tid if evidence.crashed is not None else 0
+        actors += seen_actor("crashed", Moment(evidence.ts, evidence.ts, 0, tid, -1))
+    return tuple(
+        Step(
+            role=actor.role,
+            ts=actor.moment.ts,
+            tid=actor.moment.tid,
+            comm=evidence.thread_name(actor.moment.tid),
+            place=_where(places.get((actor.moment.ip, actor.moment.stack), ())),
+            gap_ns=actor.gap_ns,
+            concurrent=actor.concurrent,
+            note=actor.note,
+        )
+        for actor in order(actors)
+    )
+
+
+def _delivered(life: SlotLife) -> Moment:
+    return Moment(life.last_delivery_enter, life.last_delivery, 0, life.last_tid, -1)
+
+
+def _where(places: tuple[CodePlace, ...]) -> str:
+    return str(places[0]) if places else ""
+
+
+def _judgement(found: Diagnosis) -> Iterator[Statement]:
+    if found.rule is not None:
+        yield Statement(
+            topic=Topic.RULE,
+            text=f"{found.rule}: {RULES[found.rule].title}",
+            certainty=found.certainty,
+            evidence=found.evidence,
+        )
+    yield Statement(topic=Topic.ORDER, text=found.missing, certainty=found.certainty, evidence=found.evidence)
+    if found.fix:
+        yield Statement(topic=Topic.FIX, text=found.fix, certainty=found.certainty)
+
+
+def _headline(evidence: CrashEvidence, seen: Examination, found: Diagnosis) -> str:
+    fault, slot = seen.fault, seen.slot
+    try:
+        name = signals.Signals(evidence.signal).name
+    except ValueError:
+        name = f"signal {evidence.signal}" if evidence.signal else "no signal"
+    place = own_frame(fault)
+    where = f" in {place.function.rpartition('.')[2]}" if place is not None else ""
+    if fault is not None and fault.address is not None:
+        name += f" at {fault.address:#x}"
+    freed = found.cause not in (Cause.NOT_A_SLOT, Cause.UNKNOWN, Cause.LIST_BROKEN, Cause.RECYCLED)
+    kind = (
+        seen.slot_type.rpartition(".")[2] if "(" not in seen.slot_type else seen.slot_type.partition("(")[0]
+    )
+    kind = kind.rpartition(".")[2] or "slot"
+    if slot is not None and freed:
+        twice = (
+            "had been destroyed twice" if found.cause is Cause.DESTROYED_TWICE else "was already destroyed"
+        )
+        return f"{name}{where}: the server used a {kind} that {twice}"
+    if found.cause is Cause.RECYCLED:
+        return f"{name}{where}: an old connection's event reached the {kind} of another one"
+    if found.cause in (Cause.LIST_BROKEN, Cause.DESTROYED_TWICE):
+        return f"{name}{where}: the free list of the {kind} pool is broken"
+    return f"{name}{where}: nothing connects it with a freed {kind}"
+
+
+def _unknown(evidence: CrashEvidence, seen: Examination, past: Past, found: Diagnosis) -> Iterator[str]:
+    if evidence.history is None:
+        yield (
+            "nothing was watching before the crash: who registered, closed and destroyed the slot, when, on "
+            "which thread, and how often it had been delivered"
+        )
+    elif past.life is None and seen.slot is not None:
+        yield "the slot's life: no event of it was kept"
+    elif past.life is not None:
+        life = past.life
+        if life.state != 0 and not life.destroy.seen and found.cause is not Cause.RECYCLED:
+            yield "who destroyed the slot: its destroy was not seen"
+        if not life.close.seen and life.fd >= 0 and found.cause is Cause.DESCRIPTION_SURVIVED:
+            yield "who closed the fd: the close was not seen"
+        if not life.create.seen:
+            yield "when the slot was created: before the attach, or at a place that cannot be probed"
+    if evidence.history is not None and evidence.history.lost:
+        yield f"{evidence.history.lost} events of the history were lost"
+    if seen.free_list is None:
+        yield f"whether the slot is on the pool's free list: {seen.free_list_reason or 'not found'}"
+    yield from seen.notes
