@@ -45,35 +45,43 @@ class Past:
 
 
 def past_of(history: History | None, slot: int) -> Past:
-    """The life that ended last before the crash, or that was destroyed twice; all that concerns it."""
-    if history is None:
+    """The last life of the crash's slot and all that concerns it."""
+    lives = [life for life in history.lives if life.addr == slot] if history is not None and slot else []
+    if history is None or not lives:
         return Past()
-    lives = [life for life in history.lives if life.addr == slot]
-    if not slot:  # the crash itself names no slot: a list that was broken earlier
-        lives = [life for life in history.lives if life.double_destroys]
-    if not lives:
+    return _past(history, max(lives, key=lambda life: life.gen))
+
+
+def broken_by(history: History | None) -> Past:
+    """The life whose second destroy broke the pool, whichever slot the crash itself touched."""
+    twice = [f for f in history.findings if f.rule is RuleId.DOUBLE_DESTROY] if history is not None else []
+    slots = {finding.slot for finding in twice}
+    lives = [life for life in history.lives if life.double_destroys or life.addr in slots] if history else []
+    if history is None or not lives:
         return Past()
-    life = max(lives, key=lambda one: (one.double_destroys > 0 and not slot, one.gen))
+    return _past(history, max(lives, key=lambda life: (life.double_destroys > 0, -life.destroy.ts)))
+
+
+def _past(history: History, life: SlotLife) -> Past:
+    about = (finding for finding in history.findings if finding.slot == life.addr)
     return Past(
         life=life,
         registrations=tuple(reg for reg in history.registrations if reg.slot == life.addr),
-        findings=tuple(
-            sorted(
-                (finding for finding in history.findings if finding.slot == life.addr),
-                key=lambda finding: -finding.severity,
-            )
-        ),
+        findings=tuple(sorted(about, key=lambda finding: -finding.severity)),
     )
 
 
-def diagnose(evidence: CrashEvidence, seen: Examination, past: Past) -> Diagnosis:
-    """Never raises; Cause.UNKNOWN is an answer."""
+def diagnose(evidence: CrashEvidence, seen: Examination, past: Past) -> tuple[Diagnosis, Past]:
+    """(what failed, the life that shows it). Never raises; Cause.UNKNOWN is an answer."""
     life = past.life
-    if life is not None:
-        known = _from_history(evidence, seen, past, life)
-        if known is not None:
-            return known
-    return _from_memory(seen)
+    known = _from_history(evidence, seen, past, life) if life is not None else None
+    if known is not None:
+        return known, past
+    other = broken_by(evidence.history)
+    if other.life is not None:
+        # The crash touched something that the broken pool gave out; the cause is the second destroy.
+        return _twice(other.life, other, Certainty.INFERRED), other
+    return _from_memory(seen), past
 
 
 # -- with a history --------------------------------------------------------------------------------
@@ -102,7 +110,9 @@ def _certainty(evidence: CrashEvidence, seen: Examination) -> Certainty:
 
 
 def _twice(life: SlotLife, past: Past, sure: Certainty) -> Diagnosis:
-    first, again = life.prev_destroy if not life.destroy.seen else life.destroy, life.double_destroys
+    first = life.destroy if life.destroy.seen else life.prev_destroy
+    finding = past.found(RuleId.DOUBLE_DESTROY)
+    again = life.double_destroys or (finding.count if finding is not None else 0)
     rule = RuleId.DOUBLE_DESTROY if again else (past.findings[0].rule if past.findings else None)
     return Diagnosis(
         cause=Cause.DESTROYED_TWICE,

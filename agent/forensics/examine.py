@@ -13,6 +13,7 @@ from agent.forensics.freelist import Pools
 from agent.forensics.objects import Objects
 from agent.forensics.slots import Slots, with_way
 from agent.forensics.view import OpenImage, View
+from probes.abi import SlotState
 from symbols.errors import STRAY_ERRORS, SymbolError
 from symbols.plan import ProbePlan
 from symbols.resolve import Session
@@ -56,6 +57,8 @@ def examine(
     if slot is not None and free is not None and free.position is not None:
         slot = with_way(slot, "free list")
     history = evidence.history
+    if free is None and slot is not None and (slot.filled or _destroyed(evidence, slot.address)):
+        free = pools.behind(slot.address)
     if slot is not None and history is not None and any(life.addr == slot.address for life in history.lives):
         slot = with_way(slot, "history")
     reachable, holders = slots.reachable(slot.address if slot is not None else None)
@@ -119,6 +122,12 @@ def _calls(view: View, evidence: CrashEvidence) -> Iterator[tuple[int, int, tupl
             places += view.places_at(pc, exact=exact)
         own = tuple(place for place in places if place.own)
         yield moment.ip, moment.stack, (own or tuple(places))[:_MOST_PLACES]
+
+
+def _destroyed(evidence: CrashEvidence, slot: int) -> bool:
+    history = evidence.history
+    lives = [life for life in history.lives if life.addr == slot] if history is not None else []
+    return bool(lives) and max(lives, key=lambda life: life.gen).state is SlotState.FREE
 
 
 def _not_free(slots: tuple[int, ...], free: FreeList | None) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from agent.forensics.diagnosis import Diagnosis, Past
 from agent.forensics.explanation import Alternative, Cause, Outcome
 from agent.forensics.facts import Examination, ListEnd
+from probes.abi import SlotState
 
 
 def alternatives(seen: Examination, past: Past, found: Diagnosis) -> tuple[Alternative, ...]:
@@ -12,10 +13,10 @@ def alternatives(seen: Examination, past: Past, found: Diagnosis) -> tuple[Alter
     if seen.slot is None and seen.free_list is None:
         return ()
     return (
-        _uninitialised(seen),
+        _uninitialised(seen, past),
         _corruption(seen),
         _twice(seen, past, found),
-        _recycled(seen),
+        _recycled(seen, past),
         _elsewhere(seen),
     )
 
@@ -24,7 +25,13 @@ def _on_list(seen: Examination) -> bool:
     return seen.slot is not None and "free list" in seen.slot.by
 
 
-def _uninitialised(seen: Examination) -> Alternative:
+def _gone(seen: Examination, past: Past) -> bool:
+    life = past.life
+    same = life is not None and seen.slot is not None and life.addr == seen.slot.address
+    return same and life is not None and life.state is SlotState.FREE
+
+
+def _uninitialised(seen: Examination, past: Past) -> Alternative:
     test = "a slot that was never set up is not on the free list, and its first word is no link of the list"
     outcome, because = Outcome.UNKNOWN, seen.free_list_reason or "the slot is not known"
     if _on_list(seen) and seen.free_list is not None and seen.slot is not None:
@@ -36,6 +43,8 @@ def _uninitialised(seen: Examination) -> Alternative:
         because = (
             f"the slot is node {(seen.free_list.position or 0) + 1} of the list; its first word is {what}"
         )
+    elif _gone(seen, past):
+        outcome, because = Outcome.EXCLUDED, "its destroy was watched, and no create since"
     elif seen.slot is not None and seen.slot.filled:
         outcome, because = Outcome.POSSIBLE, "the slot is filled with 0xaa, which create() does as well"
     elif seen.slot is not None and seen.free_list is not None:
@@ -54,7 +63,8 @@ def _corruption(seen: Examination) -> Alternative:
         outcome, because = Outcome.UNKNOWN, seen.free_list_reason or "the free list was not found"
     elif free.end is ListEnd.NULL:
         nodes = f"{free.length} node{'s' if free.length != 1 else ''}"
-        if slot is not None and slot.filled and _on_list(seen):
+        nodes = f"the list leads on through {nodes}" if free.partial else nodes
+        if slot is not None and slot.filled and (_on_list(seen) or free.partial):
             outcome, because = (
                 Outcome.EXCLUDED,
                 f"{nodes}, then null; besides the link the slot is 0xaa throughout",
@@ -100,7 +110,7 @@ def _twice(seen: Examination, past: Past, found: Diagnosis) -> Alternative:
     return Alternative(name="a double destroy", test=test, outcome=outcome, because=because)
 
 
-def _recycled(seen: Examination) -> Alternative:
+def _recycled(seen: Examination, past: Past) -> Alternative:
     test = (
         "a slot that another connection lives in is not on the free list and holds that connection's values"
     )
@@ -108,9 +118,11 @@ def _recycled(seen: Examination) -> Alternative:
         outcome, because = Outcome.UNKNOWN, "the slot is not known"
     elif _on_list(seen):
         outcome, because = Outcome.EXCLUDED, "the slot is on the free list: nobody lives in it"
+    elif _gone(seen, past):
+        outcome, because = Outcome.EXCLUDED, "its destroy was watched, and no create since"
     elif seen.slot.filled:
         outcome, because = Outcome.EXCLUDED, "the slot is filled with 0xaa: nobody has set it up"
-    elif seen.free_list is not None and seen.free_list.end is ListEnd.NULL:
+    elif seen.free_list is not None and seen.free_list.end is ListEnd.NULL and not seen.free_list.partial:
         outcome, because = Outcome.POSSIBLE, "the slot is not on the free list"
     else:
         outcome, because = Outcome.UNKNOWN, seen.free_list_reason or "the free list could not be followed"

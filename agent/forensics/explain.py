@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from agent.correlator.catalog import RULES
 from agent.correlator.chain import order
 from agent.correlator.chain import seen as seen_actor
-from agent.correlator.findings import RuleId
+from agent.correlator.findings import Actor, RuleId
 from agent.forensics.diagnosis import Diagnosis, Past, diagnose, past_of
 from agent.forensics.evidence import CrashEvidence
 from agent.forensics.exclusions import alternatives
@@ -32,13 +32,13 @@ _MOST_STACK = 12
 def explain(evidence: CrashEvidence, seen: Examination) -> Explanation:
     """The explanation, as far as the evidence goes. Never raises."""
     slot = seen.slot.address if seen.slot is not None else 0
-    past = past_of(evidence.history, slot)
-    found = diagnose(evidence, seen, past)
+    found, past = diagnose(evidence, seen, past_of(evidence.history, slot))
     life, fault, crashed = past.life, seen.fault, evidence.crashed
+    same = life is None or life.addr == slot
     statements = (
         *about_fault(evidence, seen),
         *about_origin(seen),
-        *about_slot(seen),
+        *about_slot(seen, life if same else None),
         *about_free_list(seen),
         *about_delivery(evidence, seen),
         *_judgement(found),
@@ -59,12 +59,12 @@ def explain(evidence: CrashEvidence, seen: Examination) -> Explanation:
         cause=found.cause,
         rule=str(found.rule) if found.rule is not None else "",
         certainty=found.certainty,
-        slot=slot or (life.addr if life is not None else 0),
+        slot=life.addr if life is not None else slot,
         generation=life.gen if life is not None else 0,
         field=field_name(fault),
         offset=fault.offset if fault is not None else 0,
         function=place.function if place is not None else "",
-        slot_field=seen.slot.field if seen.slot is not None else "",
+        slot_field=seen.slot.field if seen.slot is not None and same else "",
         closer=life.close.tid if life is not None else 0,
         destroyer=life.destroy.tid if life is not None else 0,
         fix_kind=found.fix_kind,
@@ -72,7 +72,7 @@ def explain(evidence: CrashEvidence, seen: Examination) -> Explanation:
         steps=steps,
         alternatives=alternatives(seen, past, found),
         stack=tuple(str(frame) for frame in (*fault.frames, *fault.callers)[:_MOST_STACK]) if fault else (),
-        memory=seen.slot.lines if seen.slot is not None else (),
+        memory=seen.slot.lines if seen.slot is not None and same else (),
         unknown=tuple(_unknown(evidence, seen, past, found)),
     )
 
@@ -85,11 +85,11 @@ def _steps(evidence: CrashEvidence, seen: Examination, past: Past) -> tuple[Step
     if life is None or history is None:
         return ()
     places = {(ip, stack): found for ip, stack, found in seen.calls}
-    again = [f for f in past.findings if f.rule in (RuleId.DOUBLE_DESTROY, RuleId.STALE_DELIVERY)]
+    again = [f for f in past.findings if f.rule is RuleId.DOUBLE_DESTROY]
     actors = [
         *seen_actor("created", life.create),
         *seen_actor("registered", life.add, f"fd {life.fd}" if life.fd >= 0 else ""),
-        *seen_actor("delivered", _delivered(life), f"{life.deliveries} deliveries, this the last"),
+        *_deliveries(life),
         *seen_actor("removed", life.removed),
         *seen_actor("closed", life.close),
         *seen_actor("destroyed", life.destroy),
@@ -98,7 +98,7 @@ def _steps(evidence: CrashEvidence, seen: Examination, past: Past) -> tuple[Step
     for finding in again:
         for actor in finding.actors:
             late = actor.moment.ts > life.destroy.ts > 0 and (actor.role, actor.moment.ts) not in known
-            if late and actor.role in ("delivered", "destroyed"):
+            if late and actor.role == "destroyed":
                 known.add((actor.role, actor.moment.ts))
                 actors.append(actor)
     if evidence.ts:
@@ -119,8 +119,18 @@ def _steps(evidence: CrashEvidence, seen: Examination, past: Past) -> tuple[Step
     )
 
 
-def _delivered(life: SlotLife) -> Moment:
-    return Moment(life.last_delivery_enter, life.last_delivery, 0, life.last_tid, -1)
+def _deliveries(life: SlotLife) -> Iterator[Actor]:
+    """The first and the last one; the thread is only kept of the last."""
+    if life.first_delivery and life.first_delivery != life.last_delivery:
+        yield from seen_actor("delivered", Moment(0, life.first_delivery, 0, life.waiter, -1), "the first")
+    late = "after the destroy" if life.last_delivery > life.destroy.ts > 0 else "the last"
+    note = (
+        f"{late}, {life.deliveries} before it"
+        if late == "after the destroy"
+        else f"{late} of {life.deliveries}"
+    )
+    last = Moment(life.last_delivery_enter, life.last_delivery, 0, life.last_tid, -1)
+    yield from seen_actor("delivered", last, note if life.deliveries > 1 or late != "the last" else "")
 
 
 def _where(places: tuple[CodePlace, ...]) -> str:
@@ -178,13 +188,13 @@ def _unknown(evidence: CrashEvidence, seen: Examination, past: Past, found: Diag
     elif past.life is not None:
         life = past.life
         if life.state != 0 and not life.destroy.seen and found.cause is not Cause.RECYCLED:
-            yield "who destroyed the slot: its destroy was not seen"
+            yield "who destroyed the slot: no destroy of it was seen"
         if not life.close.seen and life.fd >= 0 and found.cause is Cause.DESCRIPTION_SURVIVED:
             yield "who closed the fd: the close was not seen"
         if not life.create.seen:
             yield "when the slot was created: before the attach, or at a place that cannot be probed"
     if evidence.history is not None and evidence.history.lost:
         yield f"{evidence.history.lost} events of the history were lost"
-    if seen.free_list is None:
+    if seen.free_list is None or seen.free_list.partial:
         yield f"whether the slot is on the pool's free list: {seen.free_list_reason or 'not found'}"
     yield from seen.notes

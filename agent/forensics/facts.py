@@ -111,6 +111,7 @@ class FreeList:
     end: ListEnd
     last: int  # the value that ended the walk; with CYCLE the node that came a second time
     position: int | None = None  # 0-based place of the crash's slot; None: not on it
+    partial: bool = False  # the head was not captured: followed from the crash's slot on, without that slot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

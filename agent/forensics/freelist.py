@@ -109,9 +109,15 @@ class Pools:
             return None, "the memory that holds the pool's list head was not captured"
         return None, "no variable, on a stack or global, leads to the pool"
 
-    def again(self, known: FreeList, slot: int) -> FreeList:
-        """The same list, asked for another slot."""
-        return replace(known, position=known.nodes.index(slot) if slot in known.nodes else None)
+    def behind(self, slot: int) -> FreeList | None:
+        """What follows a slot that is known to be free, where the list's head was not captured."""
+        offset = self._view.plan.slot.freelist_offset
+        if offset is None:
+            return None
+        walked = walk(
+            self._view.word, slot + offset, "", link_offset=offset, slot=slot, plausible=self._plausible
+        )
+        return replace(walked, partial=True, position=None) if walked is not None else None
 
     def _plausible(self, node: int) -> bool:
         regions = self._view.evidence.regions

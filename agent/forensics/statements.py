@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from agent.forensics.evidence import CrashEvidence, Source
 from agent.forensics.explanation import Certainty, Evidence, Statement, Topic
 from agent.forensics.facts import CodePlace, Examination, Fault, ListEnd, Load
+from probes.abi import SlotState
+from probes.events import SlotLife
 
 _FILL = 0xAAAA_AAAA_AAAA_AAAA
 
@@ -159,7 +161,8 @@ def _best(seen: Examination) -> Load | None:
 # -- the slot --------------------------------------------------------------------------------------
 
 
-def about_slot(seen: Examination) -> Iterator[Statement]:
+def about_slot(seen: Examination, life: SlotLife | None) -> Iterator[Statement]:
+    """life: the last one of this slot that was watched."""
     slot = seen.slot
     if slot is None:
         return
@@ -167,19 +170,22 @@ def about_slot(seen: Examination) -> Iterator[Statement]:
         text = f"what slot {slot.address:#x} holds was not captured"
         yield Statement(topic=Topic.SLOT, text=text, certainty=Certainty.UNKNOWN)
         return
-    rests = (Evidence("memory", slot.data[:32].hex(" ", 8)),)
+    rests: tuple[Evidence, ...] = (Evidence("memory", slot.data[:32].hex(" ", 8)),)
     over = f" over `{slot.link_aliases.partition('.')[0]}`" if slot.link_aliases else ""
     rest = "; the rest is 0xaa, what destroy leaves in this build" if slot.filled else ""
-    if "free list" in slot.by and slot.link is not None:
+    gone = life is not None and life.state is SlotState.FREE
+    if ("free list" in slot.by or gone) and slot.link is not None:
         link = "null: the last of the list" if slot.link == 0 else f"{slot.link:#x}, the next free slot"
         text = f"its first bytes are the free list's link{over} ({link}){rest}"
-        certainty = Certainty.CONFIRMED
+        certainty = Certainty.CONFIRMED if "free list" in slot.by or slot.filled else Certainty.OBSERVED
+        if gone:
+            rests = (*rests, Evidence("events", "its destroy was seen, and no create since"))
     elif slot.filled:
         text = (
             f"it is filled with 0xaa{' but for the word' + over if over else ''}: destroyed, or never set up"
         )
         certainty = Certainty.OBSERVED
-    elif seen.free_list is not None and seen.free_list.end is ListEnd.NULL:
+    elif _whole(seen):
         text = "it is not on the free list: by memory alone it is a live object"
         certainty = Certainty.OBSERVED
     else:
@@ -194,6 +200,12 @@ def about_slot(seen: Examination) -> Iterator[Statement]:
             certainty=Certainty.OBSERVED,
             evidence=(Evidence("memory", names),),
         )
+
+
+def _whole(seen: Examination) -> bool:
+    """Whether the free list was followed from its head to its end."""
+    free = seen.free_list
+    return free is not None and free.end is ListEnd.NULL and not free.partial
 
 
 def about_free_list(seen: Examination) -> Iterator[Statement]:
@@ -214,6 +226,13 @@ def about_free_list(seen: Examination) -> Iterator[Statement]:
         ListEnd.LIMIT: "and goes on beyond what is followed",
     }[free.end]
     nodes = f"{free.length} slot{'s' if free.length != 1 else ''}"
+    if free.partial:
+        through = (
+            f"leads through {nodes} {end}" if free.length or free.end is not ListEnd.NULL else "ends there"
+        )
+        text = f"followed from the slot on, the list {through}; its head was not captured"
+        yield Statement(topic=Topic.FREE_LIST, text=text, certainty=Certainty.OBSERVED, evidence=rests[1:])
+        return
     if slot is not None and free.position is not None:
         text = f"{free.path} holds {nodes} {end}; slot {slot.address:#x} is number {free.position + 1}"
         certainty = Certainty.CONFIRMED
