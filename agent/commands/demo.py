@@ -19,6 +19,7 @@ import click
 
 from agent import children
 from agent.errors import DemoFailed, PrerequisiteMissing
+from agent.forensics.desk import BundleDone
 
 _BUG = "dup-outlives-close"
 _MODE = "ReleaseSafe"
@@ -31,6 +32,7 @@ _READY = re.compile(rb"ready port=(\d+) pid=(\d+)")
 def command() -> int:
     """Build a small epoll server that has the bug, attach to it, drive traffic, and show the stale
     delivery with all four actors before the server's own crash. Needs root and a source checkout."""
+    from agent import report
     from agent.text import Printer, Span, line
 
     printer = Printer()
@@ -43,7 +45,7 @@ def command() -> int:
     server = _build()
     with _running(server) as (process, port, errors):
         say(f"started {server.name} as process {process.pid} on port {port}; nothing in it is prepared")
-        found = _watch(process, port, say, printer)
+        found, bundles = _watch(process, port, say, printer)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5.0 if found else 0.1)
         said = _last_words(errors)
@@ -59,6 +61,9 @@ def command() -> int:
         printer.lines([line("  ", text) for text in said[:12]])
     else:
         say("the server has survived it this time; the finding stands")
+    for done in bundles:
+        say("what afterfree kept of the crash says why:")
+        printer.lines(report.bundle(done))
     return 0
 
 
@@ -146,13 +151,16 @@ def _port(process: subprocess.Popen[bytes]) -> int:
     )
 
 
-def _watch(process: subprocess.Popen[bytes], port: int, say: Callable[[str], None], printer: object) -> bool:
-    """Attach, drive traffic, show what is found. True when the stale delivery was proved."""
+def _watch(
+    process: subprocess.Popen[bytes], port: int, say: Callable[[str], None], printer: object
+) -> tuple[bool, list[BundleDone]]:
+    """Attach, drive traffic, show what is found: (whether the stale delivery was proved, bundles)."""
     from agent import report
     from agent.commands.live import LiveOptions, attached, correlator
     from agent.correlator.findings import RuleId, Severity
     from agent.exhibit import Answers, CrashExhibit, Exhibit
-    from agent.forensics.desk import BundleDone
+    from agent.forensics.desk import CrashDesk
+    from agent.forensics.store import BundleStore
     from agent.plan_text import plan_lines
     from agent.runner import Runner, Stop
     from agent.sinks import brief
@@ -163,6 +171,7 @@ def _watch(process: subprocess.Popen[bytes], port: int, say: Callable[[str], Non
 
     assert isinstance(printer, Printer)
     out = printer
+    bundles: list[BundleDone] = []
 
     class Show:
         """The stale delivery in full, everything else in a line."""
@@ -179,11 +188,15 @@ def _watch(process: subprocess.Popen[bytes], port: int, say: Callable[[str], Non
             out.lines(report.crash(item, answers))
 
         def bundle(self, done: BundleDone) -> None:
-            out.lines(report.bundle(done))
+            bundles.append(done)
 
         def close(self) -> None:
             pass
 
+    show = Show()
+    desk = CrashDesk(
+        BundleStore(Path(tempfile.mkdtemp(prefix="afterfree-demo-"))), configuration={}, on_bundle=show.bundle
+    )
     stop = Stop()
     options = LiveOptions(wanted=Wanted(pids=(process.pid,)))
     with (
@@ -200,17 +213,19 @@ def _watch(process: subprocess.Popen[bytes], port: int, say: Callable[[str], Non
             supervisor,
             judge=correlator("kernel"),
             symbols=symbols,
-            sinks=[Show()],
+            sinks=[show],
+            desk=desk,
             duration=_DEADLINE,
             stop=stop,
         ).run()
     out.lines(summary(outcome.stats, outcome.findings))
     if outcome.error is not None:
         raise outcome.error
-    return any(
+    found = any(
         finding.rule is RuleId.STALE_DELIVERY and finding.severity is Severity.CRITICAL
         for finding in outcome.findings
     )
+    return found, bundles
 
 
 def _traffic(process: subprocess.Popen[bytes], port: int) -> None:
