@@ -2,13 +2,13 @@
 # Immutable values only; must not judge, do I/O or import anything but the ABI.
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from probes.abi import RegFlag, RegState, SlotFlag, SlotState, Suspect
 
+_FAULTS = (7, 11)  # SIGBUS, SIGSEGV (signal(7))
 _SI_KERNEL = 0x80  # include/uapi/asm-generic/siginfo.h
 
 
@@ -280,7 +280,7 @@ class CrashSeen:
     def accessed(self) -> int | None:
         """The address of the faulting access. None where none is known: another signal, one that a process
         sent, or an address that is not canonical (si_code SI_KERNEL; arch/x86/kernel/traps.c)."""
-        known = self.signal in (signal.SIGSEGV, signal.SIGBUS) and 0 < self.si_code < _SI_KERNEL
+        known = self.signal in _FAULTS and 0 < self.si_code < _SI_KERNEL
         return self.fault_addr if known else None
 
 
