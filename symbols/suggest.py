@@ -29,6 +29,7 @@ _LINK = re.compile(r"next|link|free|node|sibling", re.IGNORECASE)
 _STRUCTS = frozenset((dw.TAG_structure_type, dw.TAG_class_type, dw.TAG_union_type))
 _WORK = 6 << 30  # bytes searched for names, all in all
 _MOST_NAMES = 3000
+_NESTED = 4  # anonymous members in anonymous members
 _SHOWN = 4
 _TRIED = 6
 
@@ -224,14 +225,29 @@ def _pointers(dwarf: Dwarf, die: Die) -> Iterator[tuple[str, Die]]:
 def _candidate(dwarf: Dwarf, kind: Die, found: dict[tuple[str, int], Candidate]) -> Candidate:
     name, size = dwarf.name(kind), kind.number(dw.AT_byte_size) or 0
     if (name, size) not in found:
-        link = None
-        for child in dwarf.children(kind):
-            target = pointee(dwarf, child) if child.tag == dw.TAG_member else None
-            if target is not None and dwarf.name(target) == name and _LINK.search(dwarf.name(child)):
-                link = member_offset(child)
-                break
+        links = sorted(_links(dwarf, kind, name))
+        link = links[0][1] if links else None
         found[name, size] = Candidate(name, size, link)
     return found[name, size]
+
+
+def _links(dwarf: Dwarf, kind: Die, name: str, base: int = 0, depth: int = 0) -> Iterator[tuple[int, int]]:
+    """(rank, offset) of pointers to its own kind; what says "free" comes first, then what shares its place.
+
+    Members of anonymous structs and unions are members of the type (C11, 6.7.2.1).
+    """
+    for child in dwarf.children(kind):
+        if child.tag != dw.TAG_member:
+            continue
+        offset = base + (member_offset(child) or 0)
+        inner = strip(dwarf, dwarf.target(child, dw.AT_type))
+        if inner is not None and inner.tag in _STRUCTS and not dwarf.name(child) and depth < _NESTED:
+            yield from _links(dwarf, inner, name, offset, depth + 1)
+            continue
+        target, label = pointee(dwarf, child), dwarf.name(child)
+        if target is not None and dwarf.name(target) == name and _LINK.search(label):
+            shared = kind.tag == dw.TAG_union_type
+            yield (0 if "free" in label.lower() else 1 if shared else 2), offset
 
 
 # -- showing -----------------------------------------------------------------------------------------
