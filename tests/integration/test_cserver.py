@@ -1,0 +1,163 @@
+"""A program that afterfree has no code for: a C server with its own free list, and a profile.
+
+What is found equals what the server knows it did, and names the functions and lines that did it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.correlator.core import CorrelatorOptions
+from agent.correlator.findings import RuleId as R
+from symbols.plan import Role
+from tests.integration.harness import (
+    Run,
+    Watch,
+    conclude,
+    daemon,
+    drive,
+    load,
+    plan_of,
+    server,
+    wait_for,
+    watching,
+)
+from tests.integration.test_ground_truth import Case, Ledger, compare
+from tests.targets.build import C_MODES, SOURCE_DIR, build
+
+pytestmark = pytest.mark.bpf
+
+PROFILE = SOURCE_DIR / "cserver.toml"
+SURVIVES = (R.DESCRIPTION_OUTLIVES_CLOSE, R.FREED_WHILE_REGISTERED, R.STALE_DELIVERY)
+CASES = (
+    Case("dup-outlives-close", ("dup-outlives-close",), "dup", SURVIVES, ("--every", "4")),
+    Case(
+        "close-on-worker",
+        ("close-on-worker",),
+        "close",
+        (R.IMPLICIT_REMOVAL, R.CLOSE_IN_OPEN_BATCH),
+        ("--window-us", "50"),
+    ),
+    Case("double-destroy", ("double-destroy",), "churn", (R.DOUBLE_DESTROY,), ("--every", "50")),
+    Case(
+        "free-in-batch",
+        ("free-in-batch",),
+        "poke",
+        (R.FREED_IN_OPEN_BATCH,),
+        ("--window-us", "300", "--workers", "8"),
+        ("--slow-us", "1000"),
+        concurrency=64,
+    ),
+)
+CONNECTIONS = 3000
+
+
+@pytest.fixture(scope="module", params=["gcc-O2", pytest.param("clang-O2", marks=pytest.mark.slow)])
+def watch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
+    folder = tmp_path_factory.mktemp("watched")
+    with watching(request.param, folder, name="cserver", profile=PROFILE) as watch:
+        yield watch
+
+
+@pytest.mark.parametrize("mode", C_MODES)
+def test_the_plan_is_complete(mode: str) -> None:
+    plan = plan_of(build("cserver", mode), PROFILE)
+    assert all(plan.complete(role) for role in Role), plan.unprobed
+    assert plan.warnings == ()
+    assert (plan.slot.object_offset, plan.slot.object_field) == (0, "session")
+    inlined = [site for site in plan.by_role(Role.DESTROY) if site.kind.value == "inlined"]
+    assert len(inlined) == (0 if mode.endswith("O0") else 3)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_findings_equal_the_truth(
+    watch: Watch, case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = Ledger(CorrelatorOptions())
+    run = Run(correlator=ledger)
+    bugs = [word for bug in case.bugs for word in ("--bug", bug)]
+    with watch.target(tmp_path, run, *bugs, "--survive", *case.server) as target:
+        client = load(
+            target.port, case.mix, *case.client, connections=CONNECTIONS, concurrency=case.concurrency
+        )
+        drive(watch.session, run, client)
+        summary = conclude(watch.session, run, target)
+        truth = target.truth()
+    outcome = compare(case, run, ledger, truth)
+    with capsys.disabled():
+        print(
+            f"\n  {case.name:19} {watch.mode:9} {summary['connections']:6,}  {'  '.join(outcome.line)}",
+            end="",
+        )
+
+    assert run.lost() == {}
+    assert summary["connections"] >= CONNECTIONS
+    assert not outcome.wrong, "\n".join([f"{case.name}, {watch.mode}:", *outcome.wrong])
+    silent = [str(rule) for rule in case.fires if not run.count(rule)]
+    assert not silent, f"the switch was meant to raise {silent}: the test has proved nothing about them"
+
+
+def test_nothing_is_found_without_a_bug(watch: Watch, tmp_path: Path) -> None:
+    run = Run()
+    with watch.target(tmp_path, run) as target:
+        drive(watch.session, run, load(target.port, "correct", connections=2 * CONNECTIONS))
+        summary = conclude(watch.session, run, target)
+    assert run.lost() == {}
+    assert run.correlator.census.total == summary["destroyed"] == 2 * CONNECTIONS
+    assert [f"{finding.rule} x{finding.count}" for finding in run.findings()] == []
+
+
+def test_the_stale_delivery_is_named_before_the_crash(tmp_path: Path) -> None:
+    """As a user would: `afterfree watch --exe EXE --profile FILE` on a running server, which then dies."""
+    exe = Path(shutil.copy(build("cserver", "gcc-O2"), tmp_path))
+    arguments = ("--exe", str(exe), "--profile", str(PROFILE), "--format", "json")
+    with (
+        server("gcc-O2", tmp_path, "--bug", "dup-outlives-close", exe=exe) as target,
+        daemon(tmp_path, "watch", *arguments) as afterfree,
+    ):
+        afterfree.wait_ready()
+        client = load(target.port, "dup", connections=200, concurrency=1)
+        died = target.process.wait(20)
+        client.communicate(timeout=30)
+        wait_for(lambda: R.STALE_DISPATCH in rules(afterfree.lines()), 20, "the last finding")
+        assert afterfree.end() == 0, afterfree.said()
+        (stale,) = [line for line in afterfree.lines() if line["rule"] == R.STALE_DELIVERY]
+        (truth,) = [line for line in target.truth() if line.get("event") == "stale_delivery"]
+    assert died == -signal.SIGSEGV
+    assert "profile cserver" in afterfree.said()
+    assert (int(stale["slot"], 0), stale["generation"]) == (truth["slot"], truth["generation"])
+    assert stale["confidence"] == "observed"
+    assert {actor["thread"] for actor in stale["actors"]} == {"loop"}
+    named = {actor["role"]: places(actor["frames"]) for actor in stale["actors"]}
+    setup = ("conn_setup", line_of("int error = control(EPOLL_CTL_ADD, watched, EPOLLIN, (uintptr_t)c);"))
+    finish = ("conn_finish", line_of("conn_close(c);"))
+    assert setup in named["registered"]
+    assert ("accept_one", line_of("if (conn_setup(c) == 0) return;")) in named["registered"]
+    assert finish in named["closed"]
+    assert ("conn_finish", line_of("conn_destroy(&server.pool, c);", after=finish[1])) in named["destroyed"]
+    assert named["destroyed"][0][0] == "conn_destroy"
+    wait = line_of("int count = epoll_wait(server.epoll, events, MAX_EVENTS, 100);")
+    assert ("run_loop", wait) in named["delivered"]
+    assert stale["memory_as"]["type"] == "conn"
+    assert stale["memory_as"]["lines"][0].endswith("free-list link (null)")
+
+
+def rules(lines: list[dict[str, Any]]) -> set[str]:
+    return {line["rule"] for line in lines}
+
+
+def places(frames: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    """(function, line) of the frames that have them."""
+    return [(frame["function"], frame["line"]) for frame in frames if "function" in frame]
+
+
+def line_of(text: str, *, after: int = 0) -> int:
+    """Where a line stands in cserver.c."""
+    rows = (SOURCE_DIR / "cserver.c").read_text(encoding="utf-8").splitlines()
+    return next(number for number, row in enumerate(rows, 1) if number > after and row.strip() == text)
