@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from symbols import dwarf_const as dw
 from symbols.dwarf import Die, Dwarf
@@ -44,6 +45,7 @@ class Candidate:
     destroys: list[tuple[int, str, str]] = field(default_factory=list)  # score, function, parameter
     creates: list[tuple[int, str]] = field(default_factory=list)  # score, function
     verdict: str = ""  # what resolving said
+    resolves: bool | None = None  # None: not tried
 
     @property
     def score(self) -> int:
@@ -55,9 +57,56 @@ class Candidate:
         itself = 10 if holder else 0  # the pool, not what is in it
         return best + both + named - itself + 2 * (self.link is not None)
 
+    @property
+    def link_offset(self) -> int | None:
+        """Where a free slot's link stands, as far as can be told."""
+        return 0 if self.destroys and "memory_pool" in self.destroys[0][1] else self.link
+
+    def to_dict(self) -> dict[str, Any]:
+        """For scripts. "verdict" is what resolving said; "" when it was not tried."""
+        _score, destroy, argument = self.destroys[0]
+        return {
+            "type": self.type_name,
+            "size": self.size,
+            "create": {"function": self.creates[0][1]} if self.creates else None,
+            "destroy": {"function": destroy, "slot": argument},
+            "freelist_link": self.link_offset,
+            "resolves": self.resolves,
+            "verdict": self.verdict,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """What --suggest shows: a guess that resolves if any does, and up to three others."""
+
+    path: str
+    chosen: Candidate
+    others: tuple[Candidate, ...]
+
+    def text(self) -> str:
+        """TOML to start from, the others as comments."""
+        return _text(self.path, self.chosen, list(self.others))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For scripts: {"image", "profile" (TOML), "chosen", "others"}; of each candidate its functions."""
+        return {
+            "image": self.path,
+            "profile": self.text(),
+            "chosen": self.chosen.to_dict(),
+            "others": [other.to_dict() for other in self.others],
+        }
+
 
 def suggest(path: str | os.PathLike[str], *, debug_file: str | os.PathLike[str] | None = None) -> str:
-    """A profile's text to start from, with the runners-up as comments.
+    """A profile's text to start from, with the runners-up as comments. Raises as suggestion() does."""
+    return suggestion(path, debug_file=debug_file).text()
+
+
+def suggestion(
+    path: str | os.PathLike[str], *, debug_file: str | os.PathLike[str] | None = None
+) -> Suggestion:
+    """The best guess and the runners-up.
 
     Raises SymbolError; NoProfileMatch when nothing looks like a pool.
     """
@@ -83,7 +132,8 @@ def suggest(path: str | os.PathLike[str], *, debug_file: str | os.PathLike[str] 
                 chosen = candidate
                 break
         chosen = chosen or ranked[0]
-        return _text(image.path, chosen, [c for c in ranked if c is not chosen][: _SHOWN - 1])
+        others = [candidate for candidate in ranked if candidate is not chosen][: _SHOWN - 1]
+        return Suggestion(image.path, chosen, tuple(others))
 
 
 def _try(candidate: Candidate, path: str, debug_file: str | os.PathLike[str] | None) -> bool:
@@ -91,11 +141,12 @@ def _try(candidate: Candidate, path: str, debug_file: str | os.PathLike[str] | N
     try:
         plan = resolve(path, parse_profile(_profile(candidate, "suggested")), debug_file=debug_file)
     except SymbolError as error:
-        candidate.verdict = f"does not resolve: {error.detail}"
+        candidate.verdict, candidate.resolves = f"does not resolve: {error.detail}", False
         return False
     counts = [(role.value, len(list(plan.by_role(role)))) for role in (Role.CREATE, Role.DESTROY)]
     lost = f", {len(plan.unprobed)} that cannot be probed" if plan.unprobed else ""
     candidate.verdict = ", ".join(f"{count} {name} site(s)" for name, count in counts) + lost
+    candidate.resolves = True
     return True
 
 
@@ -266,9 +317,8 @@ def _profile(candidate: Candidate, name: str) -> str:
         create = _quoted(candidate.creates[0][1])
         lines.append(f'create = {{ function = {create}, returns = "slot" }}')
     lines.append(f"destroy = {{ function = {_quoted(function)}, slot = {_quoted(argument)} }}")
-    offset = 0 if "memory_pool" in function else candidate.link
-    if offset is not None:
-        lines.append(f"freelist_link = {{ offset = {offset} }}")
+    if candidate.link_offset is not None:
+        lines.append(f"freelist_link = {{ offset = {candidate.link_offset} }}")
     return "\n".join(lines) + "\n"
 
 

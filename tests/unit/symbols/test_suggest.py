@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,17 @@ def test_template_is_a_starting_point(tmp_path: Path) -> None:
 def test_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["symbols", "--suggest", str(build_c("-g", "-O2"))]) == 0
     assert parse_profile(capsys.readouterr().out).slot_type == "conn"
+
+
+def test_command_tells_scripts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["symbols", "--suggest", "--format", "json", str(build_c("-g", "-O2"))]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["schema"] == "afterfree.suggestion/1"
+    assert parse_profile(told["profile"]).slot_type == told["chosen"]["type"] == "conn"
+    assert told["chosen"]["resolves"] is True
+    assert told["chosen"]["create"] == {"function": "conn_create"}
+    assert told["chosen"]["destroy"] == {"function": "conn_destroy", "slot": "conn"}
+    assert all(other["type"] != "conn" for other in told["others"])
 
 
 def test_refusals(tmp_path: Path) -> None:
