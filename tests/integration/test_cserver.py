@@ -5,6 +5,7 @@ What is found equals what the server knows it did, and names the functions and l
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -26,9 +27,11 @@ from tests.integration.harness import (
     plan_of,
     server,
     wait_for,
+    watched,
     watching,
 )
 from tests.integration.test_ground_truth import Case, Ledger, compare
+from tests.requirements import skip_or_fail
 from tests.targets.build import C_MODES, SOURCE_DIR, build
 
 pytestmark = pytest.mark.bpf
@@ -146,6 +149,48 @@ def test_the_stale_delivery_is_named_before_the_crash(tmp_path: Path) -> None:
     assert ("run_loop", wait) in named["delivered"]
     assert stale["memory_as"]["type"] == "conn"
     assert stale["memory_as"]["lines"][0].endswith("free-list link (null)")
+
+
+@pytest.mark.slow
+def test_a_unit_is_watched_through_its_restart(tmp_path: Path, service: Path) -> None:
+    exe = Path(shutil.copy(build("cserver", "gcc-O2"), tmp_path))
+    arguments = ("--unit", service.name, "--profile", str(PROFILE), "--format", "json")
+    bug = ("--bug", "dup-outlives-close", "--survive")
+    with server("gcc-O2", tmp_path, *bug, exe=exe) as target:
+        (service / "cgroup.procs").write_text(str(target.pid))
+        with daemon(tmp_path, "watch", *arguments) as afterfree:
+            afterfree.wait_ready()
+            assert watched(afterfree.pid) == {target.pid}
+            target.stop()
+            with server("gcc-O2", tmp_path, *bug, exe=exe) as again:
+                (service / "cgroup.procs").write_text(str(again.pid))
+                wait_for(lambda: watched(afterfree.pid) == {again.pid}, 20, "the new process")
+                client = load(again.port, "dup", connections=50)
+                client.communicate(timeout=30)
+                wait_for(lambda: R.STALE_DELIVERY in rules(afterfree.lines()), 20, "the finding")
+            assert afterfree.end() == 0, afterfree.said()
+    assert {line["tgid"] for line in afterfree.lines() if line["type"] == "finding"} == {again.pid}
+
+
+@pytest.fixture
+def service() -> Iterator[Path]:
+    """A control group of version 2 where the one of a unit would be."""
+    root = next((Path(r) for r in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified") if is_v2(r)), None)
+    if root is None or not os.access(root, os.W_OK):
+        skip_or_fail("a writable control group hierarchy of version 2")
+        return
+    folder = root / "system.slice" / f"afterfree-test-{os.getpid()}.service"
+    made = not folder.parent.exists()
+    folder.mkdir(parents=True)
+    yield folder
+    wait_for(lambda: not (folder / "cgroup.procs").read_text(), what="an empty control group")
+    folder.rmdir()
+    if made:
+        folder.parent.rmdir()
+
+
+def is_v2(root: str) -> bool:
+    return Path(root, "cgroup.controllers").is_file()
 
 
 def rules(lines: list[dict[str, Any]]) -> set[str]:
