@@ -135,7 +135,7 @@ class Supervisor:
         if not self._wanted.pids and not self._wanted.exes and not self._wanted.units:
             raise Misused(
                 "nothing to watch was named",
-                remedy="afterfree watch --pid PID\nafterfree watch --exe PROGRAM\nafterfree watch --unit UNIT",
+                remedy="afterfree watch --pid PID, --exe PROGRAM or --unit NAME",
             )
         try:
             by_program = self._open_exes()

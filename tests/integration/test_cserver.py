@@ -31,7 +31,7 @@ from tests.integration.harness import (
     watching,
 )
 from tests.integration.test_ground_truth import Case, Ledger, compare
-from tests.requirements import skip_or_fail
+from tests.requirements import require_program, skip_or_fail
 from tests.targets.build import C_MODES, SOURCE_DIR, build
 
 pytestmark = pytest.mark.bpf
@@ -63,6 +63,7 @@ CONNECTIONS = 3000
 
 @pytest.fixture(scope="module", params=["gcc-O2", pytest.param("clang-O2", marks=pytest.mark.slow)])
 def watch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
+    require_program(C_MODES[request.param][0])
     folder = tmp_path_factory.mktemp("watched")
     with watching(request.param, folder, name="cserver", profile=PROFILE) as watch:
         yield watch
@@ -70,6 +71,7 @@ def watch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.parametrize("mode", C_MODES)
 def test_the_plan_is_complete(mode: str) -> None:
+    require_program(C_MODES[mode][0])
     plan = plan_of(build("cserver", mode), PROFILE)
     assert all(plan.complete(role) for role in Role), plan.unprobed
     assert plan.warnings == ()

@@ -14,8 +14,8 @@ from symbols.plan import Role
 from symbols.profile import load_profile, matches, parse_profile
 from symbols.resolve import resolve
 from symbols.suggest import suggest
-from tests.targets.build import C_MODES, SOURCE_DIR, build
-from tests.unit.symbols.builds import C_PROFILE, ZIG_PROFILE, build_c, build_zig
+from tests.targets.build import C_MODES, SOURCE_DIR
+from tests.unit.symbols.builds import C_PROFILE, ZIG_PROFILE, build_c, build_cserver, build_zig
 from tests.unit.symbols.test_debugfiles import stripped
 
 
@@ -52,7 +52,7 @@ def test_zig_pool(mode: str) -> None:
 @pytest.mark.parametrize("mode", C_MODES)
 def test_server_nobody_prepared(mode: str) -> None:
     """What is printed resolves completely, at the places that the profile made by hand finds."""
-    exe = build("cserver", mode)
+    exe = build_cserver(mode)
     profile = parse_profile(suggest(exe))
     guessed, known = resolve(exe, profile), resolve(exe, load_profile(SOURCE_DIR / "cserver.toml"))
     assert profile.slot_type == "conn"
@@ -75,7 +75,7 @@ def test_template_is_a_starting_point(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert line in template
         template = template.replace(line, changed)
-    exe = build("cserver", "gcc-O2")
+    exe = build_cserver("gcc-O2")
     made = resolve(exe, parse_profile(template))
     known = resolve(exe, load_profile(SOURCE_DIR / "cserver.toml"))
     assert (made.sites, made.slot, made.userdata) == (known.sites, known.slot, known.userdata)
