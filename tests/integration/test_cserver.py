@@ -16,7 +16,6 @@ import pytest
 
 from agent.correlator.core import CorrelatorOptions
 from agent.correlator.findings import RuleId as R
-from symbols.plan import Role
 from tests.integration.harness import (
     Run,
     Watch,
@@ -24,7 +23,6 @@ from tests.integration.harness import (
     daemon,
     drive,
     load,
-    plan_of,
     server,
     wait_for,
     watched,
@@ -67,17 +65,6 @@ def watch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("watched")
     with watching(request.param, folder, name="cserver", profile=PROFILE) as watch:
         yield watch
-
-
-@pytest.mark.parametrize("mode", C_MODES)
-def test_the_plan_is_complete(mode: str) -> None:
-    require_program(C_MODES[mode][0])
-    plan = plan_of(build("cserver", mode), PROFILE)
-    assert all(plan.complete(role) for role in Role), plan.unprobed
-    assert plan.warnings == ()
-    assert (plan.slot.object_offset, plan.slot.object_field) == (0, "session")
-    inlined = [site for site in plan.by_role(Role.DESTROY) if site.kind.value == "inlined"]
-    assert len(inlined) == (0 if mode.endswith("O0") else 3)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
