@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prepares a checkout: distribution packages that cannot come from PyPI, then the virtual environment.
 #   .ci/setup.sh python   what `make check` needs: no root, no bcc
-#   .ci/setup.sh bpf      also what attaching needs: bcc, gdb, wrk, strace, bpftool, a C compiler
+#   .ci/setup.sh bpf      also what attaching needs: bcc, gdb, wrk, strace, bpftool, C compilers
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,6 +22,7 @@ if [ "$mode" = bpf ]; then
     need_module bcc python3-bpfcc
     need_command bpftool bpftool
     need_command cc gcc
+    need_command clang clang
     need_command gdb gdb
     need_command strace strace
     need_command wrk wrk

@@ -60,6 +60,8 @@ class SymbolsFailed(AgentError):
     ) -> None:
         super().__init__(title, detail=detail, causes=causes, remedy=remedy)
         self.kind = kind
+        if kind in ("NoDebugInfo", "WrongMachine"):
+            self.exit_code = ExitCode.PREREQUISITE
 
 
 class OutputFailed(AgentError):

@@ -3,6 +3,7 @@
 # Must not judge, show or write anything.
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -11,12 +12,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from agent.errors import AgentError, Misused
+from agent.errors import AgentError, Misused, NoSuchTarget, SymbolsFailed
 from agent.processes import FileId, FileState, Proc, file_state
+from agent.units import Units
 from probes.events import CountersRead, Event, TargetAttached, TargetGone, Tick
 
 if TYPE_CHECKING:
     from symbols.plan import ProbePlan
+
+
+_MOST_PROGRAMS = 64
+"""Programs that are followed at most because a unit runs them."""
 
 
 class Session(Protocol):
@@ -61,6 +67,7 @@ class Wanted:
 
     pids: tuple[int, ...] = ()
     exes: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()  # systemd units: their processes' programs are followed like exes
     profile: str | None = None
     debug_file: str | None = None
 
@@ -100,6 +107,7 @@ class Supervisor:
         load_plan: Callable[[dict[str, Any]], ProbePlan],
         new_resolver: Callable[[], Resolver] | None = None,
         proc: Proc | None = None,
+        units: Units | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         on_notice: Callable[[str], None] = lambda _text: None,
     ) -> None:
@@ -110,6 +118,8 @@ class Supervisor:
         self._new_resolver = new_resolver or (lambda: resolver)
         self._load_plan = load_plan
         self._proc = proc or Proc()
+        self._units = units or Units()
+        self._exes = list(dict.fromkeys(wanted.exes))  # programs that are followed; units add to them
         self._clock_ns = clock_ns
         self._notice = on_notice
         self._sessions: list[_Open] = []
@@ -122,13 +132,14 @@ class Supervisor:
 
     def open(self) -> None:
         """Attach to everything that was named. Raises AgentError or ProbeError and leaves nothing open."""
-        if not self._wanted.pids and not self._wanted.exes:
+        if not self._wanted.pids and not self._wanted.exes and not self._wanted.units:
             raise Misused(
                 "nothing to watch was named",
-                remedy="afterfree watch --pid PID\nafterfree watch --exe PROGRAM",
+                remedy="afterfree watch --pid PID, --exe PROGRAM or --unit NAME",
             )
         try:
             by_program = self._open_exes()
+            self._open_units(by_program)
             self._open_pids(by_program)
         except BaseException:
             self.close()
@@ -143,6 +154,43 @@ class Supervisor:
                 plan = self._resolve(os.path.realpath(exe))
                 self._attach(plan, state.id, self._proc.running(state.id), exe=exe, state=state)
         return seen
+
+    def _open_units(self, covered: set[FileId]) -> None:
+        """Programs of the units; of those that cannot be watched (a shell, a helper) only a note is made."""
+        for unit in dict.fromkeys(self._wanted.units):
+            found = self._programs(unit)
+            refused: dict[str, SymbolsFailed] = {}
+            for identity, (path, pids) in found.items():
+                if identity in covered:
+                    continue
+                try:
+                    plan = self._resolve(path)
+                except SymbolsFailed as error:
+                    refused[path] = error
+                    continue
+                covered.add(identity)
+                if path.startswith("/proc/"):  # deleted, or in a container: no path to follow
+                    self._attach(plan, identity, tuple(pids))
+                    continue
+                self._exes.append(path)
+                running = self._proc.running(identity)
+                self._attach(plan, identity, running, exe=path, state=file_state(path))
+            if refused and not covered & found.keys():
+                raise next(iter(refused.values()))
+            for path, reason in refused.items():
+                self._notice(f"{path} of {unit} is not watched: {reason.title}")
+                if not path.startswith("/proc/"):
+                    self._exes.append(path)  # tried again when it is another file
+                    self._refused[path] = file_state(path)
+
+    def _programs(self, unit: str) -> dict[FileId, tuple[str, list[int]]]:
+        """Executables that the unit's processes run now. Raises as Units.processes does."""
+        found: dict[FileId, tuple[str, list[int]]] = {}
+        for pid in self._units.processes(unit):
+            with contextlib.suppress(NoSuchTarget):  # it has ended
+                path, identity = self._proc.executable(pid)
+                found.setdefault(identity, (path, []))[1].append(pid)
+        return found
 
     def _open_pids(self, covered: set[FileId]) -> None:
         images: dict[FileId, tuple[str, list[int]]] = {}
@@ -175,8 +223,8 @@ class Supervisor:
 
     @property
     def finished(self) -> bool:
-        """True when nothing can come any more: every --pid target is gone and no --exe is waited for."""
-        return self._closed or (not self._sessions and not self._wanted.exes)
+        """True when nothing can come any more: every --pid target is gone, no program or unit is followed."""
+        return self._closed or (not self._sessions and not self._exes and not self._wanted.units)
 
     @property
     def targets(self) -> dict[int, TargetAttached]:
@@ -246,12 +294,22 @@ class Supervisor:
     # -- replaced binaries ----------------------------------------------------------------------
 
     def _follow_files(self) -> None:
-        for exe in dict.fromkeys(self._wanted.exes):
+        self._follow_units()
+        for exe in self._exes:
             coming = self._coming.get(exe)
             if coming is not None and not coming.thread.is_alive():
                 self._arrived(coming)
             elif coming is None:
                 self._look(exe)
+
+    def _follow_units(self) -> None:
+        """Programs that a unit runs by now and did not before, as after its unit file was changed."""
+        for unit in self._wanted.units:
+            with contextlib.suppress(AgentError):  # it is stopped at the moment
+                for path, _pids in self._programs(unit).values():
+                    new = path not in self._exes and not path.startswith("/proc/")
+                    if new and len(self._exes) < _MOST_PROGRAMS:
+                        self._exes.append(path)
 
     def _look(self, exe: str) -> None:
         try:
@@ -289,12 +347,15 @@ class Supervisor:
             return
         if coming.plan is None:
             self._refused[coming.exe] = coming.state
-            self._notice(f"{coming.exe} was replaced, and the new file cannot be watched: {coming.error}")
+            new = not any(entry.exe == coming.exe for entry in self._sessions)
+            what = "cannot be watched" if new else "was replaced, and the new file cannot be watched"
+            self._notice(f"{coming.exe} {what}: {coming.error}")
             return
         self._switch(coming, coming.plan)
 
     def _switch(self, coming: _NewImage, plan: dict[str, Any]) -> None:
-        for entry in [e for e in self._sessions if e.exe == coming.exe and not e.replaced]:
+        before = [e for e in self._sessions if e.exe == coming.exe and not e.replaced]
+        for entry in before:
             entry.replaced = True
             if entry.image == coming.state.id:
                 # Rewritten in place: the old probes sit at the old file's offsets in the new code.
@@ -302,7 +363,9 @@ class Supervisor:
                 self._sessions.remove(entry)
                 entry.session.close()
         self._resolver.know_image(str(plan.get("identity", "")), [os.path.realpath(coming.exe)])
-        self._notice(f"{coming.exe} was replaced; watching the new file as well")
+        self._notice(
+            f"{coming.exe} {'was replaced; watching the new file' if before else 'is watched'} as well"
+        )
         try:
             self._attach(
                 plan, coming.state.id, self._proc.running(coming.state.id), exe=coming.exe, state=coming.state

@@ -79,6 +79,8 @@ def symbols_failed(kind: str, path: str, detail: str, remedy: str) -> SymbolsFai
     }
     title = titles.get(kind, "the symbols cannot be resolved")
     next_steps = [remedy] if remedy else []
+    if kind == "NoProfileMatch" and path:
+        next_steps.append(f"afterfree symbols --suggest {shell(path)} > server.toml   (guesses a profile)")
     if kind in _MISSING_PROFILE:
         exe = "EXE" if kind == "ProfileError" or not path else shell(path)
         next_steps.append(f"afterfree symbols {exe} --profile FILE   (shows what a profile finds)")
@@ -104,9 +106,12 @@ class SymbolClient:
         idle: float = 5.0,
         deadline: float = _DEADLINE,
         stored: Mapping[str, Answer] | None = None,
+        fresh: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """stored: answers of a recording, which come before the worker's. idle, deadline: seconds."""
+        """stored: answers of a recording, which come before the worker's. fresh: plans are resolved without
+        the cache. idle, deadline: seconds."""
+        self._fresh = fresh
         self._command = list(command) or children.command("agent.symbolize_worker")
         self._idle = idle
         self._deadline = deadline
@@ -202,7 +207,8 @@ class SymbolClient:
     ) -> dict[str, Any]:
         """The probe plan of an executable as JSON (symbols.serial). Blocks. Raises SymbolsFailed."""
         self.settle(self._deadline)
-        reply = self._call({"do": "resolve", "image": image, "profile": profile, "debug": debug_file})
+        request = {"do": "resolve", "image": image, "profile": profile, "debug": debug_file}
+        reply = self._call({**request, "fresh": self._fresh})
         plan = reply.get("plan")
         if not isinstance(plan, dict):
             raise SymbolsFailed("the symbol worker gave no plan", detail=str(reply)[:300])

@@ -62,7 +62,10 @@ class Worker:
     def _resolve(self, request: Mapping[str, Any]) -> dict[str, Any]:
         profile, debug = request.get("profile"), request.get("debug")
         plan = resolve_cached(
-            str(request["image"]), str(profile) if profile else None, debug_file=str(debug) if debug else None
+            str(request["image"]),
+            str(profile) if profile else None,
+            debug_file=str(debug) if debug else None,
+            fresh=request.get("fresh") is True,
         )
         return plan_to_json(plan)
 

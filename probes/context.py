@@ -10,6 +10,7 @@ from probes.helper import ProcHelper
 from probes.sysbpf import Map
 
 CONFIRMS_PER_SECOND = 20
+_LOWEST, _HIGHEST = 4096, 1 << 47  # nothing is mapped in the first page; x86-64 without LA57
 MAX_KNOWN = 16384  # stacks, and threads, that are remembered; later ones go without
 _CONFIRMED_BY_FDINFO = frozenset(
     {
@@ -33,6 +34,16 @@ _FOREBODING = frozenset(
         abi.Suspect.FREED_IN_BATCH,
     }
 )
+
+
+def walked(raw: bytes) -> tuple[int, ...]:
+    """Addresses of an entry of the stack map, as far as they can be code of user space.
+
+    Where code is built without frame pointers, the kernel's walk goes astray on whatever rbp holds.
+    """
+    pcs = [pc for pc in memoryview(raw).cast("Q").tolist() if pc]
+    astray = (index for index, pc in enumerate(pcs) if index and not _LOWEST <= pc < _HIGHEST)
+    return tuple(pcs[: next(astray, len(pcs))])
 
 
 class Context:
@@ -127,7 +138,7 @@ class Context:
                 raw = self._map.get(moment.stack.to_bytes(4, "little"))
                 if raw is not None:
                     self._stacks.add(stack)
-                    pcs = tuple(pc for pc in memoryview(raw).cast("Q").tolist() if pc)
+                    pcs = walked(raw)
                     yield from self._newly_mapped(tgid, pcs)
                     registers, memory = self._bytes(moment.stack)
                     yield events.StackSeen(

@@ -17,8 +17,11 @@ def resolve_cached(
     *,
     debug_file: str | os.PathLike[str] | None = None,
     cache: PlanCache | None = None,
+    fresh: bool = False,
 ) -> ProbePlan:
     """As resolve.resolve(), for a profile's file (None: the shipped one that fits).
+
+    fresh: neither read the cache nor write to it.
 
     A named debug file is proven to belong to the image on every call. A plan that lacks split debug
     information is not kept: the missing file may come back. Raises SymbolError.
@@ -31,7 +34,7 @@ def resolve_cached(
             with Image(debug_file, relocatable=True) as debug:
                 check_pair(image, debug)
         parts = _profile_bytes(profile)
-        known = cache.load(image, parts)
+        known = None if fresh else cache.load(image, parts)
         if known is not None:
             return known
         from symbols.profile import load_profile
@@ -39,7 +42,8 @@ def resolve_cached(
 
         chosen = load_profile(profile) if profile is not None else None
         plan = resolve(path, chosen, debug_file=debug_file)
-        if plan.identity == image.identity and not any(lost.address is None for lost in plan.unprobed):
+        split = any(lost.address is None for lost in plan.unprobed)
+        if not fresh and plan.identity == image.identity and not split:
             cache.store(image, parts, plan)
         return plan
 

@@ -97,7 +97,7 @@ class ProfileError(SymbolError):
     def __init__(
         self, detail: str, *, path: str = "", remedy: str = "", line: int = 0, key: str = ""
     ) -> None:
-        super().__init__(detail, path=path, remedy=remedy)
+        super().__init__(f"line {line}: {detail}" if line else detail, path=path, remedy=remedy)
         self.line = line
         self.key = key
 

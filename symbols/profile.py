@@ -80,9 +80,17 @@ def parse_profile(text: str, path: str = "<profile>") -> Profile:
     return _Reader(text, path).profile(data)
 
 
+_STRING = re.compile(r"""("(?:[^"\\]|\\.)*"|'[^']*')(\s*[=.\]])?""")
+
+
+def _blank(string: re.Match[str]) -> str:
+    """A string's text says nothing of where a key is written, unless it is a quoted key."""
+    return string.group() if string.group(2) else '""'
+
+
 class _Reader:
     def __init__(self, text: str, path: str) -> None:
-        self._lines = text.splitlines()
+        self._lines = [_STRING.sub(_blank, row).split("#")[0] for row in text.splitlines()]
         self._path = path
 
     def _error(self, key: str, detail: str) -> ProfileError:
@@ -92,11 +100,11 @@ class _Reader:
         """Where the last part of a dotted key is written, after the headers of the parts before it."""
         line, parts = 0, key.split(".")
         for depth, part in enumerate(parts):
-            name = re.escape(part)
+            name = rf"[\"']?{re.escape(part)}[\"']?"
             dotted = r"\.".join(re.escape(p) for p in parts[: depth + 1])
             regex = re.compile(rf"\s*\[\s*{dotted}\s*\]|(^|[\s{{,.]){name}\s*=|^\s*{dotted}\s*=")
             for number in range(max(line - 1, 0), len(self._lines)):
-                if regex.search(self._lines[number].split("#")[0]):
+                if regex.search(self._lines[number]):
                     line = number + 1
                     break
         return line
@@ -141,6 +149,8 @@ class _Reader:
             self._keys(link, frozenset(("offset",)), "slot.freelist_link.")
             freelist = self._integer(link.get("offset"), "slot.freelist_link.offset", 0, 1 << 20)
         guard = data.get("guard")
+        if "description" in data:
+            self._text(data["description"], "description")
         return Profile(
             name=self._text(data.get("name"), "name"),
             path=self._path,

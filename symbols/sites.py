@@ -179,6 +179,7 @@ class SiteBuilder:
         if not located:
             raise Unsupported(f"parameter {name!r} was optimized out (no location)")
         reason = ""
+        inside = instance.code.inside(instance.ranges)
         for at in instance.code.straight(entry):
             for lo, hi, expr in located:
                 if lo <= at < hi:
@@ -190,8 +191,8 @@ class SiteBuilder:
                         continue
                     note = "" if at == entry else f"the value has a location only from +{at - entry:#x}"
                     return Found(at, source, name, note)
-            if self._damages(instance, at):
-                break
+            if at in inside and self._damages(instance, at):
+                break  # what a scheduler moved in between is the caller's, not the instance's
         if reason:
             raise Unsupported(f"parameter {name!r}: {reason}")
         raise Unsupported(f"parameter {name!r} has no location at the entry, nor before its first effect")

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from symbols import dwarf_const as dw
 from symbols.dwarf import Die, Dwarf
@@ -29,6 +30,7 @@ _LINK = re.compile(r"next|link|free|node|sibling", re.IGNORECASE)
 _STRUCTS = frozenset((dw.TAG_structure_type, dw.TAG_class_type, dw.TAG_union_type))
 _WORK = 6 << 30  # bytes searched for names, all in all
 _MOST_NAMES = 3000
+_NESTED = 4  # anonymous members in anonymous members
 _SHOWN = 4
 _TRIED = 6
 
@@ -43,6 +45,7 @@ class Candidate:
     destroys: list[tuple[int, str, str]] = field(default_factory=list)  # score, function, parameter
     creates: list[tuple[int, str]] = field(default_factory=list)  # score, function
     verdict: str = ""  # what resolving said
+    resolves: bool | None = None  # None: not tried
 
     @property
     def score(self) -> int:
@@ -54,9 +57,56 @@ class Candidate:
         itself = 10 if holder else 0  # the pool, not what is in it
         return best + both + named - itself + 2 * (self.link is not None)
 
+    @property
+    def link_offset(self) -> int | None:
+        """Where a free slot's link stands, as far as can be told."""
+        return 0 if self.destroys and "memory_pool" in self.destroys[0][1] else self.link
+
+    def to_dict(self) -> dict[str, Any]:
+        """For scripts. "verdict" is what resolving said; "" when it was not tried."""
+        _score, destroy, argument = self.destroys[0]
+        return {
+            "type": self.type_name,
+            "size": self.size,
+            "create": {"function": self.creates[0][1]} if self.creates else None,
+            "destroy": {"function": destroy, "slot": argument},
+            "freelist_link": self.link_offset,
+            "resolves": self.resolves,
+            "verdict": self.verdict,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """What --suggest shows: a guess that resolves if any does, and up to three others."""
+
+    path: str
+    chosen: Candidate
+    others: tuple[Candidate, ...]
+
+    def text(self) -> str:
+        """TOML to start from, the others as comments."""
+        return _text(self.path, self.chosen, list(self.others))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For scripts: {"image", "profile" (TOML), "chosen", "others"}; of each candidate its functions."""
+        return {
+            "image": self.path,
+            "profile": self.text(),
+            "chosen": self.chosen.to_dict(),
+            "others": [other.to_dict() for other in self.others],
+        }
+
 
 def suggest(path: str | os.PathLike[str], *, debug_file: str | os.PathLike[str] | None = None) -> str:
-    """A profile's text to start from, with the runners-up as comments.
+    """A profile's text to start from, with the runners-up as comments. Raises as suggestion() does."""
+    return suggestion(path, debug_file=debug_file).text()
+
+
+def suggestion(
+    path: str | os.PathLike[str], *, debug_file: str | os.PathLike[str] | None = None
+) -> Suggestion:
+    """The best guess and the runners-up.
 
     Raises SymbolError; NoProfileMatch when nothing looks like a pool.
     """
@@ -82,7 +132,8 @@ def suggest(path: str | os.PathLike[str], *, debug_file: str | os.PathLike[str] 
                 chosen = candidate
                 break
         chosen = chosen or ranked[0]
-        return _text(image.path, chosen, [c for c in ranked if c is not chosen][: _SHOWN - 1])
+        others = [candidate for candidate in ranked if candidate is not chosen][: _SHOWN - 1]
+        return Suggestion(image.path, chosen, tuple(others))
 
 
 def _try(candidate: Candidate, path: str, debug_file: str | os.PathLike[str] | None) -> bool:
@@ -90,11 +141,12 @@ def _try(candidate: Candidate, path: str, debug_file: str | os.PathLike[str] | N
     try:
         plan = resolve(path, parse_profile(_profile(candidate, "suggested")), debug_file=debug_file)
     except SymbolError as error:
-        candidate.verdict = f"does not resolve: {error.detail}"
+        candidate.verdict, candidate.resolves = f"does not resolve: {error.detail}", False
         return False
     counts = [(role.value, len(list(plan.by_role(role)))) for role in (Role.CREATE, Role.DESTROY)]
     lost = f", {len(plan.unprobed)} that cannot be probed" if plan.unprobed else ""
     candidate.verdict = ", ".join(f"{count} {name} site(s)" for name, count in counts) + lost
+    candidate.resolves = True
     return True
 
 
@@ -224,14 +276,29 @@ def _pointers(dwarf: Dwarf, die: Die) -> Iterator[tuple[str, Die]]:
 def _candidate(dwarf: Dwarf, kind: Die, found: dict[tuple[str, int], Candidate]) -> Candidate:
     name, size = dwarf.name(kind), kind.number(dw.AT_byte_size) or 0
     if (name, size) not in found:
-        link = None
-        for child in dwarf.children(kind):
-            target = pointee(dwarf, child) if child.tag == dw.TAG_member else None
-            if target is not None and dwarf.name(target) == name and _LINK.search(dwarf.name(child)):
-                link = member_offset(child)
-                break
+        links = sorted(_links(dwarf, kind, name))
+        link = links[0][1] if links else None
         found[name, size] = Candidate(name, size, link)
     return found[name, size]
+
+
+def _links(dwarf: Dwarf, kind: Die, name: str, base: int = 0, depth: int = 0) -> Iterator[tuple[int, int]]:
+    """(rank, offset) of pointers to its own kind; what says "free" comes first, then what shares its place.
+
+    Members of anonymous structs and unions are members of the type (C11, 6.7.2.1).
+    """
+    for child in dwarf.children(kind):
+        if child.tag != dw.TAG_member:
+            continue
+        offset = base + (member_offset(child) or 0)
+        inner = strip(dwarf, dwarf.target(child, dw.AT_type))
+        if inner is not None and inner.tag in _STRUCTS and not dwarf.name(child) and depth < _NESTED:
+            yield from _links(dwarf, inner, name, offset, depth + 1)
+            continue
+        target, label = pointee(dwarf, child), dwarf.name(child)
+        if target is not None and dwarf.name(target) == name and _LINK.search(label):
+            shared = kind.tag == dw.TAG_union_type
+            yield (0 if "free" in label.lower() else 1 if shared else 2), offset
 
 
 # -- showing -----------------------------------------------------------------------------------------
@@ -250,9 +317,8 @@ def _profile(candidate: Candidate, name: str) -> str:
         create = _quoted(candidate.creates[0][1])
         lines.append(f'create = {{ function = {create}, returns = "slot" }}')
     lines.append(f"destroy = {{ function = {_quoted(function)}, slot = {_quoted(argument)} }}")
-    offset = 0 if "memory_pool" in function else candidate.link
-    if offset is not None:
-        lines.append(f"freelist_link = {{ offset = {offset} }}")
+    if candidate.link_offset is not None:
+        lines.append(f"freelist_link = {{ offset = {candidate.link_offset} }}")
     return "\n".join(lines) + "\n"
 
 

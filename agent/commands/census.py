@@ -36,8 +36,10 @@ def command(
     file: Path | None,
     pids: tuple[int, ...],
     exes: tuple[str, ...],
+    units: tuple[str, ...],
     profile: str | None,
     debug_file: str | None,
+    no_cache: bool,
     duration: float | None,
     form: str,
 ) -> int:
@@ -53,7 +55,7 @@ def command(
     from agent.text import Printer
     from probes.events import LifetimeEnded, LifetimesCounted
 
-    live = bool(pids or exes)
+    live = bool(pids or exes or units)
     if (file is None) == (not live):
         raise Misused(
             "name either a recording or processes",
@@ -65,8 +67,8 @@ def command(
         if file is not None:
             events = stack.enter_context(_recorded(file))
         else:
-            wanted = Wanted(pids=pids, exes=exes, profile=profile, debug_file=debug_file)
-            events = stack.enter_context(_live(wanted, duration))
+            wanted = Wanted(pids=pids, exes=exes, units=units, profile=profile, debug_file=debug_file)
+            events = stack.enter_context(_live(wanted, duration, fresh=no_cache))
         from agent.errors import RecordingError
 
         try:
@@ -102,15 +104,15 @@ def _until_finished(source: Any) -> Iterator[Event]:
 
 
 @contextlib.contextmanager
-def _live(wanted: Wanted, duration: float | None) -> Iterator[Iterable[Event]]:
+def _live(wanted: Wanted, duration: float | None, *, fresh: bool) -> Iterator[Iterable[Event]]:
     import time
 
     from agent.commands.live import LiveOptions, attached, notices
     from agent.runner import Stop
     from agent.symbolize import SymbolClient
 
-    stop, symbols = Stop(), SymbolClient()
-    options_of_run = LiveOptions(wanted=wanted)
+    stop, symbols = Stop(), SymbolClient(fresh=fresh)
+    options_of_run = LiveOptions(wanted=wanted, fresh=fresh)
     with stop.installed(), contextlib.closing(symbols), attached(options_of_run, symbols) as supervisor:
         symbols.close()
         if duration is None:

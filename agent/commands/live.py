@@ -38,6 +38,7 @@ class LiveOptions:
     """One live run."""
 
     wanted: Wanted
+    fresh: bool = False  # resolve without the plan cache
     form: str = "human"
     brief: bool = False
     findings: Path | None = None
@@ -82,7 +83,7 @@ def attached(options: LiveOptions, symbols: SymbolClient) -> Iterator[Supervisor
         options.wanted,
         opener=opener,
         resolver=symbols,
-        new_resolver=SymbolClient,
+        new_resolver=lambda: SymbolClient(fresh=options.fresh),
         load_plan=plan_from_json,
         on_notice=lambda text: printer.text(f"afterfree: {printable(text)}"),
     )
@@ -112,7 +113,7 @@ def run_live(options: LiveOptions) -> Outcome:
     """Attach, run to the end, print the summary."""
     stop = Stop()
     printer = notices()
-    symbols = SymbolClient()
+    symbols = SymbolClient(fresh=options.fresh)
     with stop.installed(), contextlib.ExitStack() as stack:
         stack.callback(symbols.close)
         supervisor = stack.enter_context(attached(options, symbols))
@@ -202,6 +203,7 @@ def _recorded_options(options: LiveOptions) -> dict[str, object]:
     return {
         "pids": list(options.wanted.pids),
         "exes": list(options.wanted.exes),
+        "units": list(options.wanted.units),
         "judge": options.judge,
         "stream": options.stream or options.timeline or options.judge == "stream",
         "full_lifetimes": options.full_lifetimes,

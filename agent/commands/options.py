@@ -41,8 +41,13 @@ debug_file = click.option(
 )
 
 
+no_cache = click.option(
+    "--no-cache", is_flag=True, help="Resolve the probe plan anew: neither read nor write the plan cache."
+)
+
+
 def targets(function: F) -> F:
-    """--pid, --exe, --profile, --debug-file, --duration."""
+    """--pid, --exe, --unit, --profile, --debug-file, --no-cache, --duration."""
     return _stack(
         click.option(
             "--pid", "pids", type=click.IntRange(1), multiple=True, help="Watch this process (repeatable)."
@@ -55,9 +60,16 @@ def targets(function: F) -> F:
             help="Watch every process of this program, now and later, through restarts and upgrades.",
         ),
         click.option(
+            "--unit",
+            "units",
+            multiple=True,
+            help="Watch the processes of this systemd unit, and of their programs, now and later.",
+        ),
+        click.option(
             "--profile", type=click.Path(), help="Profile file; default: the shipped one that fits."
         ),
         debug_file,
+        no_cache,
         click.option(
             "--duration", type=click.FloatRange(0, min_open=True), help="End after that many seconds."
         ),

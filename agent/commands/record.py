@@ -25,8 +25,10 @@ def command(
     *,
     pids: tuple[int, ...],
     exes: tuple[str, ...],
+    units: tuple[str, ...],
     profile: str | None,
     debug_file: str | None,
+    no_cache: bool,
     duration: float | None,
     form: str,
     findings: Path | None,
@@ -46,7 +48,8 @@ def command(
 
     outcome = run_live(
         LiveOptions(
-            wanted=Wanted(pids=pids, exes=exes, profile=profile, debug_file=debug_file),
+            wanted=Wanted(pids=pids, exes=exes, units=units, profile=profile, debug_file=debug_file),
+            fresh=no_cache,
             form=form,
             brief=True,
             findings=findings,

@@ -7,12 +7,14 @@ import sys
 import click
 
 from agent.commands.options import debug_file as debug_file_option
+from agent.commands.options import no_cache as no_cache_option
 
 
 @click.command("symbols", short_help="Show what would be probed in an executable.")
 @click.argument("exe", type=click.Path())
 @click.option("--profile", type=click.Path(), help="Profile file; default: the shipped one that fits.")
 @debug_file_option
+@no_cache_option
 @click.option(
     "--format",
     "form",
@@ -22,19 +24,27 @@ from agent.commands.options import debug_file as debug_file_option
     help="Output.",
 )
 @click.option("--suggest", is_flag=True, help="Guess a profile for an unknown program and print it.")
-def command(*, exe: str, profile: str | None, debug_file: str | None, form: str, suggest: bool) -> int:
+def command(
+    *, exe: str, profile: str | None, debug_file: str | None, no_cache: bool, form: str, suggest: bool
+) -> int:
     """Show the probe plan of EXE: every place where slots are created, destroyed, disowned and
     dispatched, where the argument is there, and every instance that cannot be probed with its reason."""
     if suggest:
-        from symbols.suggest import suggest as guess  # this process ends right after
+        from symbols.suggest import suggestion  # this process ends right after
 
-        sys.stdout.write(guess(exe, debug_file=debug_file))
+        guess = suggestion(exe, debug_file=debug_file)
+        if form == "json":
+            sys.stdout.write(
+                json.dumps({"schema": "afterfree.suggestion/1", **guess.to_dict()}, indent=2) + "\n"
+            )
+        else:
+            sys.stdout.write(guess.text())
         return 0
     from agent.plan_text import plan_lines
     from agent.symbolize import SymbolClient
     from agent.text import Printer
 
-    client = SymbolClient()
+    client = SymbolClient(fresh=no_cache)
     try:
         plan = client.resolve(exe, profile, debug_file)
     finally:

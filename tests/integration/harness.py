@@ -21,6 +21,7 @@ from agent.correlator.findings import Finding
 from probes import abi, events
 from probes.session import LiveSession, SessionOptions
 from symbols.plan import ProbePlan
+from symbols.profile import load_profile
 from symbols.resolve import resolve
 from tests.requirements import require_program
 from tests.targets.build import build
@@ -145,9 +146,9 @@ class Run:
 _PLANS: dict[Path, ProbePlan] = {}
 
 
-def plan_of(exe: Path) -> ProbePlan:
+def plan_of(exe: Path, profile: Path | None = None) -> ProbePlan:
     if exe not in _PLANS:
-        _PLANS[exe] = resolve(exe)
+        _PLANS[exe] = resolve(exe, load_profile(profile) if profile is not None else None)
     return _PLANS[exe]
 
 
@@ -182,10 +183,17 @@ class Watch:
 
 
 @contextmanager
-def watching(mode: str, folder: Path, options: SessionOptions | None = None) -> Iterator[Watch]:
+def watching(
+    mode: str,
+    folder: Path,
+    options: SessionOptions | None = None,
+    *,
+    name: str = "poolserver",
+    profile: Path | None = None,
+) -> Iterator[Watch]:
     # A copy: uprobes belong to the inode, and others may run the cached one meanwhile.
-    exe = Path(shutil.copy(build("poolserver", mode), folder))
-    session = LiveSession.open(plan_of(exe), pids=[], follow=True, options=options)
+    exe = Path(shutil.copy(build(name, mode), folder))
+    session = LiveSession.open(plan_of(exe, profile), pids=[], follow=True, options=options)
     try:
         yield Watch(mode, exe, session)
     finally:

@@ -1,4 +1,4 @@
-"""Builds the bundled Zig programs and caches them by content.
+"""Builds the bundled programs and caches them by content.
 
 Owns the compiler command line and the cache under ``build/targets/``. Must not run what it builds.
 """
@@ -32,6 +32,22 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
         "sys.zig",
     ),
     "loadgen": ("loadgen.zig", "sys.zig"),
+    "cserver": (
+        "cserver.c",
+        "cserver_options.c",
+        "cserver_truth.c",
+        "cserver_conn.h",
+        "cserver_options.h",
+        "cserver_truth.h",
+    ),
+}
+
+#: How C programs are built: compiler and optimisation.
+C_MODES: dict[str, tuple[str, str]] = {
+    "gcc-O2": ("gcc", "-O2"),
+    "gcc-O0": ("gcc", "-O0"),
+    "clang-O2": ("clang", "-O2"),
+    "clang-O0": ("clang", "-O0"),
 }
 
 # ReleaseFast and ReleaseSmall strip and drop frame pointers by default; people who want to know where
@@ -61,13 +77,23 @@ class BuildError(Exception):
         self.output = output
 
 
-def _flags(mode: str) -> tuple[str, ...]:
-    return (f"-O{mode}", *_COMMON, *_BY_MODE[mode])
+def _is_c(name: str) -> bool:
+    return PROGRAMS[name][0].endswith(".c")
+
+
+def _command(name: str, mode: str) -> tuple[str, ...]:
+    """The compiler command line, all but the output."""
+    if _is_c(name):
+        compiler, level = C_MODES[mode]
+        sources = [str(SOURCE_DIR / source) for source in PROGRAMS[name] if source.endswith(".c")]
+        return (compiler, "-std=gnu11", level, "-g", "-Wall", "-Wextra", "-Werror", "-pthread", *sources)
+    root = str(SOURCE_DIR / PROGRAMS[name][0])
+    return (sys.executable, "-m", "ziglang", "build-exe", root, f"-O{mode}", *_COMMON, *_BY_MODE[mode])
 
 
 def _digest(name: str, mode: str, version: str) -> str:
     h = hashlib.sha256()
-    for part in (name, mode, version, *_flags(mode)):
+    for part in (name, mode, version, *_command(name, mode)[1:]):
         h.update(part.encode() + b"\0")
     for source in PROGRAMS[name]:
         h.update((SOURCE_DIR / source).read_bytes() + b"\0")
@@ -88,12 +114,23 @@ def _zig_version() -> str:
         ) from None
 
 
+def _c_version(compiler: str) -> str:
+    command = (compiler, "--version")
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(
+            f"the C compiler {compiler} is missing: apt-get install {compiler}", command=command, output=""
+        ) from error
+    return answer.stdout
+
+
 def build(name: str, mode: str, *, out_dir: Path | None = None) -> Path:
     """Builds one program in one mode, or finds it in the cache.
 
     Args:
         name: a key of ``PROGRAMS``.
-        mode: one of ``MODES``.
+        mode: one of ``MODES``, for C programs of ``C_MODES``.
         out_dir: cache directory, by default ``build/targets/`` of the repository.
 
     Returns:
@@ -105,9 +142,11 @@ def build(name: str, mode: str, *, out_dir: Path | None = None) -> Path:
     """
     if name not in PROGRAMS:
         raise ValueError(f"no such program: {name} (one of {', '.join(PROGRAMS)})")
-    if mode not in MODES:
-        raise ValueError(f"no such mode: {mode} (one of {', '.join(MODES)})")
-    directory = (out_dir or CACHE_DIR) / _digest(name, mode, _zig_version())
+    modes = tuple(C_MODES) if _is_c(name) else MODES
+    if mode not in modes:
+        raise ValueError(f"no such mode: {mode} (one of {', '.join(modes)})")
+    version = _c_version(C_MODES[mode][0]) if _is_c(name) else _zig_version()
+    directory = (out_dir or CACHE_DIR) / _digest(name, mode, version)
     target = directory / f"{name}-{mode}"
     if target.exists():
         return target
@@ -115,15 +154,8 @@ def build(name: str, mode: str, *, out_dir: Path | None = None) -> Path:
     # Built beside its place and renamed into it, so that two builds at once cannot meet half a file.
     with tempfile.TemporaryDirectory(dir=directory, prefix=".build-") as scratch:
         built = Path(scratch) / target.name
-        command = (
-            sys.executable,
-            "-m",
-            "ziglang",
-            "build-exe",
-            str(SOURCE_DIR / PROGRAMS[name][0]),
-            *_flags(mode),
-            f"-femit-bin={built}",
-        )
+        output = ("-o", str(built)) if _is_c(name) else (f"-femit-bin={built}",)
+        command = (*_command(name, mode), *output)
         try:
             result = subprocess.run(
                 command,
@@ -155,7 +187,7 @@ def main() -> int:
     """Command line: ``python -m tests.targets.build poolserver ReleaseSafe``; prints the path."""
     parser = argparse.ArgumentParser(description="build a bundled test program")
     parser.add_argument("name", choices=sorted(PROGRAMS))
-    parser.add_argument("mode", choices=MODES)
+    parser.add_argument("mode", choices=(*MODES, *C_MODES))
     parser.add_argument("--out-dir", type=Path)
     args = parser.parse_args()
     try:

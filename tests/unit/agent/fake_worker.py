@@ -33,7 +33,8 @@ def main() -> None:
                 }
                 print(json.dumps({"error": error}), flush=True)
             else:
-                print(json.dumps({"plan": {"image": request["image"], "identity": "id"}}), flush=True)
+                plan = {"image": request["image"], "identity": "id", "fresh": request["fresh"]}
+                print(json.dumps({"plan": plan}), flush=True)
             continue
         answers = [{"frames": [["f", "a.zig", args[0], 0, False]]} for args in request["args"]]
         print(json.dumps({"answers": answers}), flush=True)

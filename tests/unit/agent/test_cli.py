@@ -111,10 +111,13 @@ def test_not_elf(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 
 
 def test_stripped(capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = run(capsys, "symbols", "/bin/ls")
-    assert code == ExitCode.RUNTIME
-    one_screen(err)
-    assert "no debug information" in err
+    for command in (["symbols"], ["symbols", "--suggest"], ["symbols", "--format", "json"]):
+        code, out, err = run(capsys, *command, "/bin/ls")
+        assert code == ExitCode.PREREQUISITE
+        assert out == ""
+        one_screen(err)
+        assert "no debug information" in err
+        assert "--debug-file" in err
 
 
 def test_a_profile_with_a_mistake(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -132,10 +135,12 @@ def test_wrong_architecture(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     image = bytearray(Path("/bin/ls").read_bytes())
     image[18:20] = (40).to_bytes(2, "little")  # e_machine, EM_ARM
     foreign.write_bytes(bytes(image))
-    code, _, err = run(capsys, "symbols", str(foreign))
-    assert code in (ExitCode.RUNTIME, ExitCode.PREREQUISITE)
-    one_screen(err)
-    assert "arm" in err
+    for command in (["symbols"], ["symbols", "--suggest"]):
+        code, _, err = run(capsys, *command, str(foreign))
+        assert code == ExitCode.PREREQUISITE
+        one_screen(err)
+        assert "arm" in err
+        assert "name an x86-64" in err
 
 
 @pytest.mark.parametrize(

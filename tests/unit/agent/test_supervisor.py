@@ -14,6 +14,7 @@ import pytest
 from agent.errors import AgentError, Misused, NoSuchTarget, SymbolsFailed
 from agent.processes import Proc
 from agent.supervisor import Session, Supervisor, Wanted
+from agent.units import Units
 from probes.events import CountersRead, Event, TargetAttached, TargetGone, Tick
 from symbols.plan import ProbePlan
 from tests.unit.agent.scenario import ATTACHED
@@ -54,6 +55,7 @@ class World:
         self.known: dict[str, list[str]] = {}
         self.notices: list[str] = []
         self.refuse = ""
+        self.unknown: set[str] = set()  # programs without a profile
         self.now = 0
 
     def program(self, name: str, content: str = "v1") -> Path:
@@ -65,12 +67,19 @@ class World:
         (self.proc / str(pid)).mkdir()
         (self.proc / str(pid) / "exe").symlink_to(program)
 
+    def unit(self, *pids: int) -> None:
+        """node.service has these processes now."""
+        folder = self.folder / "system.slice" / "node.service"
+        folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "cgroup.procs").touch()
+        (folder / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
+
     def resolve(
         self, image: str, profile: str | None = None, debug_file: str | None = None
     ) -> dict[str, Any]:
         self.resolved.append(image)
-        if self.refuse:
-            raise SymbolsFailed(self.refuse)
+        if self.refuse or Path(image).name in self.unknown:
+            raise SymbolsFailed(self.refuse or "no profile fits this executable")
         return {"image": image, "identity": f"id{len(self.resolved)}", "profile": profile or "shipped"}
 
     def know_image(self, identity: str, paths: Iterable[str]) -> None:
@@ -91,6 +100,7 @@ class World:
             resolver=self,
             load_plan=lambda plan: cast("ProbePlan", plan),
             proc=Proc(str(self.proc)),
+            units=Units([str(self.folder)], systemctl=None),
             clock_ns=self.clock,
             on_notice=self.notices.append,
         )
@@ -248,6 +258,41 @@ def test_a_binary_that_is_away_for_a_moment(world: World) -> None:
     shutil.move(kept, program)
     list(supervisor.poll(0))
     assert len(world.sessions) == 1
+
+
+def test_a_unit_is_its_programs_and_what_it_runs_later(world: World) -> None:
+    server, shell, helper = world.program("server"), world.program("sh"), world.program("helper")
+    world.unknown = {"sh"}
+    for pid, program in ((10, shell), (11, server), (12, server)):
+        world.process(pid, program)
+    world.unit(10, 11, 12, 4000)  # 4000 has ended meanwhile
+    supervisor = world.supervisor(units=("node",))
+    assert [(s.pids, s.follow) for s in world.sessions] == [((11, 12), True)]
+    assert len(world.notices) == 1
+    assert "sh of node is not watched: no profile" in world.notices[0]
+    for session in world.sessions:
+        session.targets.clear()
+    assert not supervisor.finished, "it may be started again"
+    world.process(20, helper)
+    world.unit(10, 20)
+    until(lambda: len(world.sessions) == 2, supervisor)
+    assert (world.sessions[1].pids, world.sessions[1].follow) == ((20,), True)
+    assert "helper is watched as well" in world.notices[1]
+    for _ in range(5):
+        list(supervisor.poll(0))
+    assert world.resolved.count(str(shell)) == 1
+    assert len(world.sessions) == len(world.notices) == 2
+
+
+def test_a_unit_without_anything_to_watch_is_an_error(world: World) -> None:
+    world.process(10, world.program("sh"))
+    world.unknown = {"sh"}
+    world.unit(10)
+    with pytest.raises(SymbolsFailed):
+        world.supervisor(units=("node",))
+    world.unit()
+    with pytest.raises(NoSuchTarget, match="has no processes"):
+        world.supervisor(units=("node",))
 
 
 def test_images_are_made_known_to_the_symbols(world: World) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agent import cli
 from agent.errors import SymbolsFailed
 from agent.symbolize import Question, SymbolClient
 
 WORKER = Path(__file__).with_name("fake_worker.py")
 
 
-def client(mode: str, **options: float) -> SymbolClient:
+def client(mode: str, **options: Any) -> SymbolClient:
     return SymbolClient(command=[sys.executable, str(WORKER), mode], **options)
 
 
@@ -118,6 +121,15 @@ def test_stored_answers_come_first() -> None:
 
 def test_resolve(good: SymbolClient) -> None:
     assert good.resolve("/bin/x")["image"] == "/bin/x"
+
+
+def test_no_cache_reaches_the_worker(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("agent.symbolize.SymbolClient", lambda **options: client("good", **options))
+    for options in ([], ["--no-cache"]):
+        assert cli.run(["symbols", "--format", "json", *options, "/bin/x"]) == 0
+        assert json.loads(capsys.readouterr().out)["fresh"] is bool(options)
 
 
 def test_a_refusal_keeps_what_the_user_needs() -> None:

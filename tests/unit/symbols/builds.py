@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.targets.build import C_MODES, build
+
 HERE = Path(__file__).parent
 CACHE = HERE.parents[2] / "build" / "tests-symbols"
 
@@ -62,6 +64,14 @@ def build_c(*flags: str, compiler: str = "gcc", source: str = "pool.c") -> Path:
     text = HERE / "programs" / source
     name = f"{compiler}{''.join(flags)}".replace("/", "_")
     return _build(text, [path, *flags, source, "-o"], [path, "--version"], name)
+
+
+def build_cserver(mode: str) -> Path:
+    """The bundled C server, in a mode of tests.targets.build.C_MODES. Skips when the compiler is missing."""
+    compiler, _level = C_MODES[mode]
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
+    return build("cserver", mode)
 
 
 def build_rust(*flags: str, source: str) -> Path:

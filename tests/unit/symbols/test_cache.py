@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -51,6 +52,17 @@ def test_hit_is_the_same_plan_and_loads_no_resolver(profile: Path, cache: PlanCa
     )
     command = [sys.executable, "-c", code, str(exe), str(profile), cache.folder]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_fresh_neither_reads_nor_writes(profile: Path, cache: PlanCache) -> None:
+    exe = build_c("-g", "-O2")
+    plan = resolve_cached(exe, profile, cache=cache, fresh=True)
+    assert not Path(cache.folder).exists()
+    assert resolve_cached(exe, profile, cache=cache) == plan
+    (entry,) = entries(cache)
+    os.utime(entry, (1, 1))
+    assert resolve_cached(exe, profile, cache=cache, fresh=True) == plan
+    assert entry.stat().st_mtime == 1
 
 
 def test_hit_is_fast(profile: Path, cache: PlanCache) -> None:

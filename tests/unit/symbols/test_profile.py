@@ -25,6 +25,12 @@ def test_shipped_http_zig() -> None:
     linkage = "heap.memory_pool.Extra(worker.Conn(httpz.W),.{ .alignment = null, .growable = true }).destroy"
     assert matches(profile.functions[Role.DESTROY].pattern, linkage)
     assert not matches(profile.functions[Role.DESTROY].pattern, linkage.replace("Conn(httpz.W)", "HTTPConn"))
+    older = linkage.replace("memory_pool.Extra(", "memory_pool.MemoryPoolExtra(")  # Zig 0.15
+    assert matches(profile.functions[Role.DESTROY].pattern, older)
+
+
+DESTROY = "[slot]\ndestroy = { function = 'f', slot = 'p' }\n"
+MINIMAL = "name = 'x'\n" + DESTROY
 
 
 @pytest.mark.parametrize(
@@ -44,6 +50,33 @@ def test_shipped_http_zig() -> None:
         (C_PROFILE + "[userdata]\nmask = 0", "userdata.mask", 11),
         (C_PROFILE.replace("offset = 0", "offset = -8"), "slot.freelist_link.offset", 9),
         (C_PROFILE.replace('returns = "slot"', 'returns = "it"'), "slot.create.returns", 5),
+        ("", "slot", 0),
+        ("slots = 3\n" + MINIMAL, "slots", 1),
+        ("slot = 'a'", "slot", 1),
+        ("name = 3\n" + DESTROY, "name", 1),
+        ('name = "a\\u0001"\n' + DESTROY, "name", 1),
+        ("description = 3\n" + MINIMAL, "description", 1),
+        ("guard = ''\n" + MINIMAL, "guard", 1),
+        (MINIMAL + "type = [1]\n", "slot.type", 4),
+        (MINIMAL + "freelist_link = {}\n", "slot.freelist_link.offset", 4),
+        (MINIMAL + "freelist_link = { offset = true }\n", "slot.freelist_link.offset", 4),
+        (MINIMAL + "freelist_link = { offset = 0, x = 1 }\n", "slot.freelist_link.x", 4),
+        (MINIMAL + "[slot.freelist_link]\noffset = 1048577\n", "slot.freelist_link.offset", 5),
+        (MINIMAL + "create = { function = 'c' }\n", "slot.create.returns", 4),
+        (MINIMAL + "create = { function = 'c', slot = 'x' }\n", "slot.create.slot", 4),
+        (MINIMAL + "disown = { function = 'c', object = 'x' }\n", "slot.disown.object", 4),
+        (MINIMAL + "[slot.dispatch]\nfunction = 'q'\n", "slot.dispatch.object", 4),
+        (MINIMAL + "[slot.dispatch]\nfunction = '?*'\nobject = 'a'\n", "slot.dispatch.function", 5),
+        ("userdata = [1]\n" + MINIMAL, "userdata", 1),
+        (MINIMAL + "[userdata]\nkind = 'fd'\nmasks = 3\n", "userdata.masks", 6),
+        (MINIMAL + "[userdata]\nmask = '0xff'\n", "userdata.mask", 5),
+        (MINIMAL + "[userdata]\nmask = 0x1_0000_0000_0000_0000\n", "userdata.mask", 5),
+        (MINIMAL + "[userdata]\nreserved = 3\n", "userdata.reserved", 5),
+        (MINIMAL + f"[userdata]\nreserved = {[1] * 1025}\n", "userdata.reserved", 5),
+        # Where the key is written: not in strings and comments, whichever way TOML allows.
+        ("name = '[slot] destroy = x'\n# [slot]\n[slot]\ndestroy = 3\n", "slot.destroy", 4),
+        ("name = 'x#y'\n[slot]\n\"destroy\" = { function = '#', \"slot\" = 3 }\n", "slot.destroy.slot", 3),
+        ("name = 'x'\nslot.destroy.function = 'f'\nslot.destroy.slot = 3\n", "slot.destroy.slot", 3),
     ],
 )
 def test_errors_name_key_and_line(text: str, key: str, line: int) -> None:
@@ -52,6 +85,8 @@ def test_errors_name_key_and_line(text: str, key: str, line: int) -> None:
     assert caught.value.key == key
     assert caught.value.line == line
     assert caught.value.path == "p.toml"
+    assert not line or caught.value.detail.startswith(f"line {line}: ")
+    assert key in caught.value.detail
 
 
 def test_unreadable_and_binary_files(tmp_path: Path) -> None:
@@ -91,3 +126,20 @@ def test_template_is_valid_and_never_picked() -> None:
     assert set(full.functions) == set(Role)
     assert full.freelist_offset == 0
     assert full.userdata.reserved == (0, 1)
+
+
+def test_the_page_about_profiles_names_every_key_and_shows_a_valid_one() -> None:
+    page = (Path(symbols.__file__).parent.parent / "docs" / "profiles.md").read_text(encoding="utf-8")
+    rows = set(re.findall(r"^\| `([a-z._]+)` \|", page, re.MULTILINE))
+    fields = {*(f"slot.{role.value}" for role in Role), "slot.type", "slot.freelist_link"}
+    assert rows == {
+        "name",
+        "description",
+        "guard",
+        *fields,
+        *(f"userdata.{k}" for k in ("kind", "mask", "reserved")),
+    }
+    whole = [text for text in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if text.startswith("name")]
+    assert [parse_profile(text).name for text in whole] == ["cserver"]
+    bundled = load_profile(Path(__file__).parents[2] / "targets" / "cserver.toml")
+    assert parse_profile(whole[0], bundled.path) == bundled

@@ -17,9 +17,10 @@ from symbols.errors import (
     WrongMachine,
 )
 from symbols.plan import InstanceKind, Price, Role
-from symbols.profile import parse_profile
+from symbols.profile import load_profile, parse_profile
 from symbols.resolve import resolve
-from tests.unit.symbols.builds import C_PROFILE, ZIG_PROFILE, build_c, build_zig
+from tests.targets.build import C_MODES, SOURCE_DIR
+from tests.unit.symbols.builds import C_PROFILE, ZIG_PROFILE, build_c, build_cserver, build_zig
 from tests.unit.symbols.oracle import check_against_truth
 
 C = parse_profile(C_PROFILE)
@@ -148,3 +149,14 @@ def test_copies_that_the_compiler_merged_hit_once(compiler: str, level: str, tmp
     plan = resolve(path, MERGED)
     assert plan.complete(Role.DESTROY)
     check_against_truth(path, plan, tmp_path, roles="DO")
+
+
+@pytest.mark.parametrize("mode", C_MODES)
+def test_c_server_resolves_completely(mode: str) -> None:
+    """gcc -O2 begins conn_retire with a constant that it loads before its caller's prologue."""
+    plan = resolve(build_cserver(mode), load_profile(SOURCE_DIR / "cserver.toml"))
+    assert all(plan.complete(role) for role in Role), plan.unprobed
+    assert plan.warnings == ()
+    assert (plan.slot.object_offset, plan.slot.object_field) == (0, "session")
+    inlined = [site for site in plan.by_role(Role.DESTROY) if site.kind is InstanceKind.INLINED]
+    assert len(inlined) == (0 if mode.endswith("O0") else 3)
