@@ -1,6 +1,6 @@
-# Owns two questions about machine code, answered with capstone: which memory did an instruction access,
-# and where was a register's value loaded from. Registers and memory come from the caller, as do the bytes
-# of the function. Walks are bounded; an unknown is an answer. Must not know DWARF.
+# Owns the question where a register's value came from: backward data flow in one function (capstone).
+# Registers and memory come from the caller, as do the function's bytes. Walks are bounded; an unknown is an
+# answer. Must not know DWARF.
 from __future__ import annotations
 
 from collections import deque
@@ -19,86 +19,8 @@ _MAX_STATES = 600  # instructions looked at for one value
 _MAX_DEPTH = 4  # loads through loads
 _MAX_ORIGINS = 8
 _SCRATCH = frozenset(("rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11"))
-_CANONICAL = 0x0000_7FFF_FFFF_FFFF
 
 Read = Callable[[int, int], bytes | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operand:
-    """A memory operand with the registers' values; value None: the register is not known."""
-
-    base: str  # 64-bit register, "" without
-    base_value: int | None
-    index: str
-    index_value: int | None
-    scale: int
-    disp: int  # signed
-    size: int  # bytes
-    writes: bool
-    address: int | None  # effective
-
-    @property
-    def canonical(self) -> bool:
-        """Whether the address is one that a user space pointer can have on x86-64."""
-        return self.address is None or self.address <= _CANONICAL
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
-    """The instruction at a pc. operand: the access that can have faulted; None where there is none."""
-
-    address: int  # of the instruction, in the image
-    text: str
-    operand: Operand | None
-
-
-def access_at(
-    code: FunctionCode, at: int, registers: Mapping[str, int], fault_addr: int | None, *, bias: int = 0
-) -> Access | None:
-    """The instruction at an image address; of several operands the one that reaches fault_addr.
-
-    A non-canonical address raises #GP, for which the kernel reports no address (si_code SI_KERNEL).
-    """
-    insn = code.detail(at)
-    if insn is None:
-        return None
-    operands = [
-        _operand(insn, operand, registers, bias)
-        for operand in insn.operands
-        if operand.type == x86.X86_OP_MEM and not insn.mnemonic.startswith(("lea", "nop"))
-    ]
-    chosen = next(
-        (o for o in operands if fault_addr and o.address is not None and _near(o, fault_addr)), None
-    )
-    if chosen is None:
-        chosen = next((o for o in operands if not o.canonical), None)
-    if chosen is None and not fault_addr:
-        chosen = operands[0] if operands else None
-    if chosen is None and operands and all(o.address is None for o in operands):
-        chosen = operands[0]
-    return Access(address=at, text=f"{insn.mnemonic} {insn.op_str}".strip(), operand=chosen)
-
-
-def _near(operand: Operand, address: int) -> bool:
-    """An access across a page boundary faults at the second page's start."""
-    return operand.address is not None and 0 <= address - operand.address < max(operand.size, 1)
-
-
-def _operand(insn: Any, operand: Any, registers: Mapping[str, int], bias: int) -> Operand:
-    mem = operand.mem
-    base = full_register(insn.reg_name(mem.base)) if mem.base else ""
-    index = full_register(insn.reg_name(mem.index)) if mem.index else ""
-    known = dict(registers)
-    known["rip"] = insn.address + insn.size + bias
-    base_value, index_value = known.get(base), known.get(index)
-    address: int | None = None
-    if (not base or base_value is not None) and (not index or index_value is not None) and not mem.segment:
-        address = ((base_value or 0) + (index_value or 0) * mem.scale + mem.disp) & _MASK
-    return Operand(
-        base=base, base_value=base_value, index=index, index_value=index_value, scale=mem.scale,
-        disp=mem.disp, size=operand.size, writes=bool(operand.access & capstone.CS_AC_WRITE), address=address,
-    )  # fmt: skip
 
 
 class How(StrEnum):
@@ -118,6 +40,7 @@ class Place(NamedTuple):
     register: str
     disp: int | None = None
     part: int = 0
+    plus: int = 0  # what the code added on the way: the wanted value is this much more than the place holds
 
     def __str__(self) -> str:
         return self.register if self.disp is None else f"[{self.register} {self.disp:+#x}]"
@@ -136,6 +59,7 @@ class Origin:
     address: int | None = None  # LOAD: run-time address it was loaded from
     agrees: bool | None = None  # the memory there still holds the value; None: not readable
     value: int | None = None
+    plus: int = 0  # constants that the code added to what it loaded
     place: Place | None = None  # ENTRY: what held it
     via: tuple[int, ...] = ()  # instructions that only moved it
 
@@ -145,6 +69,16 @@ class _State(NamedTuple):
     place: Place
     written: frozenset[str]
     via: tuple[int, ...]
+    shift: tuple[tuple[str, int], ...] = ()  # constants added to a register since, which can be taken back
+
+    def over(self, insn: Any) -> _State:
+        """The state before an instruction that has nothing to do with the place."""
+        added = _added(insn)
+        if added is not None and insn.mnemonic != "lea":
+            shifts = dict(self.shift)
+            shifts[added[0]] = shifts.get(added[0], 0) + added[1]
+            return self._replace(shift=tuple(shifts.items()))
+        return self._replace(written=self.written | _written(insn))
 
 
 class Tracer:
@@ -165,16 +99,14 @@ class Tracer:
 
         value: what it held there. The likeliest first: loads whose memory still holds the value.
         """
-        found = self._walk(at, place, value, frozenset(), 0)
+        found = self._walk(_State(at, place, frozenset(), ()), value, 0)
         return sorted(found, key=lambda o: (o.how is not How.LOAD, o.agrees is not True))
 
-    def _walk(
-        self, at: int, place: Place, value: int | None, written: frozenset[str], depth: int
-    ) -> list[Origin]:
+    def _walk(self, start: _State, value: int | None, depth: int) -> list[Origin]:
         seen: set[tuple[int, Place]] = set()
         queue: deque[_State] = deque()
         found: dict[tuple[int, How], Origin] = {}
-        self._before(_State(at, place, written, ()), queue, found)
+        self._before(start, queue, found)
         while queue and len(seen) < _MAX_STATES and len(found) < _MAX_ORIGINS:
             state = queue.popleft()
             if (state.at, state.place) in seen:
@@ -211,7 +143,7 @@ class Tracer:
             how = How.CALL if place.register == "rax" else How.UNKNOWN
             return Origin(how=how, at=state.at, text=text, via=state.via)
         if place.register not in writes:
-            return state._replace(written=state.written | writes)
+            return state.over(insn)
         return self._definition(state, insn, text, value, depth)
 
     def _definition(
@@ -222,7 +154,12 @@ class Tracer:
         plain = name in ("mov", "movabs", "movq") and len(operands) == 2
         if plain and operands[1].type == x86.X86_OP_REG and operands[0].size == 8:
             source = full_register(insn.reg_name(operands[1].reg))
-            return state._replace(place=Place(source), written=state.written | _written(insn), via=here)
+            moved = Place(source, plus=place.plus)
+            return state._replace(place=moved, written=state.written | _written(insn), via=here)
+        added = _added(insn)
+        if added is not None:
+            moved = Place(added[0], plus=place.plus + added[1])
+            return state._replace(place=moved, written=state.written | _written(insn), via=here)
         if plain and operands[1].type == x86.X86_OP_IMM:
             return Origin(
                 how=How.CONSTANT, at=state.at, text=text, value=operands[1].imm & _MASK, via=state.via
@@ -236,7 +173,7 @@ class Tracer:
             return self._read_back(state, insn, operands[1], place.part, value, depth)
         if vector and operands[1].type == x86.X86_OP_REG:
             source = _vector(insn.reg_name(operands[1].reg))
-            moved = Place(source, None, place.part)
+            moved = Place(source, None, place.part, place.plus)
             return state._replace(place=moved, written=state.written | _written(insn), via=here)
         how = How.LOAD if name == "pop" else How.COMPUTED
         return Origin(how=how, at=state.at, text=text, via=state.via)
@@ -258,7 +195,7 @@ class Tracer:
             return None
         via = (*state.via, state.at)[-16:]
         written = state.written | _written(insn)
-        return state._replace(place=Place(base, disp), written=written, via=via)
+        return state._replace(place=Place(base, disp, 0, state.place.plus), written=written, via=via)
 
     def _is_framed(self) -> bool:
         return any(i.mnemonic == "mov" and i.operands == "rbp, rsp" for i in self._code.insns.values())
@@ -279,10 +216,10 @@ class Tracer:
             address = (base_value + index_value * mem.scale + mem.disp + part) & _MASK
             raw = self._read(address, 8)
             if raw is not None and value is not None:
-                agrees = int.from_bytes(raw, "little") == value
+                agrees = (int.from_bytes(raw, "little") + state.place.plus) & _MASK == value
         return Origin(
             how=How.LOAD, at=state.at, text=text, base=base, base_value=base_value, disp=mem.disp + part,
-            address=address, agrees=agrees, value=value, via=state.via,
+            address=address, agrees=agrees, value=value, plus=state.place.plus, via=state.via,
         )  # fmt: skip
 
     def _value_of(self, register: str, state: _State, depth: int) -> int | None:
@@ -290,17 +227,19 @@ class Tracer:
         insn = self._code.detail(state.at)
         written = state.written | (_written(insn) if insn is not None else frozenset())
         if register not in written:
-            return self._registers.get(register)
+            known = self._registers.get(register)
+            return None if known is None else (known - dict(state.shift).get(register, 0)) & _MASK
         if depth >= _MAX_DEPTH:
             return None
         # It was overwritten since: find where it had come from, and read that memory.
-        for origin in self._walk(state.at, Place(register), None, written, depth + 1):
+        start = state._replace(place=Place(register), written=written, via=())
+        for origin in self._walk(start, None, depth + 1):
             if origin.how is How.CONSTANT:
                 return origin.value
             if origin.how is How.LOAD and origin.address is not None:
                 raw = self._read(origin.address, 8)
                 if raw is not None:
-                    return int.from_bytes(raw, "little")
+                    return (int.from_bytes(raw, "little") + origin.plus) & _MASK
         return None
 
     # -- homes in the frame ----------------------------------------------------------------------
@@ -321,7 +260,7 @@ class Tracer:
             return onward
         moved = _moves(insn, place.register)
         if moved is not None:
-            return onward._replace(place=Place(place.register, disp + moved))
+            return onward._replace(place=place._replace(disp=disp + moved))
         if insn.mnemonic.startswith("call") or insn.mnemonic == "ret":
             return onward
         return Origin(how=How.UNKNOWN, at=state.at, text=text, via=state.via)
@@ -333,10 +272,11 @@ class Tracer:
         whole = source is not None and source.type == x86.X86_OP_REG and part + 8 <= size
         if whole and source is not None and _is_copy(insn.mnemonic) and size > 8:
             vector = _vector(insn.reg_name(source.reg))
-            return state._replace(place=Place(vector, None, part), via=via)
+            return state._replace(place=Place(vector, None, part, state.place.plus), via=via)
         if part == 0 and size == 8 and insn.mnemonic == "mov" and source is not None:
             if source.type == x86.X86_OP_REG:
-                return state._replace(place=Place(full_register(insn.reg_name(source.reg))), via=via)
+                register = full_register(insn.reg_name(source.reg))
+                return state._replace(place=Place(register, plus=state.place.plus), via=via)
             if source.type == x86.X86_OP_IMM:
                 value = source.imm & _MASK
                 return Origin(how=How.CONSTANT, at=state.at, text=text, value=value, via=state.via)
@@ -348,6 +288,22 @@ def _same_register(insn: Any, operands: Any) -> bool:
     if kinds != (x86.X86_OP_REG, x86.X86_OP_REG):
         return False
     return full_register(insn.reg_name(operands[0].reg)) == full_register(insn.reg_name(operands[1].reg))
+
+
+def _added(insn: Any) -> tuple[str, int] | None:
+    """(register, constant) where an instruction makes a 64-bit register from another plus a constant."""
+    operands = insn.operands
+    if len(operands) != 2 or operands[0].type != x86.X86_OP_REG or operands[0].size != 8:
+        return None
+    if insn.mnemonic in ("add", "sub") and operands[1].type == x86.X86_OP_IMM:
+        amount = int(operands[1].imm)
+        name = full_register(insn.reg_name(operands[0].reg))
+        return name, amount if insn.mnemonic == "add" else -amount
+    if insn.mnemonic == "lea" and operands[1].type == x86.X86_OP_MEM:
+        mem = operands[1].mem
+        if mem.base and not mem.index and insn.reg_name(mem.base) != "rip":
+            return full_register(insn.reg_name(mem.base)), int(mem.disp)
+    return None
 
 
 def _is_copy(mnemonic: str) -> bool:

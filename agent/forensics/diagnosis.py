@@ -39,9 +39,10 @@ class Past:
 
     @property
     def surviving(self) -> Registration | None:
-        """A registration of a generation that is over, still alive in the kernel."""
+        """The registration of this life, still alive in the kernel although the life is over."""
         alive = (RegState.LIVE, RegState.ORPHAN)
-        return next((reg for reg in self.registrations if reg.state in alive), None)
+        gen = self.life.gen if self.life is not None else 0
+        return next((reg for reg in self.registrations if reg.state in alive and reg.gen == gen), None)
 
 
 def past_of(history: History | None, slot: int) -> Past:
@@ -73,14 +74,17 @@ def _past(history: History, life: SlotLife) -> Past:
 
 def diagnose(evidence: CrashEvidence, seen: Examination, past: Past) -> tuple[Diagnosis, Past]:
     """(what failed, the life that shows it). Never raises; Cause.UNKNOWN is an answer."""
-    life = past.life
-    known = _from_history(evidence, seen, past, life) if life is not None else None
-    if known is not None:
-        return known, past
+    life, free = past.life, seen.free_list
     other = broken_by(evidence.history)
+    broken = free is not None and free.end in (ListEnd.CYCLE, ListEnd.MISPLACED)
+    if not (broken and other.life is not None):
+        known = _from_history(evidence, seen, past, life) if life is not None else None
+        if known is not None:
+            return known, past
     if other.life is not None:
         # The crash touched something that the broken pool gave out; the cause is the second destroy.
-        return _twice(other.life, other, Certainty.INFERRED), other
+        sure = Certainty.OBSERVED if broken else Certainty.INFERRED
+        return _twice(other.life, other, sure), other
     return _from_memory(seen), past
 
 
@@ -160,10 +164,11 @@ def _in_batch(life: SlotLife, sure: Certainty) -> Diagnosis:
     )
 
 
-def _freed(life: SlotLife, past: Past, sure: Certainty) -> Diagnosis:
+def _freed(life: SlotLife, past: Past, sure: Certainty) -> Diagnosis | None:
+    """None where epoll has no part in it: the life ended in order, and nothing was delivered afterwards."""
     reg = past.surviving
     outlived = past.found(RuleId.DESCRIPTION_OUTLIVES_CLOSE)
-    orphan = reg is not None and (reg.state is RegState.ORPHAN or bool(life.flags & SlotFlag.ORPHANED))
+    orphan = bool(life.flags & SlotFlag.ORPHANED) or (reg is not None and reg.state is RegState.ORPHAN)
     owner = _owner(life)
     if not life.removed.seen and life.close.seen and (outlived or orphan):
         return Diagnosis(
@@ -198,9 +203,12 @@ def _freed(life: SlotLife, past: Past, sure: Certainty) -> Diagnosis:
             fix_kind="del-before-close",
             evidence=(Evidence("events", "ADD, destroy without DEL and close, delivery"),),
         )
+    late = life.stale or past.found(RuleId.STALE_DELIVERY, RuleId.STALE_DISPATCH) or life.stale_dispatches
+    if not late:
+        return None
     return Diagnosis(
         cause=Cause.CLOSE_RACE,
-        certainty=sure if life.stale or past.findings else Certainty.INFERRED,
+        certainty=sure,
         rule=_rule(past, RuleId.STALE_DELIVERY),
         missing=(
             "the registration ended only with the close, concurrent with the wait that delivered, and "

@@ -8,7 +8,7 @@ from dataclasses import replace
 from agent.forensics.batches import batches
 from agent.forensics.evidence import CrashEvidence
 from agent.forensics.facts import CodePlace, Examination, Fault, FreeList
-from agent.forensics.faultsite import Site, field_of, find_site, loads_of
+from agent.forensics.faultsite import Site, field_of, find_site, loads_of, with_added
 from agent.forensics.freelist import Pools
 from agent.forensics.objects import Objects
 from agent.forensics.slots import Slots, with_way
@@ -49,6 +49,7 @@ def examine(
         notes.append("no registers of the crashed thread were captured")
     found = batches(view, objects)
     loads = loads_of(view, site) if site is not None else ()
+    site = with_added(view, site, loads) if site is not None else None
     slots = Slots(view, objects, slot_type)
     slot = slots.find(site, loads, found)
     site = _typed_by_slot(view, site, plan) if site is not None and slot is not None else site
@@ -109,6 +110,7 @@ def _calls(view: View, evidence: CrashEvidence) -> Iterator[tuple[int, int, tupl
         for life in history.lives
         for moment in (life.create, life.add, life.removed, life.close, life.destroy, life.prev_destroy)
     ]
+    moments += [actor.moment for finding in history.findings for actor in finding.actors]
     seen: set[tuple[int, int]] = set()
     for moment in moments[:_MOST_MOMENTS]:
         if not moment.seen or (moment.ip, moment.stack) in seen:

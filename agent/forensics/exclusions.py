@@ -14,7 +14,7 @@ def alternatives(seen: Examination, past: Past, found: Diagnosis) -> tuple[Alter
         return ()
     return (
         _uninitialised(seen, past),
-        _corruption(seen),
+        _corruption(seen, found),
         _twice(seen, past, found),
         _recycled(seen, past),
         _elsewhere(seen),
@@ -54,13 +54,15 @@ def _uninitialised(seen: Examination, past: Past) -> Alternative:
     )
 
 
-def _corruption(seen: Examination) -> Alternative:
+def _corruption(seen: Examination, found: Diagnosis) -> Alternative:
     test = (
         "the free list must lead to null through aligned slots, and a freed slot hold only what destroy wrote"
     )
     free, slot = seen.free_list, seen.slot
     if free is None:
         outcome, because = Outcome.UNKNOWN, seen.free_list_reason or "the free list was not found"
+    elif found.cause is Cause.DESTROYED_TWICE and free.end is not ListEnd.NULL:
+        outcome, because = Outcome.UNLIKELY, "the list is broken as the second destroy leaves it"
     elif free.end is ListEnd.NULL:
         nodes = f"{free.length} node{'s' if free.length != 1 else ''}"
         nodes = f"the list leads on through {nodes}" if free.partial else nodes
@@ -74,8 +76,6 @@ def _corruption(seen: Examination) -> Alternative:
                 Outcome.UNLIKELY,
                 f"{nodes}, then null; this build leaves a freed slot's bytes as they were",
             )
-    elif free.end is ListEnd.CYCLE:
-        outcome, because = Outcome.UNLIKELY, f"the list is intact but for the ring at {free.last:#x}"
     elif free.end is ListEnd.MISPLACED:
         outcome = Outcome.POSSIBLE
         because = f"after {free.length} nodes the list leads to {free.last:#x}, where no slot can be"

@@ -145,9 +145,10 @@ def _judgement(found: Diagnosis) -> Iterator[Statement]:
             certainty=found.certainty,
             evidence=found.evidence,
         )
-    yield Statement(topic=Topic.ORDER, text=found.missing, certainty=found.certainty, evidence=found.evidence)
+    sure = found.order or found.certainty
+    yield Statement(topic=Topic.ORDER, text=found.missing, certainty=sure, evidence=found.evidence)
     if found.fix:
-        yield Statement(topic=Topic.FIX, text=found.fix, certainty=found.certainty)
+        yield Statement(topic=Topic.FIX, text=found.fix, certainty=sure)
 
 
 def _headline(evidence: CrashEvidence, seen: Examination, found: Diagnosis) -> str:
@@ -189,8 +190,8 @@ def _unknown(evidence: CrashEvidence, seen: Examination, past: Past, found: Diag
         life = past.life
         if life.state != 0 and not life.destroy.seen and found.cause is not Cause.RECYCLED:
             yield "who destroyed the slot: no destroy of it was seen"
-        if not life.close.seen and life.fd >= 0 and found.cause is Cause.DESCRIPTION_SURVIVED:
-            yield "who closed the fd: the close was not seen"
+        if not life.close.seen and not life.add.seen:
+            yield "who closed the connection: its fd was not registered, so no close can be tied to the slot"
         if not life.create.seen:
             yield "when the slot was created: before the attach, or at a place that cannot be probed"
     if evidence.history is not None and evidence.history.lost:

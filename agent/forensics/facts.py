@@ -73,6 +73,7 @@ class Load:
     base_value: int | None
     agrees: bool | None  # the memory still holds the value; None: not readable
     how: str  # symbols.dataflow.How
+    plus: int = 0  # constants that the code added to the value before it used it
     function: str = ""
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from agent.forensics.facts import CodePlace, Fault, Load, Named
 from agent.forensics.view import Spot, View
-from symbols.dataflow import Access, How, Origin, Place, Tracer, access_at
+from symbols.access import Access, access_at
+from symbols.dataflow import How, Origin, Place, Tracer
 from symbols.errors import STRAY_ERRORS, SymbolError
 from symbols.plan import ArgSource
 from symbols.types import Type
@@ -69,22 +70,35 @@ def find_site(view: View) -> Site | None:
         offset=operand.disp,
         indexed=bool(operand.index),
     )
-    variable, kind = _pointer(view, spot, operand.base, operand.base_value, operand.disp)
-    if variable is not None and kind is not None:
-        exact = variable.source == ArgSource(register=operand.base)
-        fault = replace(
-            fault,
-            variable=Named(
-                name=variable.name,
-                type=variable.type.name,
-                function=variable.function,
-                inlined=variable.inlined,
-                exact=exact,
-            ),
-            type=kind.name,
-            field=field_of(view, kind, operand.disp),
-        )
-    return Site(fault, spots, access, kind)
+    return _named(view, Site(fault, spots, access, None))
+
+
+def _named(view: View, site: Site) -> Site:
+    """The site with the variable, type and field of the pointer, where debug information has them."""
+    fault, spot = site.fault, site.spots[0]
+    variable, kind = _pointer(view, spot, fault.base, fault.base_value, fault.offset)
+    if variable is None or kind is None:
+        return site
+    named = Named(
+        name=variable.name,
+        type=variable.type.name,
+        function=variable.function,
+        inlined=variable.inlined,
+        exact=variable.source == ArgSource(register=fault.base),
+    )
+    field = field_of(view, kind, fault.offset)
+    return replace(site, fault=replace(fault, variable=named, type=kind.name, field=field), type=kind)
+
+
+def with_added(view: View, site: Site, loads: tuple[Load, ...]) -> Site:
+    """Code that adds the field's offset before it accesses: the pointer is what it added it to."""
+    plus = {load.plus for load in loads if load.plus}
+    fault = site.fault
+    if len(plus) != 1 or fault.type or fault.base_value is None:
+        return site
+    added = plus.pop()
+    offset, value = fault.offset + added, (fault.base_value - added) & 0xFFFF_FFFF_FFFF_FFFF
+    return _named(view, replace(site, fault=replace(fault, base_value=value, offset=offset)))
 
 
 def _aborted(view: View, tid: int, spots: tuple[Spot, ...]) -> Site:
@@ -170,6 +184,7 @@ def loads_of(view: View, site: Site) -> tuple[Load, ...]:
             base_value=origin.base_value,
             agrees=origin.agrees,
             how=str(origin.how),
+            plus=origin.plus,
             function=name,
         )
         for origin in origins

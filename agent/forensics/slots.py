@@ -18,6 +18,7 @@ _MOST_BYTES = 4096
 _MOST_LIVE = 4096
 _MOST_POINTERS = 256
 _FILL = 0xAA
+_LOWEST = 0x1000  # no slot lies below: vm.mmap_min_addr
 
 
 class Slots:
@@ -116,8 +117,8 @@ class Slots:
             return ()
         known = [pair for batch in self._view.evidence.batches for pair in batch.deliveries]
         known += [pair for batch in batches for pair in batch.entries]
-        values = (value for value, _events in known if value not in userdata.reserved)
-        return tuple(dict.fromkeys(value & userdata.mask for value in values))
+        values = (value & userdata.mask for value, _events in known if value not in userdata.reserved)
+        return tuple(dict.fromkeys(value for value in values if value >= _LOWEST))
 
     def _in_registers(self, site: Site, delivered: tuple[int, ...]) -> list[tuple[int, str]]:
         """A delivered or watched slot in a register, or one whose object is the faulting pointer."""

@@ -2,12 +2,12 @@
 # with what it rests on and how sure it is. Pure: facts in, sentences out; no I/O, no clock, no verdict.
 from __future__ import annotations
 
-import signal as signals
 from collections.abc import Iterator
 
 from agent.forensics.evidence import CrashEvidence, Source
 from agent.forensics.explanation import Certainty, Evidence, Statement, Topic
 from agent.forensics.facts import CodePlace, Examination, Fault, ListEnd, Load
+from agent.text import short_name
 from probes.abi import SlotState
 from probes.events import SlotLife
 
@@ -23,6 +23,11 @@ def own_frame(fault: Fault | None) -> CodePlace | None:
         return None
     frames = (*fault.frames, *fault.callers)
     return next((frame for frame in frames if frame.own), frames[0] if frames else None)
+
+
+def _place(frame: CodePlace) -> str:
+    name = short_name(frame.function, 48)
+    return f"{name} ({frame.file.rpartition('/')[2]}:{frame.line})" if frame.line else name
 
 
 def field_name(fault: Fault | None) -> str:
@@ -67,13 +72,15 @@ def about_fault(evidence: CrashEvidence, seen: Examination) -> Iterator[Statemen
     if fault.base:
         value = f"{fault.base_value:#x}" if fault.base_value is not None else "unknown"
         rests.append(Evidence("registers", f"{fault.base} = {value}"))
-    if fault.address is not None:
-        rests.append(Evidence("signal", f"address {fault.address:#x}"))
+    if evidence.fault_addr is not None:
+        rests.append(Evidence("signal", f"address {evidence.fault_addr:#x}"))
+    elif fault.address is not None:
+        rests.append(Evidence("signal", "no address: what the instruction computed is none of user space"))
     if fault.in_handler:
         rests.append(Evidence("stack", "the signal frame below the program's own handler"))
     verb = "writes" if fault.writes else "reads"
-    where = f" in {fault.frames[0]}" if fault.frames else ""
-    via = f", inlined into {fault.frames[1]}" if fault.frames and fault.frames[0].inlined else ""
+    where = f" in {_place(fault.frames[0])}" if fault.frames else ""
+    via = f", inlined into {_place(fault.frames[1])}" if fault.frames and fault.frames[0].inlined else ""
     name = field_name(fault)
     if name:
         what = f"{name} (offset {fault.offset:#x}) of {pointer_kind(fault.base_value)}"
@@ -89,16 +96,14 @@ def about_fault(evidence: CrashEvidence, seen: Examination) -> Iterator[Statemen
         evidence=tuple(rests),
     )
     yield from _variable(fault)
-    if evidence.fault_addr is None and evidence.signal in (signals.SIGSEGV, signals.SIGBUS):
-        text = "the kernel gave no address with the signal"
-        yield Statement(topic=Topic.FAULT, text=text, certainty=Certainty.OBSERVED)
 
 
 def _variable(fault: Fault) -> Iterator[Statement]:
     variable = fault.variable
     if variable is None:
         return
-    whose = f"the inlined {variable.function}" if variable.inlined else variable.function
+    name = short_name(variable.function, 48)
+    whose = f"the inlined {name}" if variable.inlined else name
     how = f"in {fault.base}" if variable.exact else f"which has the value of {fault.base}"
     yield Statement(
         topic=Topic.POINTER,
@@ -221,8 +226,8 @@ def about_free_list(seen: Examination) -> Iterator[Statement]:
     end = {
         ListEnd.NULL: "and then ends",
         ListEnd.CYCLE: f"and comes back to {free.last:#x}: it is a ring",
-        ListEnd.MISPLACED: f"and then leads to {pointer_kind(free.last)}, where no slot can be",
-        ListEnd.UNREADABLE: f"and leads to {free.last:#x}, which was not captured",
+        ListEnd.MISPLACED: f"and then goes to {pointer_kind(free.last)}, where no slot can be",
+        ListEnd.UNREADABLE: f"and then goes to {free.last:#x}, which was not captured",
         ListEnd.LIMIT: "and goes on beyond what is followed",
     }[free.end]
     nodes = f"{free.length} slot{'s' if free.length != 1 else ''}"
