@@ -3,7 +3,6 @@
 # for this.
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
 import struct
@@ -18,6 +17,14 @@ from probes.capture.ptrace import Ptrace
 
 CHUNK = 256 << 10
 _MOST_HOLES = 64  # unreadable pages in one piece, before the rest of it is given up
+
+
+def new_buffer(size: int, ready: int = 0) -> mmap.mmap:
+    """Where copies go. ready: bytes whose pages are made now, not while a target stands (5 times faster)."""
+    buffer = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for at in range(0, min(ready, size), PAGE):
+        buffer[at] = 0
+    return buffer
 
 
 class Stopped(Exception):
@@ -39,20 +46,18 @@ class Run(NamedTuple):
 class Copier:
     """Copies memory of one process, each page at most once. Used by one thread; close() from another."""
 
-    def __init__(self, pid: int, mappings: Mappings, limit: int, deadline_ns: int) -> None:
-        """limit: bytes. deadline_ns: of CLOCK_MONOTONIC."""
+    def __init__(self, pid: int, mappings: Mappings, buffer: mmap.mmap, limit: int, deadline_ns: int) -> None:
+        """limit: bytes, at most those of the buffer. deadline_ns: of CLOCK_MONOTONIC."""
         self._pid, self._mappings, self._deadline = pid, mappings, deadline_ns
         self._ptrace = Ptrace()
-        self._buffer = mmap.mmap(-1, limit)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):
-                self._buffer.madvise(mmap.MADV_HUGEPAGE)  # fewer page faults while the target stands
+        self._buffer = buffer
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
-        self._limit, self._used = limit, 0
+        self._limit, self._used = min(limit, len(buffer)), 0
         self._starts: list[int] = []  # what was taken or tried, disjoint, sorted
         self._ends: list[int] = []
         self._scratch = ctypes.create_string_buffer(1 << 16)
         self.closed = False
+        self.reading: tuple[str, int, int] | None = None  # what, start, end: of the read that may hang
         self.runs: list[Run] = []
         self.left: list[LeftOut] = []
 
@@ -117,6 +122,7 @@ class Copier:
         holes = 0
         while start < end:
             wanted = min(CHUNK, end - start, self._limit - self._used)
+            self.reading = (what, start, end)
             try:
                 self._check()
                 if wanted <= 0:
@@ -125,6 +131,7 @@ class Copier:
                 self._check()  # copied while the target ran on: not of this stop
             except Stopped as stopped:
                 self._leave(what, start, end, stopped.why)
+                self.reading = None
                 raise
             if got:
                 self._keep(start, got)
@@ -134,6 +141,7 @@ class Copier:
                 last = min(end, start + PAGE) if holes < _MOST_HOLES else end
                 self._leave(what, start, last, Left.UNREADABLE)
                 start = last
+        self.reading = None
 
     def _keep(self, start: int, size: int) -> None:
         last = self.runs[-1] if self.runs else None

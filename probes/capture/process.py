@@ -102,11 +102,19 @@ class ProcessFacts:
 
 
 def _bytes(path: str, limit: int = 1 << 16) -> bytes:
+    """The beginning of a file, b"" where it cannot be read. Without Python's file objects: much faster."""
+    parts = []
     try:
-        with open(path, "rb") as f:
-            return f.read(limit)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while limit > 0 and (data := os.read(fd, limit)):
+                parts.append(data)
+                limit -= len(data)
+        finally:
+            os.close(fd)
     except OSError:
         return b""
+    return b"".join(parts)
 
 
 def status(pid: int | str, tid: int | None = None) -> dict[str, str]:
@@ -171,12 +179,10 @@ def ended(pid: int, tid: int) -> bool:
     return status(pid, tid).get("State", "X")[:1] in ("Z", "X")
 
 
-def catches(pid: int, signal: int) -> bool:
-    """Whether the process has a handler for the signal (SigCgt)."""
-    try:
-        return bool(int(status(pid).get("SigCgt", "0"), 16) >> (signal - 1) & 1)
-    except ValueError:
-        return False
+def caught(pid: int) -> frozenset[int]:
+    """Signals that the process has a handler for (SigCgt)."""
+    mask = int(status(pid).get("SigCgt", "0"), 16)
+    return frozenset(number for number in range(1, 65) if mask >> (number - 1) & 1)
 
 
 def impossible(pid: int) -> tuple[Refusal, str] | None:

@@ -2,6 +2,7 @@
 # after it goes on. Must not trace. The file appears whole under its name, or not at all.
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 import time
@@ -27,16 +28,18 @@ class Copy:
         crashed: frozenset[int],
         ranges: Sequence[MemoryRange],
         options: CaptureOptions,
+        buffer: mmap.mmap,
         deadline_ns: int,
     ) -> None:
         self._pid, self._options, self._deadline = pid, options, deadline_ns
-        self._ranges, self._crashed = ranges, crashed
+        self._ranges, self._crashed, self._buffer = ranges, crashed, buffer
         self.threads = threads
         self.names: dict[int, str] = {}
         self.process: ProcessFacts | None = None
         self.mappings = Mappings(())
         self.copier: Copier | None = None
         self.failure = ""
+        self.handled = frozenset[int]()  # signals the process has handlers for
         self.ended = threading.Event()
         # A daemon thread: one that hangs in a page fault of the target must not keep this process.
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -62,10 +65,11 @@ class Copy:
     def _copy(self) -> None:
         # what may block on the target's locks happens here as well: the tracing thread must stay free
         self.process = proc.facts_of(self._pid)
+        self.handled = proc.caught(self._pid)
         self.mappings = proc.mappings_of(self._pid)
         states = [ThreadState.of(t.tid, t.tid in self._crashed, t.registers) for t in self.threads]
         selection = Selection(self.mappings, states, self._ranges, self.process.auxv, self._options)
-        self.copier = Copier(self._pid, self.mappings, self._room(), self._deadline)
+        self.copier = Copier(self._pid, self.mappings, self._buffer, self._room(), self._deadline)
         selection.essentials(self.copier)
         for thread in self.threads:
             self.names[thread.tid] = proc.thread_name(self._pid, thread.tid)
@@ -85,21 +89,28 @@ class Copy:
         return tuple(sorted(missing, key=lambda left: left.size, reverse=True))
 
     def _not_reached(self) -> Iterator[LeftOut]:
-        """Slots and globals that copying did not come to."""
-        if self.copier is None or not (
-            stopped := [left for left in self.copier.left if left.why in _ENDINGS]
-        ):
+        """What copying did not come to."""
+        if self.copier is None:
+            return
+        reading = self.copier.reading
+        if reading is not None:  # it still hangs in the target's memory
+            what, start, end = reading
+            yield LeftOut(what=what, address=start, size=end - start, why=Left.DEADLINE)
+        why = next((left.why for left in self.copier.left if left.why in _ENDINGS), None)
+        if reading is not None or not self.ended.is_set():
+            why = Left.DEADLINE
+        if why is None:
             return
         for one in self._ranges:
             missing = self.copier.missing(one.address, one.address + one.size)
             if missing:
-                yield LeftOut(what="slot", address=one.address, size=missing, why=stopped[0].why)
+                yield LeftOut(what="slot", address=one.address, size=missing, why=why)
         for vma in self.mappings.vmas:
             if vma.flags & 2 and vma.readable and not vma.shared:
                 missing = self.copier.missing(vma.start, vma.end)
                 if missing:
                     what = "globals" if vma.of_file else "memory"
-                    yield LeftOut(what=what, address=vma.start, size=missing, why=stopped[0].why)
+                    yield LeftOut(what=what, address=vma.start, size=missing, why=why)
 
 
 _ENDINGS = (Left.LIMIT, Left.DEADLINE)

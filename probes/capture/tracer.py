@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import struct
 import time
@@ -25,6 +26,7 @@ from probes.capture.facts import (
     Refused,
     Seized,
 )
+from probes.capture.memory import new_buffer
 from probes.capture.ptrace import (
     EVENT_CLONE,
     EVENT_EXEC,
@@ -41,6 +43,7 @@ from probes.capture.snapshot import Copy
 
 _SIGTRAP = 5
 _MOST_PASSES = 64  # over /proc/PID/task while threads come and go
+_READY = 8 << 20  # bytes of the buffer that are made beforehand: most captures need no more
 _WHOLE_SETS = 512  # threads of which the extended register set is read as well
 
 
@@ -84,6 +87,7 @@ class Tracer:
         self.captures = 0
         self._ptrace = Ptrace()
         self._threads: dict[int, Traced] = {}
+        self._buffer: mmap.mmap | None = new_buffer(options.limit_bytes, _READY)
         self._leaving = False  # let go of each thread that reports a stop
 
     # -- seizing ---------------------------------------------------------------------------------
@@ -94,6 +98,8 @@ class Tracer:
         impossible = proc.impossible(self.pid)
         if impossible is not None:
             return Refused(pid=self.pid, why=impossible[0], detail=impossible[1])
+        if self._replaced(start_time):
+            return Refused(pid=self.pid, why=Refusal.REPLACED, detail="its start time is another")
         for _ in range(_MOST_PASSES):
             new = [tid for tid in proc.threads_of(self.pid) if tid not in self._threads]
             refused = next(filter(None, map(self._seize_thread, new)), None)
@@ -103,9 +109,12 @@ class Tracer:
                 break
         if not self._threads:
             return Refused(pid=self.pid, why=Refusal.GONE, detail="it has no thread that runs")
-        if start_time is not None and proc.start_time(self.pid) != start_time:
+        if self._replaced(start_time):  # since it was looked at
             return Refused(pid=self.pid, why=Refusal.REPLACED, detail="its start time is another")
         return Seized(pid=self.pid, threads=len(self._threads), took_ns=time.monotonic_ns() - began)
+
+    def _replaced(self, start_time: int | None) -> bool:
+        return start_time is not None and proc.start_time(self.pid) != start_time
 
     def _seize_thread(self, tid: int) -> Refused | None:
         """None: it is ours, or it is ending and need not be."""
@@ -200,8 +209,8 @@ class Tracer:
         self._gather(min(deadline, began + self.options.freeze_max_ns // 4))
         cores = [thread.core for thread in self._threads.values() if thread.core is not None]
         fatal = frozenset(core.tid for core in cores if core.siginfo)
-        copy = Copy(self.pid, cores, fatal, self.ranges, self.options, deadline)
-        handled = proc.catches(self.pid, first.signal)
+        buffer, self._buffer = self._buffer or new_buffer(self.options.limit_bytes), None
+        copy = Copy(self.pid, cores, fatal, self.ranges, self.options, buffer, deadline)
         copy.start()
         copy.ended.wait(max(0.0, (deadline - time.monotonic_ns()) / 1e9))
         copy.close()
@@ -212,7 +221,7 @@ class Tracer:
             tid=first.tid,
             signal=first.signal,
             siginfo=crashed.core.siginfo if crashed.core is not None else b"",
-            handled=handled,
+            handled=first.signal in copy.handled,
             began=began,
             ended=time.monotonic_ns(),
             threads=threads,

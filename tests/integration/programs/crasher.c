@@ -2,7 +2,9 @@
  * e: echo; s: a SIGSEGV it handles and survives; u: SIGUSR1 likewise; t: start and join a thread; c: counters;
  * n: null pointer; a: abort(); o: stack overflow; h: null pointer, whose handler (on its own stack) aborts;
  * w: two threads crash at once; x: execute itself anew.
- * argv: parked threads, then any of "zombie" (the leader ends), "uffd" (a page that can never be read). */
+ * l: let the leader end.
+ * argv: parked threads, then any of "zombie" (the leader ends at once), "leave" (at l), "uffd" (there is a page
+ * that can never be read). */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -25,7 +27,7 @@ struct slot {
 	char text[56];
 };
 
-static volatile int segv, usr1, parked, go;
+static volatile int segv, usr1, eintr, parked, go, leave;
 char known_global[64] = "a global that was changed";
 static struct slot *known_slot;
 static char *blocked;
@@ -110,7 +112,7 @@ static void serve(int fd, char what)
 		pthread_create(&id, 0, nothing, 0);
 		pthread_join(id, 0);
 		break;
-	case 'c': n = snprintf(answer, sizeof(answer), "segv=%d usr1=%d\n", segv, usr1); break;
+	case 'c': n = snprintf(answer, sizeof(answer), "segv=%d usr1=%d eintr=%d\n", segv, usr1, eintr); break;
 	case 'n':
 		handle(SIGSEGV, SIG_DFL, 0);
 		deref(0);
@@ -135,13 +137,14 @@ static void serve(int fd, char what)
 		go = 1;
 		deref(0);
 		break;
+	case 'l': leave = 1; break;
 	case 'x': execl("/proc/self/exe", arguments[0], "0", (char *)0);
 	}
 	if (write(fd, answer, n) < 0)
 		close(fd);
 }
 
-static _Noreturn void *loop(void *arg)
+static _Noreturn void loop(void *arg)
 {
 	struct epoll_event event = {.events = EPOLLIN}, ready[16];
 	struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -158,6 +161,7 @@ static _Noreturn void *loop(void *arg)
 	fflush(stdout);
 	for (;;) {
 		int count = epoll_wait(ep, ready, 16, -1);
+		eintr += count < 0;
 		for (int i = 0; i < count; i++) {
 			int fd = ready[i].data.fd;
 			char what;
@@ -171,6 +175,11 @@ static _Noreturn void *loop(void *arg)
 			}
 		}
 	}
+}
+
+static void *loop_thread(void *arg)
+{
+	loop(arg);
 }
 
 /* A page whose reading waits for ever: registered, and nobody answers. */
@@ -187,7 +196,7 @@ static char *never(void)
 
 int main(int argc, char **argv)
 {
-	int zombie = 0, wanted = argc > 1 ? atoi(argv[1]) : 0;
+	int zombie = 0, later = 0, wanted = argc > 1 ? atoi(argv[1]) : 0;
 	pthread_attr_t small;
 	pthread_t id;
 	arguments = argv;
@@ -196,6 +205,7 @@ int main(int argc, char **argv)
 	signal(SIGPIPE, SIG_IGN);
 	for (int i = 2; i < argc; i++) {
 		zombie |= !strcmp(argv[i], "zombie");
+		later |= !strcmp(argv[i], "leave");
 		if (!strcmp(argv[i], "uffd"))
 			blocked = never();
 	}
@@ -209,8 +219,10 @@ int main(int argc, char **argv)
 		pthread_create(&id, &small, parking, (void *)i);
 	while (parked < wanted)
 		usleep(1000);
-	if (!zombie)
+	if (!zombie && !later)
 		loop(0);
-	pthread_create(&id, 0, loop, 0);
+	pthread_create(&id, 0, loop_thread, 0);
+	while (later && !leave)
+		usleep(1000);
 	pthread_exit(0);
 }
