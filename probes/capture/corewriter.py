@@ -16,6 +16,7 @@ _NT_SIGINFO, _NT_FILE, _NT_X86_XSTATE = 0x53494749, 0x46494C45, 0x202
 _PN_XNUM = 0xFFFF
 _EHDR, _PHDR, _SHDR = 64, 56, 64
 _REGISTERS = 216  # sizeof(struct user_regs_struct)
+_XCR0, _XSAVE_SSE, _XSAVE_AVX = 464, 576, 832  # arch/x86/include/asm/fpu/types.h; bytes
 _PRSTATUS = struct.Struct("<iii h2x QQ iiii 64x")  # pr_info, pr_cursig, masks, ids, four struct timeval
 _PRPSINFO = struct.Struct("<bcbb4x Q II iiii 16s 80s")
 
@@ -83,6 +84,22 @@ def notes_size(threads: int, extended: int, files: Sequence[Vma]) -> int:
     return threads * (20 + 336 + 20 + 512 + 20 + extended) + of_files + 8192
 
 
+def _common_xsave(extended: bytes) -> bytes:
+    """The part of an xsave area that is laid out alike on every processor: x87, SSE, AVX.
+
+    What lies behind it is where Intel has it on some and elsewhere on others; gdb before 14 refuses those,
+    and then shows no SSE register either. lldb takes this note, owner LINUX, as the sign of the system.
+    """
+    if len(extended) < _XSAVE_SSE:
+        return b""
+    known = struct.unpack_from("<Q", extended, _XCR0)[0] & 7
+    area = bytearray(extended[: _XSAVE_AVX if known & 4 else _XSAVE_SSE])
+    present = struct.unpack_from("<Q", area, 512)[0] & known
+    struct.pack_into("<Q", area, _XCR0, known)
+    struct.pack_into("<Q", area, 512, present)
+    return bytes(area)
+
+
 def _note(owner: bytes, kind: int, content: bytes) -> bytes:
     name = owner + b"\0"
     head = struct.pack("<III", len(name), len(content), kind)
@@ -92,7 +109,7 @@ def _note(owner: bytes, kind: int, content: bytes) -> bytes:
 def _notes(process: ProcessFacts, threads: Sequence[CoreThread], files: Sequence[Vma]) -> bytes:
     parts = []
     for index, thread in enumerate(threads):
-        parts.append(_note(b"CORE", _NT_PRSTATUS, _prstatus(process, thread)))
+        parts.append(_note(b"CORE", _NT_PRSTATUS, _prstatus(process, threads[0], thread)))
         if index == 0:
             parts.append(_note(b"CORE", _NT_PRPSINFO, _prpsinfo(process)))
         if thread.siginfo:
@@ -102,16 +119,16 @@ def _notes(process: ProcessFacts, threads: Sequence[CoreThread], files: Sequence
             parts.append(_note(b"CORE", _NT_FILE, _file_table(files)))
         if thread.floating:
             parts.append(_note(b"CORE", _NT_FPREGSET, thread.floating))
-        if thread.extended:
-            parts.append(_note(b"LINUX", _NT_X86_XSTATE, thread.extended))
+        extended = _common_xsave(thread.extended)
+        if extended:
+            parts.append(_note(b"LINUX", _NT_X86_XSTATE, extended))
     return b"".join(parts)
 
 
-def _prstatus(process: ProcessFacts, thread: CoreThread) -> bytes:
-    """struct elf_prstatus: 336 bytes."""
-    code = struct.unpack_from("<i", thread.siginfo, 8)[0] if len(thread.siginfo) >= 12 else 0
+def _prstatus(process: ProcessFacts, crashed: CoreThread, thread: CoreThread) -> bytes:
+    """struct elf_prstatus: 336 bytes. The signal is that of the crash in every thread, as in the kernel's."""
     head = _PRSTATUS.pack(
-        thread.signal, code, 0, thread.signal, 0, 0, thread.tid, process.ppid, process.pgrp, process.sid
+        crashed.signal, 0, 0, crashed.signal, 0, 0, thread.tid, process.ppid, process.pgrp, process.sid
     )
     return head + thread.registers + struct.pack("<i4x", 1 if thread.floating else 0)
 

@@ -15,6 +15,7 @@ import pytest
 
 from probes.capture.capturer import Capturer
 from probes.capture.facts import (
+    Captured,
     CaptureOptions,
     Ending,
     Left,
@@ -56,7 +57,9 @@ def test_a_handled_signal_counts_at_its_first_delivery(capturer: Capturer) -> No
         assert isinstance(capturer.seize(target.pid), Seized)
         capturer.ranges(target.pid, [MemoryRange(target.slot, 64)])
         assert target.ask("s") == b"s"
-        event, end = captured(capturer), released(capturer)
+        event, end = events_until(capturer, Released)
+        assert isinstance(event, Captured)
+        assert isinstance(end, Released)
         assert (event.pid, event.tid, event.signal, event.handled) == (target.pid, target.pid, 11, True)
         assert (event.failure, end.why) == ("", Ending.CAPTURED)
         assert 0 < event.pause_ns < CaptureOptions().freeze_max_ns
