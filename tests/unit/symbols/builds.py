@@ -47,7 +47,7 @@ def _build(source: Path, command: list[str], versions: list[str], name: str) -> 
     if not target.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         scratch = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        subprocess.run([*command, str(scratch)], cwd=HERE / "programs", check=True, capture_output=True)
+        subprocess.run([*command, str(scratch)], cwd=source.parent, check=True, capture_output=True)
         scratch.replace(target)
     return target
 
@@ -56,12 +56,14 @@ def versions_of(command: list[str]) -> list[bytes]:
     return [subprocess.run(command, capture_output=True, check=True).stdout.splitlines()[0]]
 
 
-def build_c(*flags: str, compiler: str = "gcc", source: str = "pool.c") -> Path:
-    """A program of programs/ with these flags. Skips when the compiler is missing."""
+def build_c(
+    *flags: str, compiler: str = "gcc", source: str = "pool.c", folder: Path = HERE / "programs"
+) -> Path:
+    """A program of a folder, by default programs/, with these flags. Skips when the compiler is missing."""
     path = shutil.which(compiler)
     if path is None:
         pytest.skip(f"{compiler} is not installed")
-    text = HERE / "programs" / source
+    text = folder / source
     name = f"{compiler}{''.join(flags)}".replace("/", "_")
     return _build(text, [path, *flags, source, "-o"], [path, "--version"], name)
 
