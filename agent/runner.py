@@ -180,6 +180,8 @@ class Runner:
             self._timeline.update(event)
         for finding in self._judge.feed(event):
             self._queue(exhibit(finding, self.scene))
+            if self._desk is not None:
+                self._desk.judged(finding)
         if self._desk is not None:
             self._desk.feed(event)
         if isinstance(event, CrashSeen):

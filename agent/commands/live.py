@@ -9,6 +9,7 @@ from pathlib import Path
 
 from agent.correlator.core import Correlator, CorrelatorOptions
 from agent.correlator.findings import Severity
+from agent.forensics.capture import CaptureControl, CaptureMode
 from agent.forensics.desk import BundleDone, CrashDesk
 from agent.forensics.store import DEFAULT, BundleStore, Limits
 from agent.recording import RecordingWriter
@@ -21,6 +22,7 @@ from agent.supervisor import Session, Supervisor, Wanted
 from agent.symbolize import SymbolClient
 from agent.text import Printer
 from agent.timeline import TimelineModel
+from probes.capture.facts import CaptureOptions
 from symbols.plan import ProbePlan
 
 
@@ -31,6 +33,8 @@ class CrashOptions:
     bundles: Path | None = None
     limits: Limits = field(default_factory=Limits)
     redact: bool = False
+    capture: str = "on-suspicion"  # a CaptureMode
+    freeze_max: float = 2.0  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,13 +166,33 @@ def _desk(options: LiveOptions, outputs: Sequence[Sink]) -> CrashDesk | None:
         for sink in outputs:
             sink.bundle(done)
 
-    configuration = _recorded_options(options) | {"redact": crashes.redact}
+    def notice(text: str) -> None:
+        printer.text(f"afterfree: {printable(text)}")
+
+    mode = CaptureMode(crashes.capture)
+    if crashes.redact and mode is not CaptureMode.NEVER:
+        mode = CaptureMode.NEVER
+        notice("--redact: no mini cores are taken, they would hold the memory that is to be left out")
+    configuration = _recorded_options(options) | {
+        "redact": crashes.redact,
+        "capture": str(mode),
+        "freeze_max": crashes.freeze_max,
+        "debug_file": options.wanted.debug_file,
+    }
+    store = BundleStore(crashes.bundles or DEFAULT, crashes.limits)
+    capture = None
+    if mode is not CaptureMode.NEVER:
+        limits = CaptureOptions(
+            freeze_max_ns=int(crashes.freeze_max * 1e9), limit_bytes=max(store.limits.core, 1 << 20)
+        )
+        capture = CaptureControl(store.folder, mode, limits, notice)
     return CrashDesk(
-        BundleStore(crashes.bundles or DEFAULT, crashes.limits),
+        store,
         configuration=configuration,
         redact=crashes.redact,
-        on_notice=lambda text: printer.text(f"afterfree: {printable(text)}"),
+        on_notice=notice,
         on_bundle=show,
+        capture=capture,
     )
 
 

@@ -104,12 +104,30 @@ def verdicts(function: F) -> F:
 
 
 def crashes(function: F) -> F:
-    """--bundles, --no-bundles, --bundles-keep, --bundles-size, --redact."""
+    """What is kept of a crash: --bundles and its limits, --redact, --capture and its limits."""
     return _stack(
         click.option(
             "--bundles",
             type=click.Path(path_type=Path, file_okay=False),
             help="Folder for crash bundles.  [default: /var/lib/afterfree/bundles]",
+        ),
+        click.option(
+            "--capture",
+            type=click.Choice(["never", "on-suspicion", "always"]),
+            default="on-suspicion",
+            show_default=True,
+            help="When to seize a target (ptrace) so that its crash leaves a mini core. Nothing stops before "
+            "a fatal signal.",
+        ),
+        click.option(
+            "--freeze-max",
+            type=click.FloatRange(0.01, 60.0),
+            default=2.0,
+            show_default=True,
+            help="Seconds that a crashing target may stand still for its mini core.",
+        ),
+        click.option(
+            "--core-size", type=Size(), default="64M", show_default=True, help="Limit of one mini core."
         ),
         click.option("--no-bundles", is_flag=True, help="Report crashes without keeping a bundle."),
         click.option(

@@ -46,6 +46,9 @@ def command(
     bundles_keep: int,
     bundles_size: int,
     redact: bool,
+    capture: str,
+    freeze_max: float,
+    core_size: int,
 ) -> int:
     """Watch processes and report findings as they happen.
 
@@ -60,7 +63,13 @@ def command(
 
     if timeline and form == "json":
         raise Misused("--timeline and --format json both want standard output", remedy="use --findings FILE")
-    limits = Limits(most=bundles_keep, size=bundles_size)
+    crashes = CrashOptions(
+        bundles=bundles,
+        limits=Limits(most=bundles_keep, size=bundles_size, core=core_size),
+        redact=redact,
+        capture=capture,
+        freeze_max=freeze_max,
+    )
     outcome = run_live(
         LiveOptions(
             wanted=Wanted(pids=pids, exes=exes, units=units, profile=profile, debug_file=debug_file),
@@ -73,7 +82,7 @@ def command(
             duration=duration,
             timeline=timeline,
             lines_per_second=timeline_rate,
-            crashes=None if no_bundles else CrashOptions(bundles=bundles, limits=limits, redact=redact),
+            crashes=None if no_bundles else crashes,
         )
     )
     return outcome.exit_code(threshold(fail_on))

@@ -27,6 +27,7 @@ THREADS = "threads.json"
 SLOTS = "slots.json"
 MAPS = "maps"
 CORE = "core"
+CAPTURE = "capture.json"
 CASE = "case.json"  # in a spooled case only: what the manifest takes over
 
 MOST_BYTES = 1 << 30  # of everything in a bundle that is opened
@@ -35,7 +36,7 @@ _MOST_TEXT = 64 << 20
 _CHUNK = 1 << 20
 _LEVEL = 6
 
-NEWEST_DETAIL_FIRST = (CORE, RECORDING, SLOTS, THREADS, "fdinfo", MAPS, FINDINGS, EXPLANATION)
+NEWEST_DETAIL_FIRST = (CORE, RECORDING, CAPTURE, SLOTS, THREADS, "fdinfo", MAPS, FINDINGS, EXPLANATION)
 """What is given up, in this order, when the disk is full."""
 
 

@@ -74,13 +74,15 @@ def make(spool: Path, target: Path, *, plain: bool = False) -> dict[str, Any]:
     if broken:
         notes.append(f"the recording cannot be read: {broken}")
     gathered = gather(events)
-    told = explained(gathered, events, core=_existing(spool / bundle.CORE)) if not plain else Explained()
+    debug = case.get("configuration", {}).get("debug_file")
+    core = _existing(spool / bundle.CORE)
+    told = Explained() if plain else explained(gathered, events, core=core, debug_file=debug or None)
     if plain:
         notes.append("it could not be explained: the first try died or took too long")
     left_out: list[str] = []
     for name, data in _parts(gathered, told, case, notes).items():
         _put(work / name, data, left_out)
-    for name in (bundle.FINDINGS, bundle.RECORDING, bundle.CORE):
+    for name in (bundle.FINDINGS, bundle.RECORDING, bundle.CAPTURE, bundle.CORE):
         if (spool / name).exists():
             os.link(spool / name, work / name)
     size = _packed(work, target, case, notes, left_out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from probes.abi import Kind
 from probes.events import (
@@ -44,6 +45,7 @@ class Case:
     findings: list[str]
     notes: list[str] = field(default_factory=list)
     core: str = ""  # path of the mini core; "" when none was taken
+    capture: dict[str, Any] = field(default_factory=dict)  # what the capture says of itself
 
     @property
     def key(self) -> str:
@@ -70,6 +72,7 @@ class _Kept:
     crashes: list[CrashSeen] = field(default_factory=list)
     since: int = 0  # ts of the first crash
     core: str = ""
+    capture: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -133,13 +136,16 @@ class CaseKeeper:
             kept.left_out += len(kept.findings) == _FINDINGS
             kept.findings.append(line)
 
-    def core(self, tgid: int, path: str, note: str = "") -> None:
-        """A mini core of that target was taken (path), or was not (note)."""
+    def core(self, tgid: int, path: str, note: str = "", facts: dict[str, Any] | None = None) -> bool:
+        """A mini core of that target was taken (path), or was not (note). False: the target is not known."""
         kept = self._kept.get(tgid)
-        if kept is not None:
-            kept.core = path or kept.core
-            if note:
-                kept.notes.append(note)
+        if kept is None:
+            return False
+        kept.core = path or kept.core
+        kept.capture = facts or kept.capture
+        if note:
+            kept.notes.append(note)
+        return True
 
     @property
     def open(self) -> bool:
@@ -164,6 +170,8 @@ class CaseKeeper:
                 else:
                     kept.crashes.clear()
                     kept.since, kept.core, kept.flight, kept.process = 0, "", None, None
+                    kept.capture = {}
+                    kept.notes.clear()
 
     def _case(self, kept: _Kept) -> Case:
         first = kept.crashes[0]
@@ -201,6 +209,7 @@ class CaseKeeper:
             findings=list(kept.findings),
             notes=notes,
             core=kept.core,
+            capture=dict(kept.capture),
         )
         if self._redact is not None:
             case.events = [self._redact(event, case) for event in case.events]

@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from agent import children
+from agent.correlator.findings import Finding
 from agent.errors import AgentError
 from agent.forensics import spool
+from agent.forensics.capture import CaptureControl
 from agent.forensics.case import Case, CaseKeeper
 from agent.forensics.redact import redacted
 from agent.forensics.store import BundleStore
 from probes.events import Event
 
 _MOST_WAITING = 4  # spooled cases; later ones stay in the spool and are bundled at the next start
+_CORE_WAIT = 5.0  # seconds that the end waits for a mini core
 _DEADLINE = 180.0  # seconds for one bundle
 _MOST_ANSWER = 4 << 20
 
@@ -57,19 +60,20 @@ class CrashDesk:
         redact: bool = False,
         on_notice: Callable[[str], None] = lambda _text: None,
         on_bundle: Callable[[BundleDone], None] = lambda _done: None,
+        capture: CaptureControl | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """configuration: what the manifest says of the run."""
+        """configuration: what the manifest says of the run. capture: takes mini cores; closed by `finish`."""
         self._store = store
         self._keeper = CaseKeeper(redacted if redact else None)
         self._configuration = dict(configuration)
         self._notice = on_notice
         self._on_bundle = on_bundle
         self._clock = clock
+        self._capture = capture
         self._waiting: deque[_Job] = deque()
         self._job: _Job | None = None
         self._child: subprocess.Popen[bytes] | None = None
-        self.capturing: frozenset[int] = frozenset()  # targets whose mini core is still being written
         for folder in store.leftovers()[:_MOST_WAITING]:
             name = folder.name.removeprefix(".").removesuffix(".case")
             on_notice(f"{folder}: a crash of an earlier run, now made into a bundle")
@@ -77,13 +81,16 @@ class CrashDesk:
 
     def feed(self, event: Event) -> None:
         self._keeper.feed(event)
+        if self._capture is not None:
+            self._capture.feed(event)
+
+    def judged(self, finding: Finding) -> None:
+        """A finding, as soon as it fired."""
+        if self._capture is not None:
+            self._capture.judged(finding)
 
     def finding(self, tgid: int, line: str) -> None:
         self._keeper.finding(tgid, line)
-
-    def core(self, tgid: int, path: str, note: str = "") -> None:
-        """See CaseKeeper.core."""
-        self._keeper.core(tgid, path, note)
 
     @property
     def busy(self) -> bool:
@@ -91,7 +98,13 @@ class CrashDesk:
 
     def pump(self, *, ending: bool = False) -> None:
         """Take what is complete, start what waits, collect what is done. Never blocks."""
-        for case in self._keeper.take(waiting=self.capturing, everything=ending):
+        capturing: frozenset[int] = frozenset()
+        if self._capture is not None:
+            for core in self._capture.take():
+                if not self._keeper.core(core.tgid, core.path, core.note, core.facts) and core.path:
+                    Path(core.path).unlink(missing_ok=True)
+            capturing = self._capture.seized
+        for case in self._keeper.take(waiting=capturing, everything=ending):
             self._take(case)
         if self._child is not None:
             self._poll(self._child)
@@ -101,7 +114,14 @@ class CrashDesk:
     def finish(self, timeout: float) -> None:
         """Bundle everything that is open, at most `timeout` seconds; the rest waits in the spool."""
         end = self._clock() + timeout
+        while self._keeper.open and self._capture is not None and self._capture.seized:
+            self.pump()  # a mini core may still be on its way: at most as long as a stop may take
+            if self._clock() > end - timeout + _CORE_WAIT:
+                break
+            time.sleep(0.02)
         self.pump(ending=True)
+        if self._capture is not None:
+            self._capture.close()
         while (self._job is not None or self._waiting) and self._clock() < end:
             self.pump(ending=True)
             time.sleep(0.02)

@@ -48,6 +48,8 @@ def _write(folder: Path, case: Case, configuration: Mapping[str, Any]) -> None:
             os.rename(case.core, folder / bundle.CORE)
         if not (folder / bundle.CORE).exists():
             notes.append("the mini core could not be taken over")
+    if case.capture:
+        bundle.write_private(folder / bundle.CAPTURE, json.dumps(case.capture, indent=1).encode())
     counters = next((event for event in case.events if isinstance(event, CountersRead)), None)
     uname = platform.uname()
     value = {
