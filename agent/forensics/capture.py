@@ -164,7 +164,7 @@ class CaptureControl:
             target.over = target.refused >= _TRIES or answer.why not in (Refusal.NO_HELPER, Refusal.BUSY)
             note = f"process {tgid} cannot be seized for a mini core ({answer.why}: {answer.detail})"
             if target.over:
-                remedy = f"; {answer.remedy}" if answer.remedy else ""
+                remedy = f". {answer.remedy}" if answer.why is not Refusal.GONE else ""
                 self._notice(f"{note}; the kernel's record of a crash stands{remedy}")
                 self._done.append(Core(tgid=tgid, path="", note=note, facts=asdict(answer)))
             return

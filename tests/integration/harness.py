@@ -331,7 +331,9 @@ class Daemon:
 
 @contextmanager
 def daemon(tmp: Path, *args: str, env: dict[str, str] | None = None) -> Iterator[Daemon]:
-    """Start `afterfree ARGS`; it is killed at the end if it still runs."""
+    """Start `afterfree ARGS`; it is killed at the end if it still runs. Its bundles stay below `tmp`."""
+    if args[0] == "watch" and "--bundles" not in args:
+        args = (*args, "--bundles", str(tmp / "bundles"))
     out, err = tmp / "afterfree.out", tmp / "afterfree.err"
     with out.open("wb") as stdout, err.open("wb") as stderr:
         process = subprocess.Popen(
