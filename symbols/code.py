@@ -12,7 +12,7 @@ from capstone import x86_const as x86
 
 from symbols.image import Image
 from symbols.lists import Range
-from symbols.plan import ArgSource, Deref, Price
+from symbols.plan import ArgSource, Price
 
 _MAX_FUNCTION = 2 << 20  # bytes; larger "functions" are damaged headers
 _PADDING = "nop"
@@ -198,14 +198,20 @@ class FunctionCode:
                 return
             at = following
 
-    def cheapest(self, start: int, source: ArgSource, *, harmless: bool) -> int | None:
+    def cheapest(
+        self, start: int, source: ArgSource, *, harmless: bool, before: int | None = None
+    ) -> int | None:
         """The cheapest probeable address that means the same as start, where source still holds.
+
+        before: not this address nor behind it.
 
         harmless: accesses through foreign pointers may pass (create). Otherwise the run ends at the
         first memory access outside the frame: that is the damage (destroy), or the fault (dispatch).
         """
         best, rank = None, 99
         for at in self.straight(start):
+            if at == before:
+                break
             raw = self.raw(at)
             if refused(raw) is None and not _is_nop5(raw):
                 this = 0 if price(raw) is Price.EMULATED else 1
@@ -237,16 +243,17 @@ class FunctionCode:
         except capstone.CsError:
             return False
         names = {full_register(insn.reg_name(reg)) for reg in written}
-        if source.register is not None and source.register in names:
+        used = source.registers()
+        if used & names:
             return False
-        reads_memory = any(isinstance(step, Deref) for step in source.steps)
-        if insn.mnemonic.startswith("push") and (reads_memory or source.register == "rsp"):
+        reads_memory = source.reads_memory()
+        if insn.mnemonic.startswith("push") and (reads_memory or "rsp" in used):
             return False
         for operand in insn.operands:
             if operand.type != x86.X86_OP_MEM or insn.mnemonic.startswith(("lea", "nop")):
                 continue
             base = insn.reg_name(operand.mem.base) if operand.mem.base else ""
-            frame = base in self._frame_bases and base != source.register and not operand.mem.index
+            frame = base in self._frame_bases and base not in used and not operand.mem.index
             writes = operand.access & capstone.CS_AC_WRITE
             if writes and reads_memory:
                 return False

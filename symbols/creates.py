@@ -9,7 +9,7 @@ from capstone import x86_const as x86
 from symbols import dwarf_const as dw
 from symbols.code import full_register
 from symbols.dwarf import Die, Dwarf
-from symbols.expressions import FrameBase, Unsupported, home_of, to_source
+from symbols.expressions import Place, Unsupported, home_of, to_source
 from symbols.instances import Instance, entry_points
 from symbols.lists import EVERYWHERE, Located, Range, locations_of, ranges_of
 from symbols.plan import ArgSource, InstanceKind
@@ -114,14 +114,14 @@ class Births:
             raise Unsupported("optimized out")
         name = self._dwarf.name(variable)
         if len(located) == 1 and located[0][1] == EVERYWHERE:
-            home = home_of(located[0][2], variable.unit, self._frame(instance, instance.entry))
+            home = home_of(located[0][2], variable.unit, self._at(instance, instance.entry))
             if home is not None:
                 return self._at_stores(instance, home, name)
             located = [(lo, hi, located[0][2]) for lo, hi in ranges_of(self._dwarf, scope)]
         return self._at_starts(instance, variable, located, name)
 
-    def _frame(self, instance: Instance, address: int) -> FrameBase:
-        return self._scopes.frame_base(instance.function, address)
+    def _at(self, instance: Instance, address: int) -> Place:
+        return self._scopes.place(instance.function, address)
 
     def _at_starts(self, instance: Instance, variable: Die, located: list[Located], name: str) -> list[Found]:
         """The variable has locations: it is born where they begin, coming from the instance's code."""
@@ -149,7 +149,7 @@ class Births:
         found = []
         for at in births:
             expr = next(expr for lo, hi, expr in located if lo <= at < hi)
-            source = to_source(expr, variable.unit, self._frame(instance, at))
+            source = to_source(expr, variable.unit, self._at(instance, at))
             found.append(Found(at, source, name, "the result, where its variable is born"))
         return found
 
@@ -167,10 +167,10 @@ class Births:
             for lo, hi, expr in located:
                 if lo <= address < hi:
                     try:
-                        source = to_source(expr, variable.unit, self._frame(instance, address))
+                        source = to_source(expr, variable.unit, self._at(instance, address))
                     except Unsupported:
                         return None
-                    return source.register if not source.steps else None
+                    return source.register if source.is_register else None
             return None
 
         for at in body:

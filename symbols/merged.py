@@ -82,7 +82,7 @@ class MergedDestroys:
 
     def _heads(self, instance: Instance, source: ArgSource) -> Iterator[Head]:
         """List heads that a known instance stores its argument to."""
-        if source.register is None or source.steps:
+        if source.register is None or not source.is_register:
             return
         for address in sorted(instance.code.inside(instance.ranges)):
             place = _store_of(instance.code.detail(address), source.register)

@@ -15,7 +15,7 @@ from symbols.instances import Finder, Instance
 from symbols.layout import slot_layout
 from symbols.linetable import LineTables
 from symbols.merged import MergedDestroys
-from symbols.plan import InstanceKind, ProbePlan, Role, Site, Unprobed
+from symbols.plan import EntrySite, InstanceKind, ProbePlan, Role, Site, Unprobed
 from symbols.profile import Profile, shipped_profiles
 from symbols.scopes import Scopes
 from symbols.search import FUNCTION_TAGS, Search
@@ -159,6 +159,7 @@ class _Resolver:
         if not any(site.role is Role.DESTROY for site in self._sites):
             raise self._no_destroy()
         self._unknown_units()
+        entries = self._used_entries()
         layout, notes = slot_layout(session.dwarf, profile, self._slot_type, self._object_type)
         self._warnings += notes
         image = session.image
@@ -175,7 +176,18 @@ class _Resolver:
             sites=tuple(self._sites),
             unprobed=tuple(self._unprobed),
             warnings=tuple(self._warnings),
+            entries=entries,
         )
+
+    def _used_entries(self) -> tuple[EntrySite, ...]:
+        """The entry sites of the sites that are left, numbered anew."""
+        made = self._builder.kept_at_entries
+        used = sorted({site.entry for site in self._sites if site.entry is not None})
+        self._sites = [
+            site if site.entry is None else replace(site, entry=used.index(site.entry))
+            for site in self._sites
+        ]
+        return tuple(replace(made[old], index=new) for new, old in enumerate(used))
 
     def _unknown_units(self) -> None:
         """A split unit without its file may hold instances of anything: say so for every role."""

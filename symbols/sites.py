@@ -11,11 +11,12 @@ from symbols import dwarf_const as dw
 from symbols.code import full_register, price, refused
 from symbols.dwarf import Die, Dwarf
 from symbols.entrytrace import EntryTrace
+from symbols.entryvalues import EntryValues
 from symbols.expressions import Unsupported, home_of, to_source
 from symbols.image import Image
 from symbols.instances import Instance, entry_points
 from symbols.lists import locations_of
-from symbols.plan import Addr, ArgSource, InstanceKind, Price, Role, Site
+from symbols.plan import Addr, ArgSource, EntrySite, InstanceKind, Price, Role, Site
 from symbols.registers import REGISTERS
 from symbols.scopes import Function, Scopes
 from symbols.search import matches
@@ -42,6 +43,7 @@ class SiteBuilder:
         self._image = image
         self._dwarf = dwarf
         self._scopes = scopes
+        self._entries_of = EntryValues(image, scopes)
 
     def arguments(self, instance: Instance) -> list[Found]:
         """Where the wanted argument is, at the entry of the instance. Raises Unsupported."""
@@ -79,6 +81,12 @@ class SiteBuilder:
             why = "cheaper" if price(code.raw(address)) is Price.EMULATED else "probeable"
             moved = f"address moved +{address - found.address:#x}: {why}"
             note = f"{note}; {moved}" if note else moved
+        entry, frame = self._entries_of.keep(instance, found.source, address)
+        if entry is not None:
+            kept = (
+                f"kept since the entry of {instance.function.name}: not known of calls begun before watching"
+            )
+            note = f"{note}; {kept}" if note else kept
         return Site(
             index=index,
             role=instance.role,
@@ -94,7 +102,14 @@ class SiteBuilder:
             argument=found.argument,
             source=found.source,
             note=note,
+            entry=entry,
+            frame=frame,
         )
+
+    @property
+    def kept_at_entries(self) -> tuple[EntrySite, ...]:
+        """Every place at which something is kept for the sites that were made."""
+        return self._entries_of.sites()
 
     # -- entries of an instance ------------------------------------------------------------------
 
@@ -161,12 +176,11 @@ class SiteBuilder:
         if len(located) != 1 or located[0][0] != 0:
             return None  # a location list says by itself what holds at entry
         trace = EntryTrace(instance.code, instance.entry)
-        frame = self._scopes.frame_base(instance.function, instance.entry)
-        home = home_of(located[0][2], variable.unit, frame)
+        place = self._scopes.place(instance.function, instance.entry)
+        home = home_of(located[0][2], variable.unit, place)
         if home is None:
             return None
-        at_cfa = home[0] == "rsp" and frame.register == "rsp" and located[0][2][0] == 0x91
-        if at_cfa:  # fbreg on the CFA: rsp of the entry, not of the body
+        if place.base_is_cfa and located[0][2][0] == 0x91:  # rsp of the entry, not of the body
             return trace.at_cfa(home[1] - 8)
         found = trace.at_entry(*home)
         if found is None:
@@ -183,9 +197,8 @@ class SiteBuilder:
         for at in instance.code.straight(entry):
             for lo, hi, expr in located:
                 if lo <= at < hi:
-                    frame = self._scopes.frame_base(instance.function, at)
                     try:
-                        source = to_source(expr, variable.unit, frame)
+                        source = to_source(expr, variable.unit, self._scopes.place(instance.function, at))
                     except Unsupported as error:
                         reason = reason or str(error)
                         continue
@@ -238,9 +251,9 @@ def slot_variable(
                 continue
             for lo, hi, expr in locations_of(dwarf, variable):
                 if lo <= address < hi:
-                    frame = scopes.frame_base(function, address)
                     with contextlib.suppress(Unsupported):
-                        if to_source(expr, variable.unit, frame) == ArgSource(register=register):
+                        place = scopes.place(function, address)
+                        if to_source(expr, variable.unit, place) == ArgSource(register=register):
                             return dwarf.name(variable)
     return None
 
