@@ -1,5 +1,5 @@
 # Owns machine code: disassembly (capstone), control flow inside one function, what a uprobe costs at
-# an instruction and whether the kernel accepts it. x86-64 only. Must not know DWARF.
+# an instruction and whether the kernel accepts it. x86-64; aarch64 through arm64.py. Must not know DWARF.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
@@ -10,9 +10,11 @@ from typing import Any
 import capstone
 from capstone import x86_const as x86
 
+from symbols import arm64
 from symbols.image import Image
 from symbols.lists import Range
 from symbols.plan import ArgSource, Price
+from symbols.registers import AARCH64, MACHINES, X86_64, Machine
 
 _MAX_FUNCTION = 2 << 20  # bytes; larger "functions" are damaged headers
 _PADDING = "nop"
@@ -70,13 +72,16 @@ def _is_nop5(raw: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Insn:
+    """mnemonic, operands: in x86-64's terms where control flow is concerned; text: as it is."""
+
     address: int
     size: int
     mnemonic: str
     operands: str
+    text: str = ""
 
     def __str__(self) -> str:
-        return f"{self.mnemonic} {self.operands}".strip()
+        return self.text or f"{self.mnemonic} {self.operands}".strip()
 
 
 class FunctionCode:
@@ -93,6 +98,8 @@ class FunctionCode:
         self._succ: dict[int, tuple[int, ...]] = {}
         self.preds: dict[int, list[int]] = {}
         self.orphans: set[int] = set()
+        self.machine: Machine = MACHINES.get(image.machine, X86_64)
+        self._arm = arm64.Decoder() if self.machine is AARCH64 else None
         self._md = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
         self._detail = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
         self._detail.detail = True
@@ -102,7 +109,10 @@ class FunctionCode:
         self._link()
         # rbp is the frame's only where a prologue makes it so; else it is any register.
         framed = any(i.mnemonic == "mov" and i.operands == "rbp, rsp" for i in self.insns.values())
-        self._frame_bases = ("rsp", "rip", "rbp") if framed else ("rsp", "rip")
+        self._frame_bases: tuple[str, ...] = ("rsp", "rip", "rbp") if framed else ("rsp", "rip")
+        if self._arm is not None:
+            framed = any(i.operands.startswith("x29, sp") for i in self.insns.values())
+            self._frame_bases = ("sp", "x29") if framed else ("sp",)
 
     def _sweep(self, low: int, high: int) -> None:
         at = low
@@ -110,6 +120,14 @@ class FunctionCode:
             raw = self.image.code(at, high - at)
             if not raw:
                 return
+            if self._arm is not None:
+                for address, size, mnemonic, operands, text in self._arm.sweep(raw, at):
+                    self.insns[address] = Insn(
+                        address, size, intern(mnemonic), intern(operands), intern(text)
+                    )
+                    at = address + size
+                at += 4 - at % 4  # a word of data
+                continue
             for address, size, mnemonic, operands in self._md.disasm_lite(raw, at):
                 self.insns[address] = Insn(address, size, intern(mnemonic), intern(operands))
                 at = address + size
@@ -174,11 +192,28 @@ class FunctionCode:
         return self.image.code(address, insn.size) if insn else b""
 
     def detail(self, address: int) -> Any:
-        """capstone's CsInsn with operand detail, or None."""
-        if address not in self._cache:
+        """capstone's CsInsn with operand detail (arm64.Detail looks like one), or None."""
+        if address not in self._cache and self._arm is not None:
+            self._cache[address] = self._arm.detail(self.raw(address), address)
+        elif address not in self._cache:
             found = list(self._detail.disasm(self.raw(address), address, 1))
             self._cache[address] = found[0] if found else None
         return self._cache[address]
+
+    def refused(self, address: int) -> str | None:
+        """Why no probe can sit on the instruction at an address; None when one can."""
+        raw = self.raw(address)
+        if self._arm is not None:
+            return arm64.refused(raw)
+        if _is_nop5(raw):
+            return "it is a 5-byte nop, which newer kernels rewrite"
+        return refused(raw)
+
+    def price(self, address: int) -> Price:
+        raw = self.raw(address)
+        if self._arm is not None:
+            return Price.EMULATED if arm64.simulated(raw) else Price.SINGLE_STEP
+        return price(raw)
 
     # -- straight-line runs ----------------------------------------------------------------------
 
@@ -212,9 +247,8 @@ class FunctionCode:
         for at in self.straight(start):
             if at == before:
                 break
-            raw = self.raw(at)
-            if refused(raw) is None and not _is_nop5(raw):
-                this = 0 if price(raw) is Price.EMULATED else 1
+            if self.refused(at) is None:
+                this = 0 if self.price(at) is Price.EMULATED else 1
                 if this < rank:
                     best, rank = at, this
             if rank == 0 or not self.passes(at, source, harmless):
@@ -247,6 +281,8 @@ class FunctionCode:
         if used & names:
             return False
         reads_memory = source.reads_memory()
+        if self._arm is not None and insn.mnemonic.startswith(("ldx", "ldax")):
+            return False  # between an exclusive load and its store, a step would break the pair for ever
         if insn.mnemonic.startswith("push") and (reads_memory or "rsp" in used):
             return False
         for operand in insn.operands:
@@ -276,8 +312,8 @@ _FULL = {
 
 def full_register(name: str | None) -> str:
     """The 64-bit register a capstone register name is part of ("r8d" -> "r8"); others unchanged."""
-    if not name:
-        return ""
+    if not name or name == "sp":  # aarch64's; nothing works on 16 bits of rsp
+        return name or ""
     if name[0] == "r" and name[1:2].isdigit():
         return name.rstrip("dwb")
     if name in ("al", "ah", "bl", "bh", "cl", "ch", "dl", "dh"):

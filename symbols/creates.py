@@ -92,7 +92,7 @@ class Births:
     # -- births ----------------------------------------------------------------------------------
 
     def _at_returns(self, instance: Instance) -> list[Found]:
-        """psABI 3.2.3: a returned pointer is in rax at every ret. Null on failure, which is no slot."""
+        """A returned pointer is in the result register at every ret. Null on failure, which is no slot."""
         code = instance.code
         rets, leaving = [], []
         inside = code.inside(instance.ranges)
@@ -106,7 +106,7 @@ class Births:
             raise Unsupported("it leaves by a tail call, where its result is not known yet")
         if not rets:
             raise Unsupported("it has no return instruction")
-        return [Found(at, ArgSource(register="rax"), "return value") for at in sorted(rets)]
+        return [Found(at, ArgSource(register=code.machine.result), "return value") for at in sorted(rets)]
 
     def _births(self, instance: Instance, variable: Die, scope: Die) -> list[Found]:
         located = locations_of(self._dwarf, variable)
@@ -181,7 +181,7 @@ class Births:
             before = register_at(at)
             written = {full_register(insn.reg_name(reg)) for reg in insn.regs_access()[1]}
             if insn.mnemonic.startswith("call"):
-                written.add("rax")
+                written.add(code.machine.result)
             if (before is None or before == after) and after not in written:
                 continue
             value = insn.operands[-1] if insn.mnemonic == "mov" else None
@@ -240,17 +240,17 @@ class Births:
                 stores.append(Found(at, ArgSource(register=register), name, note))
         if not stores:
             raise Unsupported("nothing in the function stores to its stack home")
-        if home[0] == "rsp" and not self._steady_stack(instance, inside):
-            raise Unsupported("its stack home is relative to rsp, which moves in the function")
+        if home[0] == code.machine.stack and not self._steady_stack(instance, inside):
+            raise Unsupported("its stack home is relative to the stack pointer, which moves in the function")
         self._once(instance, [store.address for store in stores], entry_points(instance)[0])
         return stores
 
     def _steady_stack(self, instance: Instance, inside: set[int]) -> bool:
-        """Whether rsp changes only in the prologue and the epilogue."""
-        changes = 0
+        """Whether the stack pointer changes only in the prologue and the epilogue."""
+        changes, stack = 0, instance.code.machine.stack
         for at in inside:
             insn = instance.code.insns[at]
-            if insn.operands.startswith("rsp,") and insn.mnemonic in ("sub", "add", "and", "lea"):
+            if insn.operands.startswith(f"{stack},") and insn.mnemonic in ("sub", "add", "and", "lea"):
                 changes += insn.mnemonic == "sub"
         return changes <= 1
 

@@ -2,7 +2,7 @@
 # which address, which value, and what tells one call of the function from another.
 from __future__ import annotations
 
-from symbols.code import FunctionCode, price, refused
+from symbols.code import FunctionCode
 from symbols.expressions import Unsupported
 from symbols.image import Image
 from symbols.instances import Instance
@@ -57,7 +57,7 @@ class EntryValues:
         if at is None:
             raise Unsupported(
                 "its location needs DW_OP_entry_value, and the function's entry cannot be probed: "
-                + (refused(code.raw(function.low)) or "a 5-byte nop, which newer kernels rewrite")
+                + (code.refused(function.low) or "no instruction there can be")
             )
         return at
 
@@ -73,7 +73,7 @@ class EntryValues:
             address=Addr(at),
             file_offset=offset,
             instruction=str(code.insns[at]),
-            price=price(code.raw(at)),
+            price=code.price(at),
             value=value,
             frame=frame,
         )

@@ -14,9 +14,11 @@ from symbols.code import FunctionCode, full_register
 from symbols.dwarf import Dwarf
 from symbols.instances import Finder, Instance
 from symbols.plan import ArgSource, InstanceKind, Unprobed
+from symbols.registers import X86_64
 from symbols.scopes import Function, Scopes
 from symbols.sites import Found, slot_variable
 
+FRAME = ("rsp", "rbp", "sp", "x29")
 _NEAR = 14  # instructions around the store of the list head that belong to a push
 _MAX_CANDIDATES = 20_000
 _TEXT = 1 << 20  # bytes of code searched at a time
@@ -56,6 +58,8 @@ class MergedDestroys:
         """(probeable ones as instances of their own, the others)."""
         sites: list[tuple[Instance, Found]] = []
         lost: list[Unprobed] = []
+        if self._scopes.machine is not X86_64:
+            return sites, lost  # the bytes that are searched for are x86-64's; resolve.py says so
         heads = {head for instance, source in known for head in self._heads(instance, source)}
         done: set[int] = set()
         for head in sorted(heads):
@@ -286,4 +290,4 @@ def head_of(insn: Any, place: Any) -> Head | None:
         return Head(True, insn.address + insn.size + place.mem.disp)
     if not base:
         return Head(True, place.mem.disp)
-    return Head(False, place.mem.disp, base if base in ("rsp", "rbp") else "")
+    return Head(False, place.mem.disp, base if base in FRAME else "")

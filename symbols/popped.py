@@ -6,11 +6,10 @@ from __future__ import annotations
 from symbols.code import FunctionCode, full_register
 from symbols.expressions import Unsupported
 from symbols.instances import Instance
-from symbols.merged import Head, head_of, loads, plain_move
+from symbols.merged import FRAME, Head, head_of, loads, plain_move
 from symbols.plan import ArgSource
 from symbols.sites import Found
 
-_SAVED = frozenset(("rbx", "rbp", "r12", "r13", "r14", "r15"))  # psABI: survive calls
 _STEPS = 64
 
 
@@ -46,7 +45,7 @@ def _pop_ends(
 ) -> int | None:
     """The address after `mov [head], next` of a pop whose `mov register, [head]` is at load."""
     at, branched, following = load, False, ""
-    next_of = Head(False, link, register if register in ("rsp", "rbp") else "")
+    next_of = Head(False, link, register if register in FRAME else "")
     for _ in range(_STEPS):
         succ = code.succ(at)
         insn = code.detail(at)
@@ -144,7 +143,9 @@ def _is_read(code: FunctionCode, start: int, register: str) -> bool:
         read = {full_register(insn.reg_name(reg)) for reg in insn.regs_access()[0]}
         if register in read and not insn.mnemonic.startswith("call"):
             return True
-        if register in _written(insn) or (insn.mnemonic.startswith("call") and register not in _SAVED):
+        if register in _written(insn) or (
+            insn.mnemonic.startswith("call") and register not in code.machine.saved
+        ):
             continue
         stack += code.succ(at)
     return False

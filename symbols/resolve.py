@@ -17,6 +17,7 @@ from symbols.linetable import LineTables
 from symbols.merged import MergedDestroys
 from symbols.plan import EntrySite, InstanceKind, ProbePlan, Role, Site, Unprobed
 from symbols.profile import Profile, shipped_profiles
+from symbols.registers import X86_64
 from symbols.scopes import Scopes
 from symbols.search import FUNCTION_TAGS, Search
 from symbols.sites import SiteBuilder, pointee
@@ -228,6 +229,10 @@ class _Resolver:
         """Destroys that lost their debug entries (merged.py)."""
         known = [(one.instance, site.source) for one in placed for site in one.sites]
         instances = [one.instance for one in placed]
+        if self._session.scopes.machine is not X86_64:
+            self._warnings.append(
+                "destroy: copies that were merged and have no debug entry are looked for on x86-64 only"
+            )
         merged = MergedDestroys(
             self._session.dwarf,
             self._session.scopes,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from capstone import x86_const as x86
 
 from symbols import dwarf_const as dw
-from symbols.code import full_register, price, refused
+from symbols.code import full_register
 from symbols.dwarf import Die, Dwarf
 from symbols.entrytrace import EntryTrace
 from symbols.entryvalues import EntryValues
@@ -17,7 +17,6 @@ from symbols.image import Image
 from symbols.instances import Instance, entry_points
 from symbols.lists import locations_of
 from symbols.plan import Addr, ArgSource, EntrySite, InstanceKind, Price, Role, Site
-from symbols.registers import REGISTERS
 from symbols.scopes import Function, Scopes
 from symbols.search import matches
 
@@ -71,14 +70,13 @@ class SiteBuilder:
             raise Unsupported("its address is not the start of an instruction")
         address = code.cheapest(found.address, found.source, harmless=harmless)
         if address is None:
-            reason = refused(code.raw(found.address)) or "it is a 5-byte nop, which newer kernels rewrite"
-            raise Unsupported(reason)
+            raise Unsupported(code.refused(found.address) or "no instruction there can be probed")
         offset = self._image.file_offset(address)
         if offset is None or not self._image.executable(address):
             raise Unsupported("its address is not in an executable segment")
         note = found.note
         if address != found.address:
-            why = "cheaper" if price(code.raw(address)) is Price.EMULATED else "probeable"
+            why = "cheaper" if code.price(address) is Price.EMULATED else "probeable"
             moved = f"address moved +{address - found.address:#x}: {why}"
             note = f"{note}; {moved}" if note else moved
         entry, frame = self._entries_of.keep(instance, found.source, address)
@@ -98,7 +96,7 @@ class SiteBuilder:
             call_site=instance.call_site,
             declared_at=instance.declared_at,
             instruction=str(code.insns[address]),
-            price=price(code.raw(address)),
+            price=code.price(address),
             argument=found.argument,
             source=found.source,
             note=note,
@@ -181,7 +179,7 @@ class SiteBuilder:
         if home is None:
             return None
         if place.base_is_cfa and located[0][2][0] == 0x91:  # rsp of the entry, not of the body
-            return trace.at_cfa(home[1] - 8)
+            return trace.at_cfa(home[1] - self._scopes.machine.entry_cfa)
         found = trace.at_entry(*home)
         if found is None:
             raise Unsupported("its stack home is not filled in the function's straight-line prologue")
@@ -225,7 +223,11 @@ class SiteBuilder:
             if insn.mnemonic == "mov" and len(insn.operands) == 2 and insn.operands[0].type == x86.X86_OP_MEM:
                 place = insn.operands[0].mem
                 register = insn.reg_name(place.base) if place.base and not place.index else ""
-                if register in REGISTERS and place.disp == self._link_offset and register not in written:
+                if (
+                    register in self._scopes.machine.registers
+                    and place.disp == self._link_offset
+                    and register not in written
+                ):
                     name = slot_variable(
                         self._dwarf, self._scopes, instance.function, entry, register, self._slot_type
                     )
