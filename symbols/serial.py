@@ -112,8 +112,8 @@ def plan_to_json(plan: ProbePlan) -> dict[str, Any]:
                 "file_offset": e.file_offset,
                 "instruction": e.instruction,
                 "price": e.price.value,
-                "value": _source(e.value),
-                "frame": _source(e.frame),
+                "value": source_to_json(e.value),
+                "frame": source_to_json(e.frame),
             }
             for e in plan.entries
         ],
@@ -134,18 +134,19 @@ def _site(site: Site) -> dict[str, Any]:
         "instruction": site.instruction,
         "price": site.price.value,
         "argument": site.argument,
-        "source": _source(site.source),
+        "source": source_to_json(site.source),
         "note": site.note,
         "entry": site.entry,
-        "frame": None if site.frame is None else _source(site.frame),
+        "frame": None if site.frame is None else source_to_json(site.frame),
     }
 
 
-def _source(source: ArgSource) -> dict[str, Any]:
+def source_to_json(source: ArgSource) -> dict[str, Any]:
+    """One argument source, as the plan's JSON holds it."""
     return {
         "register": source.register,
         "constant": source.constant,
-        "entry": None if source.entry is None else _source(source.entry),
+        "entry": None if source.entry is None else source_to_json(source.entry),
         "steps": [_step(step) for step in source.steps],
     }
 
@@ -159,7 +160,7 @@ def _step(step: Step) -> list[Any]:
         case Extend():
             return ["extend", step.size, step.signed]
         case Apply():
-            return ["apply", step.op.value, _source(step.operand)]
+            return ["apply", step.op.value, source_to_json(step.operand)]
 
 
 def _line(line: SourceLine | None) -> dict[str, Any] | None:

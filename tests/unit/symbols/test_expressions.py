@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.plan_text import source_text
 from symbols.dwarf import Dwarf, Part, Unit
 from symbols.expressions import Place, Unsupported, to_source, value_of
 from symbols.image import Data
 from symbols.plan import Add, Apply, ArgSource, Deref, Extend, Op
 from symbols.registers import AARCH64
+from symbols.serial import source_to_json
 from symbols.units import Abbrev, Die
 
 NOTHING = Data(b"", 0, 0, ".debug_info", "none")
@@ -165,6 +167,19 @@ def test_supported(expr: str) -> None:
 def test_refused_by_name(expr: str) -> None:
     with pytest.raises(Unsupported, match=REFUSED[expr]):
         to_source(bytes.fromhex(expr), UNIT, BODY)
+
+
+@pytest.mark.parametrize("source", SUPPORTED.values(), ids=str)
+def test_a_plan_is_shown_the_way_its_sources_print(source: ArgSource) -> None:
+    assert source_text(source_to_json(source)) == str(source)
+
+
+def test_sources_as_text() -> None:
+    assert str(SUPPORTED["91 68 06 23 90 06 9f"]) == "*(rbp-0x18)+0x310"
+    assert str(SUPPORTED["73 00 75 00 08 30 1e 22 9f"]) == "(rbx + (rdi * 0x30))"
+    assert str(SUPPORTED["a3 01 55 23 10 9f"]) == "entry(rdi)+0x10"
+    assert str(SUPPORTED["75 00 f7 20 f7 00 9f"]) == "(i32)(rdi)"
+    assert str(SUPPORTED["73 00 94 04 9f"]) == "*(u32)(rbx)"
 
 
 def test_at_the_entry_an_entry_value_is_the_register_itself() -> None:

@@ -111,12 +111,12 @@ def test_refusals(tmp_path: Path) -> None:
     text.write_text("#!/bin/sh\n")
     with pytest.raises(NotElf):
         resolve(text)
-    arm = bytearray(path.read_bytes())
-    arm[18] = 183
-    (tmp_path / "arm").write_bytes(arm)
+    riscv = bytearray(path.read_bytes())
+    riscv[18] = 243
+    (tmp_path / "riscv").write_bytes(riscv)
     with pytest.raises(WrongMachine) as wrong:
-        resolve(tmp_path / "arm")
-    assert wrong.value.machine == "aarch64"
+        resolve(tmp_path / "riscv")
+    assert wrong.value.machine == "riscv"
     with pytest.raises(NoProfileMatch):
         resolve(path)
     with pytest.raises(NoDestroySite) as none:
