@@ -15,6 +15,7 @@ from symbols.instances import Finder, Instance
 from symbols.layout import slot_layout
 from symbols.linetable import LineTables
 from symbols.merged import MergedDestroys
+from symbols.owntype import of_slot_type
 from symbols.plan import InstanceKind, ProbePlan, Role, Site, Unprobed
 from symbols.profile import Profile, shipped_profiles
 from symbols.scopes import Scopes
@@ -147,6 +148,9 @@ class _Resolver:
                 continue
             instances, lost = self._finder.find(spec)
             self._unprobed += lost
+            instances, others = of_slot_type(session.dwarf, session.scopes, instances, profile.slot_type)
+            if others:
+                self._warnings.append(f"{role.value}: left alone, of another type: {', '.join(others)}")
             placed = [self._place(instance) for instance in instances]
             for one in untangle(placed) if role is Role.DESTROY else placed:
                 self._take(one)
