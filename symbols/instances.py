@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from symbols import dwarf_const as dw
 from symbols.code import FunctionCode
 from symbols.dwarf import Die, Dwarf
+from symbols.expressions import Unsupported
 from symbols.image import Image
 from symbols.lists import Range, ranges_of
 from symbols.plan import Addr, InstanceKind, Role, SourceLine, Unprobed
@@ -63,6 +65,22 @@ def entry_points(instance: Instance) -> tuple[list[int], set[int]]:
     elsewhere = code.reach(roots, avoid=inside)
     points = {a for a in inside if a in roots or any(p in elsewhere for p in code.preds.get(a, ()))}
     return sorted(points, key=lambda a: (a != instance.entry, a)), elsewhere
+
+
+def check_entries(instance: Instance, entries: list[int], births: Iterable[int]) -> None:
+    """Raises Unsupported where control can enter the instance and no birth follows before the next entry.
+
+    One entry of the debug information covers all copies that loop unrolling made: each needs its own.
+    """
+    code, inside, wanted = instance.code, instance.code.inside(instance.ranges), set(births)
+    for entry in entries:
+        others = set(entries) - {entry}
+        if entry in wanted or wanted & code.reach([entry], avoid=others):
+            continue
+        here = code.reach([entry], avoid=others, within=inside)
+        leaving = {s for a in here for s in code.succ(a)} - here
+        if not leaving or not leaving <= others:
+            raise Unsupported("a copy of it has no visible result")
 
 
 class Finder:

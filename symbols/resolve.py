@@ -16,6 +16,7 @@ from symbols.layout import slot_layout
 from symbols.linetable import LineTables
 from symbols.merged import MergedDestroys
 from symbols.owntype import of_slot_type
+from symbols.parts import without_parts
 from symbols.plan import InstanceKind, ProbePlan, Role, Site, Unprobed
 from symbols.profile import Profile, shipped_profiles
 from symbols.scopes import Scopes
@@ -152,6 +153,7 @@ class _Resolver:
             if others:
                 self._warnings.append(f"{role.value}: left alone, of another type: {', '.join(others)}")
             placed = [self._place(instance) for instance in instances]
+            placed = without_parts(placed, session.scopes.symbols)
             for one in untangle(placed) if role is Role.DESTROY else placed:
                 self._take(one)
             if role is Role.DESTROY:

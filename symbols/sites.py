@@ -11,7 +11,7 @@ from symbols import dwarf_const as dw
 from symbols.code import full_register, price, refused
 from symbols.dwarf import Die, Dwarf
 from symbols.entrytrace import EntryTrace
-from symbols.expressions import Unsupported, home_of, to_source
+from symbols.expressions import FrameBase, Unsupported, home_of, to_source
 from symbols.image import Image
 from symbols.instances import Instance, entry_points
 from symbols.lists import locations_of
@@ -165,8 +165,8 @@ class SiteBuilder:
         home = home_of(located[0][2], variable.unit, frame)
         if home is None:
             return None
-        at_cfa = home[0] == "rsp" and frame.register == "rsp" and located[0][2][0] == 0x91
-        if at_cfa:  # fbreg on the CFA: rsp of the entry, not of the body
+        # fbreg on the CFA, which is rsp + 8 at the entry; else rsp as the body has it is meant
+        if home[0] == "rsp" and frame == FrameBase("rsp", 8) and located[0][2][0] == 0x91:
             return trace.at_cfa(home[1] - 8)
         found = trace.at_entry(*home)
         if found is None:
