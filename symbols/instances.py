@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 
 from symbols import dwarf_const as dw
 from symbols.code import FunctionCode
+from symbols.copies import reentries, repeats
 from symbols.dwarf import Die, Dwarf
 from symbols.expressions import Unsupported
 from symbols.image import Image
@@ -73,6 +74,8 @@ def check_entries(instance: Instance, entries: list[int], births: Iterable[int])
     One entry of the debug information covers all copies that loop unrolling made: each needs its own.
     """
     code, inside, wanted = instance.code, instance.code.inside(instance.ranges), set(births)
+    back = reentries(code, inside, entries)
+    entries = [*entries, *(at for at in back if repeats(code, inside, entries, at, back))]
     for entry in entries:
         others = set(entries) - {entry}
         if entry in wanted or wanted & code.reach([entry], avoid=others):

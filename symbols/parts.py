@@ -3,9 +3,11 @@
 # must hit one probe. Must not look for new sites.
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from symbols.image import Image
 from symbols.instances import Instance
-from symbols.plan import InstanceKind
+from symbols.plan import ArgSource, InstanceKind
 from symbols.tangles import Placed
 
 
@@ -30,6 +32,24 @@ def without_parts(placed: list[Placed], symbols: Image) -> list[Placed]:
                 head.sites = []
                 head.reason = "only what follows its first test is probed, in the part that copies share"
     return [one for one in placed if id(one) not in left]
+
+
+def without_nested(placed: list[Placed], holds: Callable[[Instance, int, ArgSource], bool]) -> list[Placed]:
+    """Without instances inside another instance of the function that work on the same slot.
+
+    That is a part which was inlined after its head. A function that calls itself has another slot there.
+    holds(instance, address, source): whether its argument is in source there.
+    """
+    probed = {one.instance.die.offset: one.instance for one in placed if one.sites}
+
+    def repeats(one: Placed) -> bool:
+        for die in one.instance.path[:-1]:
+            outer = probed.get(die.offset)
+            if outer is not None and all(holds(outer, site.address, site.source) for site in one.sites):
+                return True
+        return False
+
+    return [one for one in placed if not (one.sites and repeats(one))]
 
 
 def _is_part(instance: Instance, symbols: Image) -> bool:

@@ -16,7 +16,7 @@ from symbols.layout import slot_layout
 from symbols.linetable import LineTables
 from symbols.merged import MergedDestroys
 from symbols.owntype import of_slot_type
-from symbols.parts import without_parts
+from symbols.parts import without_nested, without_parts
 from symbols.plan import InstanceKind, ProbePlan, Role, Site, Unprobed
 from symbols.profile import Profile, shipped_profiles
 from symbols.scopes import Scopes
@@ -154,6 +154,8 @@ class _Resolver:
                 self._warnings.append(f"{role.value}: left alone, of another type: {', '.join(others)}")
             placed = [self._place(instance) for instance in instances]
             placed = without_parts(placed, session.scopes.symbols)
+            if role is not Role.CREATE:
+                placed = without_nested(placed, self._builder.holds)
             for one in untangle(placed) if role is Role.DESTROY else placed:
                 self._take(one)
             if role is Role.DESTROY:

@@ -110,6 +110,27 @@ __attribute__((noinline)) void finish_nested(struct conn *c, int depth) {
     if (sibling && depth) finish_nested(sibling, depth - 1);
     drop(&front, c);
 }
+/* Unconditional, in loops that optimizers unroll and peel: copies of one instance follow each other. */
+__attribute__((noinline)) void finish_array(struct conn **list, int count) {
+    for (int i = 0; i < count; i++) {
+        note('D', list[i]);
+        pool_destroy(&front, list[i]);
+    }
+}
+__attribute__((noinline)) void finish_four(struct conn **list) {
+    for (int i = 0; i < 4; i++) {
+        note('D', list[i]);
+        pool_destroy(&front, list[i]);
+    }
+}
+__attribute__((noinline)) void finish_siblings(struct conn *c) {
+    do {
+        struct conn *sibling = c->sibling;
+        note('D', c);
+        pool_destroy(&front, c);
+        c = sibling;
+    } while (c);
+}
 static struct conn *chain(int from, int count) {
     struct conn *head = NULL;
     for (int i = 0; i < count; i++) {
@@ -145,6 +166,24 @@ int main(void) {
     if (head) finish_chain(head);
     head = chain(11, 6);
     if (head) finish_nested(head, 9);
+    for (int count = 4; count < 10; count++) {
+        struct conn *list[10];
+        for (int i = 0; i < count; i++) {
+            list[i] = pool_create(&front);
+            note('C', list[i]);
+        }
+        finish_array(list, count);
+    }
+    for (int round = 0; round < 3; round++) {
+        struct conn *list[4];
+        for (int i = 0; i < 4; i++) {
+            list[i] = pool_create(&front);
+            note('C', list[i]);
+            list[i]->sibling = i ? list[i - 1] : NULL;
+        }
+        if (round) finish_four(list);
+        else finish_siblings(list[3]);
+    }
     printf("sum %u %ld %ld\n", sum, front.live, back->pool.live);
     return 0;
 }
