@@ -144,6 +144,10 @@ class Births:
         behind = code.reach([s for c in calls for s in code.succ(c)], avoid={*births, *calls})
         if behind & (live - set(births)):
             raise Unsupported("it can become live on a way that passes no such address")
+        started = {lo for lo, _hi in spans}
+        after = code.reach(births, avoid=calls)
+        if any(p in after - live for at in live & after - started for p in code.preds.get(at, ())):
+            raise Unsupported("its location is lost and comes back")
         check_entries(instance, calls, births)
         self._once(instance, births, calls)
         self._single(instance, variable, located, inside, births)

@@ -1,7 +1,7 @@
 """The compiler matrix: one real binary per case, and what a plan of it must agree with.
 
-Owns the cases, how they are built (cached by sources, commands and compiler versions) and the judgement of one
-binary: the program's own account of a scripted run against gdb's stops at the plan's sites.
+Owns the cases, how they are built (cached by sources, commands and compiler versions) and the judgement
+of one: the program's own account of a scripted run against gdb's stops at the plan's sites.
 """
 
 from __future__ import annotations
@@ -242,7 +242,8 @@ class Verdict:
 
     def __str__(self) -> str:
         hits = " ".join(f"{role.value} {seen}/{truth}" for role, (seen, truth) in self.counts.items())
-        row = f"{self.found:3} found {self.confirmed:3} confirmed {sum(self.refused.values()):2} refused  {hits}"
+        numbers = (self.found, self.confirmed, sum(self.refused.values()))
+        row = "{:3} found {:3} confirmed {:2} refused".format(*numbers) + f"  {hits}"
         reasons = "".join(f"\n{'':46}refused {n}x {reason}" for reason, n in sorted(self.refused.items()))
         return row + reasons + "".join(f"\n{'':46}WRONG {text}" for text in self.wrong)
 
