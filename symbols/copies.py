@@ -169,10 +169,10 @@ def repeats(
     known = set(entries)
     before = code.reach(known, avoid=others, within=inside)
     behind = code.reach([start], avoid=known | (others - {start}), within=inside)
-    return bool({_effect(code, at) for at in before} & {_effect(code, at) for at in behind} - {()})
+    return bool({effect(code, at) for at in before} & {effect(code, at) for at in behind} - {()})
 
 
-def _effect(code: FunctionCode, at: int) -> tuple[object, ...]:
+def effect(code: FunctionCode, at: int) -> tuple[object, ...]:
     """What an instruction does to memory, whatever registers it uses; () for nothing."""
     if not code.writes_foreign(at):
         return ()

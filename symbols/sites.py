@@ -13,6 +13,7 @@ from symbols.code import full_register, price, refused
 from symbols.copies import all_entries
 from symbols.dwarf import Die, Dwarf
 from symbols.entrytrace import EntryTrace
+from symbols.effects import entries_by_effect
 from symbols.expressions import FrameBase, Unsupported, home_of, to_source
 from symbols.image import Image
 from symbols.instances import Instance, entry_points
@@ -55,14 +56,51 @@ class SiteBuilder:
             homed = self._homed_at_entry(instance, variable)
             if homed is not None:
                 return [Found(instance.entry, homed, name)]
-        entries = self._entries(instance, locations_of(self._dwarf, variable))
+        located = locations_of(self._dwarf, variable)
         try:
-            return [self._at_entry(instance, variable, name, entry) for entry in entries]
+            entries = self._entries(instance, located)
+            try:
+                return [self._at_entry(instance, variable, name, entry) for entry in entries]
+            except Unsupported:
+                found = self._by_links(instance, entries)
+                if not found:
+                    raise
+                return found
         except Unsupported:
-            found = self._by_links(instance, entries)
+            found = self._by_effects(instance, located)
             if not found:
                 raise
             return found
+
+    def _by_effects(self, instance: Instance, located: list[Located]) -> list[Found]:
+        """Where the argument's locations begin, if each effect of destroy belongs to one of them."""
+        if instance.role is not Role.DESTROY or instance.kind is not InstanceKind.INLINED:
+            return []
+        code = instance.code
+
+        def source_at(address: int) -> ArgSource | None:
+            return self._value(instance, located, address)
+
+        found = []
+        try:
+            inside = code.inside(instance.ranges)
+            for at in entries_by_effect(code, instance.function.low, inside, source_at):
+                source = source_at(at)
+                if source is not None:
+                    note = "where its argument's location begins"
+                    found.append(Found(at, source, instance.spec.argument, note))
+        except Unsupported:
+            return []
+        return found
+
+    def _value(self, instance: Instance, located: list[Located], address: int) -> ArgSource | None:
+        """The argument at one address; None where it has no location that a probe can read."""
+        for lo, hi, expr in located:
+            if lo <= address < hi:
+                frame = self._scopes.frame_base(instance.function, address)
+                with contextlib.suppress(Unsupported):
+                    return to_source(expr, instance.die.unit, frame)
+        return None
 
     def _without_parameter(self, instance: Instance) -> list[Found]:
         missing = Unsupported(f"no parameter {instance.spec.argument!r} in its debug information")
@@ -85,12 +123,7 @@ class SiteBuilder:
         variable = self._parameter(instance, instance.spec.argument)
         if variable is None:
             return False
-        for lo, hi, expr in locations_of(self._dwarf, variable):
-            if lo <= address < hi:
-                frame = self._scopes.frame_base(instance.function, address)
-                with contextlib.suppress(Unsupported):
-                    return to_source(expr, variable.unit, frame) == source
-        return False
+        return self._value(instance, locations_of(self._dwarf, variable), address) == source
 
     def site(self, instance: Instance, found: Found, index: int, *, harmless: bool = False) -> Site:
         """The cheapest site that means the same as `found`. Raises Unsupported."""
