@@ -34,6 +34,7 @@ TAG_atomic_type: Final = 0x47
 
 AT_sibling: Final = 0x01
 AT_location: Final = 0x02
+AT_producer: Final = 0x25
 AT_name: Final = 0x03
 AT_byte_size: Final = 0x0B
 AT_bit_offset: Final = 0x0C

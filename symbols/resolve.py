@@ -152,6 +152,7 @@ class _Resolver:
             instances, others = of_slot_type(session.dwarf, session.scopes, instances, profile.slot_type)
             if others:
                 self._warnings.append(f"{role.value}: left alone, of another type: {', '.join(others)}")
+            self._builder.learn(instances)
             placed = [self._place(instance) for instance in instances]
             placed = without_parts(placed, session.scopes.symbols)
             if role is not Role.CREATE:

@@ -45,6 +45,13 @@ class SiteBuilder:
         self._image = image
         self._dwarf = dwarf
         self._scopes = scopes
+        self._named: dict[Role, bool] = {}
+
+    def learn(self, instances: list[Instance]) -> None:
+        """Whether a role's parameter exists at all, by the name that the profile gives it."""
+        for one in instances:
+            if not self._named.get(one.role):
+                self._named[one.role] = self._parameter(one, one.spec.argument) is not None
 
     def arguments(self, instance: Instance) -> list[Found]:
         """Where the wanted argument is, at the entry of the instance. Raises Unsupported."""
@@ -104,7 +111,7 @@ class SiteBuilder:
 
     def _without_parameter(self, instance: Instance) -> list[Found]:
         missing = Unsupported(f"no parameter {instance.spec.argument!r} in its debug information")
-        if instance.kind is not InstanceKind.INLINED:
+        if instance.kind is not InstanceKind.INLINED or not self._named.get(instance.role):
             raise missing
         found = self._by_links(instance, self._entries(instance, []))
         if not found:
