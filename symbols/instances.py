@@ -20,6 +20,7 @@ from symbols.scopes import Function, Scopes
 from symbols.search import FUNCTION_TAGS, Search
 
 _MAX_INSTANCES = 4096
+_MAX_OTHERS = 64  # functions of one name
 
 
 @dataclass(slots=True)
@@ -111,6 +112,18 @@ class Finder:
         """Every instance of the functions a spec matches, by address; and those beyond reach."""
         queue = self._search.named(spec.pattern, FUNCTION_TAGS)
         self.matched[spec.role] = sorted({self._dwarf.linkage_name(die) for die in queue})
+        return self._instances(spec, queue)
+
+    def others(self, spec: FunctionSpec, name: str) -> list[Instance]:
+        """Instances of functions with this name, or a generic's of it, that the spec does not match."""
+        found = {
+            die.offset: die for glob in (name, f"{name}<*") for die in self._search.named(glob, FUNCTION_TAGS)
+        }
+        wanted = {die.offset for die in self._search.named(spec.pattern, FUNCTION_TAGS)}
+        queue = [die for offset, die in sorted(found.items()) if offset not in wanted]
+        return self._instances(spec, queue[:_MAX_OTHERS])[0]
+
+    def _instances(self, spec: FunctionSpec, queue: list[Die]) -> tuple[list[Instance], list[Unprobed]]:
         instances: dict[int, Instance] = {}
         lost: list[Unprobed] = []
         seen: set[int] = set()

@@ -16,6 +16,7 @@ from symbols.instances import Finder, Instance
 from symbols.plan import ArgSource, InstanceKind, Unprobed
 from symbols.pushes import pushes
 from symbols.scopes import Function, Scopes
+from symbols.search import Search
 from symbols.sites import Found, slot_variable
 
 _NEAR = 14  # instructions around the store of the list head that belong to a push
@@ -42,13 +43,23 @@ class MergedDestroys:
     """Pushes on the free lists that the known instances of destroy push on."""
 
     def __init__(
-        self, dwarf: Dwarf, scopes: Scopes, finder: Finder, *, slot_type: str, link_offset: int
+        self,
+        dwarf: Dwarf,
+        scopes: Scopes,
+        finder: Finder,
+        search: Search,
+        *,
+        slot_type: str,
+        link_offset: int,
     ) -> None:
         self._dwarf = dwarf
         self._scopes = scopes
         self._finder = finder
         self._slot_type = slot_type
         self._link = link_offset
+        self._search = search
+        self._typed: set[int] | None = None  # units that describe the slot's type, by offset
+        self._others: set[Head] | None = None
 
     def find(
         self, known: list[tuple[Instance, ArgSource]], all_known: list[Instance]
@@ -71,6 +82,8 @@ class MergedDestroys:
             if head is None or push is None or push.start in done:
                 continue
             if not self._unattributed(function, push):
+                continue
+            if head not in heads and not self._maybe_slots(function, push, head, all_known[0]):
                 continue
             done.add(push.start)
             push = push._replace(start=self._before_fill(function, code, push))
@@ -145,6 +158,32 @@ class MergedDestroys:
         return scopes.function_of(address)
 
     # -- what it means ---------------------------------------------------------------------------
+
+    def _maybe_slots(self, function: Function, push: Push, head: Head, model: Instance) -> bool:
+        """Whether a push on an unknown list can be of slots: nothing proves that it is of something else."""
+        if not self._nameless(function, push.addresses[-1]):
+            return False
+        if self._typed is None:
+            found = self._search.named(self._slot_type, dw.RECORD_TAGS) if self._slot_type.strip("*?") else []
+            shared = any(self._dwarf.root(die.unit).tag != dw.TAG_compile_unit for die in found)
+            self._typed = set() if shared else {die.unit.offset for die in found}  # type units serve all
+        if self._typed and function.die.unit.offset not in self._typed:
+            return False  # a unit that frees slots knows their type
+        if self._others is None:
+            self._others = set(self._heads_of_others(model))
+        return head not in self._others
+
+    def _heads_of_others(self, model: Instance) -> Iterator[Head]:
+        """Lists that functions of the same name push on, and which the profile does not want."""
+        names = {self._dwarf.name(die).partition("<")[0] for die in self._dwarf.origin_chain(model.die)}
+        for name in sorted(names - {""}):
+            for other in self._finder.others(model.spec, name):
+                for address in other.code.inside(other.ranges):
+                    insn = other.code.detail(address)
+                    if insn is not None and len(insn.operands) == 2:
+                        head = head_of(insn, insn.operands[0])
+                        if head is not None and self._push(other.code, address, head) is not None:
+                            yield head
 
     def _unattributed(self, function: Function, push: Push) -> bool:
         """No line of the source claims the push: line 0, or not one row of the table begins in it.

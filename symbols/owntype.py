@@ -44,9 +44,5 @@ def _type_name(dwarf: Dwarf, scopes: Scopes, instance: Instance) -> str:
             typed = [v for v in scopes.variables(die) if dwarf.name(v) == instance.spec.argument]
         for one in typed:
             target = pointee(dwarf, one)
-            return dwarf.name(target) if target is not None and _is_record(target) else ""
+            return dwarf.name(target) if target is not None and target.tag in dw.RECORD_TAGS else ""
     return ""
-
-
-def _is_record(die: Die) -> bool:
-    return die.tag in (dw.TAG_structure_type, dw.TAG_union_type, dw.TAG_class_type)

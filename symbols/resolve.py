@@ -229,6 +229,7 @@ class _Resolver:
             self._session.dwarf,
             self._session.scopes,
             self._finder,
+            self._session.search,
             slot_type=self._profile.slot_type,
             link_offset=self._profile.freelist_offset or 0,
         )
