@@ -81,6 +81,8 @@ class MergedDestroys:
             push = self._push(code, address, head) if head is not None else None
             if head is None or push is None or push.start in done:
                 continue
+            if any(lo <= a < hi for i, _source in known for lo, hi in i.ranges for a in push.addresses):
+                continue  # what is left of a copy's entry is probed
             if not self._unattributed(function, push):
                 continue
             if head not in heads and not self._maybe_slots(function, push, head, all_known[0]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from symbols import dwarf_const as dw
-from symbols.dwarf import Die, Dwarf
+from symbols.dwarf import Dwarf
 from symbols.instances import Instance
 from symbols.plan import Role
 from symbols.scopes import Scopes

@@ -12,8 +12,8 @@ from symbols import dwarf_const as dw
 from symbols.code import full_register, price, refused
 from symbols.copies import all_entries
 from symbols.dwarf import Die, Dwarf
-from symbols.entrytrace import EntryTrace
 from symbols.effects import entries_by_effect
+from symbols.entrytrace import EntryTrace
 from symbols.expressions import FrameBase, Unsupported, home_of, to_source
 from symbols.image import Image
 from symbols.instances import Instance, entry_points
