@@ -18,10 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from symbols.errors import NoDestroySite
+from symbols.image import Image
+from symbols.instances import Finder
 from symbols.plan import ProbePlan, Role
 from symbols.profile import Profile, parse_profile
-from symbols.resolve import resolve
+from symbols.resolve import close_session, open_session, resolve
 from tests.requirements import require_program, skip_or_fail
+from tests.unit.symbols import walk
 from tests.unit.symbols.builds import CACHE, ZIG_PROFILE
 from tests.unit.symbols.oracle import Hit, run
 
@@ -69,6 +72,7 @@ class Case:
     sources: tuple[str, ...]
     commands: tuple[tuple[str, ...], ...]
     needs: tuple[str, ...] = ()
+    twin: str = ""  # the case with the same code whose entries are all in one file
 
     def build(self) -> Path:
         """The cached binary. Skips (fails under AFTERFREE_NO_SKIP=1) where a compiler is missing."""
@@ -138,7 +142,12 @@ def _c_case(compiler: str, program: str, *flags: str, after: Sequence[tuple[str,
     name = f"{compiler} {program} {' '.join((*flags, *(step[0] for step in after)))}"
     needs = (compiler, *(step[0] for step in after))
     headers = ("truth.h", "levels.h")
-    return Case(name, parse_profile(_C), (*compiled, *headers), (command, *after), needs)
+    twin = ""
+    if "-gsplit-dwarf" in flags:
+        dwarf = () if "-gdwarf-4" in flags else ("-gdwarf-5",)
+        one_file = [flag for flag in flags if flag != "-gsplit-dwarf"]
+        twin = " ".join((compiler, program, *one_file, *dwarf))
+    return Case(name, parse_profile(_C), (*compiled, *headers), (command, *after), needs, twin)
 
 
 def _cpp_case(compiler: str, *flags: str) -> Case:
@@ -225,6 +234,20 @@ def _cases() -> Iterable[Case]:
 
 CASES = {case.name: case for case in _cases()}
 
+# A small core for every change: each compiler, inlined and split, what once was missed or counted twice.
+CORE = (
+    "gcc levels -O2 -gdwarf-5",
+    "gcc levels -O3 -DINLINE_NOTES",
+    "gcc clones -O3 -DPART",
+    "gcc levels -O2 -gsplit-dwarf",
+    "clang levels -O2 -gdwarf-5",
+    "clang levels -O3 -DINLINE_NOTES",
+    "clang++ templates -O2",
+    "g++ templates -O2",
+    "rustc pools -C opt-level=0",
+    "zig 0.16 ReleaseSafe -fllvm",
+)
+
 
 # -- judgement -----------------------------------------------------------------------------------
 
@@ -248,8 +271,33 @@ class Verdict:
         return row + reasons + "".join(f"\n{'':46}WRONG {text}" for text in self.wrong)
 
 
-def judge(case: Case, path: Path, tmp: Path) -> Verdict:
-    verdict = Verdict()
+def same_as_walk(case: Case, tmp: Path) -> list[str]:
+    """What the search and a walk over every entry do not agree on, as text."""
+    specs = list(case.profile.functions.values())
+    # Split entries are compared with those of the same code in one file: their walk needs three files.
+    twin = CASES[case.twin] if case.twin else case
+    walked = walk.instances(twin.build(), specs, tmp)
+    ours: Counter[walk.Fact] = Counter()
+    with Image(case.build()) as image:
+        session = open_session(image)
+        finder = Finder(image, session.dwarf, session.search, session.scopes)
+        for spec in specs:
+            for one in finder.find(spec)[0]:
+                ours[one.kind, one.name, tuple(sorted(one.ranges))] += 1
+        close_session(session)
+    assert walked, "the walk found nothing"
+    more = [
+        (side, fact) for side, facts in (("walk", walked - ours), ("search", ours - walked)) for fact in facts
+    ]
+    return [
+        f"only by {side}: {kind.value} {name} {' '.join(f'{lo:#x}-{hi:#x}' for lo, hi in ranges)}"
+        for side, (kind, name, ranges) in more
+    ]
+
+
+def judge(case: Case, tmp: Path) -> Verdict:
+    """Resolve, run under gdb at every site, compare with what the program says it did."""
+    verdict, path = Verdict(), case.build()
     try:
         plan = resolve(path, case.profile)
     except NoDestroySite as error:
