@@ -167,9 +167,11 @@ def repeats(
     Else it may be the rest of the same copy, which computes the argument anew.
     """
     known = set(entries)
-    before = code.reach(known, avoid=others, within=inside)
+    before = code.reach(known, avoid={start}, within=inside)
     behind = code.reach([start], avoid=known | (others - {start}), within=inside)
-    return bool({effect(code, at) for at in before} & {effect(code, at) for at in behind} - {()})
+    first = {effect(code, at) for at in before - behind} - {()}
+    again = {effect(code, at) for at in behind - before} - {()}
+    return len(first & again) * 3 >= len(first) * 2 > 0
 
 
 def effect(code: FunctionCode, at: int) -> tuple[object, ...]:
