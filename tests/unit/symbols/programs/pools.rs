@@ -45,8 +45,10 @@ pub struct Server { conns: Pool<Conn>, sessions: Pool<Session>, out: Vec<u8> }
 
 impl Server {
     fn accept(&mut self, fd: i32) -> *mut Conn {
-        let Some(conn) = self.conns.create() else { return std::ptr::null_mut() };
-        let conn = conn.as_ptr();
+        let conn = match self.conns.create() {
+            Some(conn) => conn.as_ptr(),
+            None => return std::ptr::null_mut(),
+        };
         note('C', conn as *const u8, &mut self.out);
         let session = self.sessions.create().unwrap().as_ptr();
         unsafe {
