@@ -18,6 +18,8 @@ from symbols.registers import AARCH64, MACHINES, X86_64, Machine
 
 _MAX_FUNCTION = 2 << 20  # bytes; larger "functions" are damaged headers
 _PADDING = "nop"
+_TABLE_RUN = 24  # instructions before an indirect jmp that may say where its table is
+_MAX_TABLE = 1024  # entries
 _MAX_RUN = 48  # instructions looked at for a cheaper address
 _PREFIXES = frozenset((0x66, 0x67, 0xF2, 0xF3, 0x64, 0x65))
 _BAD_PREFIXES = {0x26: "es:", 0x2E: "cs:", 0x36: "ss:", 0x3E: "ds:", 0xF0: "lock"}
@@ -87,8 +89,8 @@ class Insn:
 class FunctionCode:
     """The instructions of one function and the direct edges between them.
 
-    Jump tables are not decoded: the address after a jmp or ret counts as reachable from outside
-    (`orphans`), which is what their targets are.
+    Jump tables are decoded where their shape is known. What follows a jmp or ret and is no target
+    counts as reachable from outside (`orphans`): targets of other tables, landing pads.
     """
 
     def __init__(self, image: Image, ranges: Iterable[Range]) -> None:
@@ -135,6 +137,7 @@ class FunctionCode:
 
     def _link(self) -> None:
         after_end = True
+        tables = self._tables()
         for address, insn in self.insns.items():
             following = address + insn.size
             if after_end and (_PADDING in insn.mnemonic or insn.mnemonic == "int3"):
@@ -146,7 +149,7 @@ class FunctionCode:
                 self.targets.add(target)
             succ: tuple[int, ...]
             if name == "jmp":
-                succ = (target,) if target is not None else ()
+                succ = (target,) if target is not None else tables.get(address, ())
             elif name.startswith("ret") or name in ("ud2", "hlt", "int3"):
                 succ = ()
             elif target is not None:
@@ -160,6 +163,31 @@ class FunctionCode:
                 self.orphans.add(address)
             after_end = name == "jmp" or not succ
         self.orphans = {a for a in self.orphans if not self.preds.get(a)}
+
+    def _tables(self) -> dict[int, tuple[int, ...]]:
+        """Indirect jmp -> its targets."""
+        order, tables = list(self.insns), {}
+        for index, at in enumerate(order):
+            insn = self.insns[at]
+            if insn.mnemonic.endswith("jmp") and not insn.operands.startswith("0x"):
+                before = [self.detail(a) for a in order[max(0, index - _TABLE_RUN) : index]]
+                where = _table_of(self.detail(at), before)
+                if where is not None:
+                    tables[at] = self._entries(*where)
+                    self.targets.update(tables[at])
+        return tables
+
+    def _entries(self, table: int, size: int) -> tuple[int, ...]:
+        """A table's targets: its values as long as they are instructions of this function."""
+        raw = self.image.code(table, _MAX_TABLE * size)
+        targets: dict[int, None] = {}
+        for at in range(0, len(raw) - size + 1, size):
+            value = int.from_bytes(raw[at : at + size], "little", signed=size == 4)
+            target = table + value if size == 4 else value
+            if target not in self.insns:
+                break
+            targets[target] = None
+        return tuple(targets)
 
     def succ(self, address: int) -> tuple[int, ...]:
         return self._succ.get(address, ())
@@ -226,9 +254,9 @@ class FunctionCode:
             if insn is None:
                 return
             yield at
-            if insn.mnemonic[0] == "j" or insn.mnemonic.startswith(("call", "ret", "loop", "ud2", "syscall")):
-                return
             following = at + insn.size
+            if self.succ(at) != (following,) or insn.mnemonic.startswith(("call", "syscall")):
+                return
             if following in self.targets or following not in self.insns:
                 return
             at = following
@@ -296,6 +324,33 @@ class FunctionCode:
             if not frame and not harmless:
                 return False
         return True
+
+
+def _table_of(jump: Any, before: list[Any]) -> tuple[int, int] | None:
+    """(address, entry size) of the table that an indirect jmp goes through.
+
+    8: `jmp [table + index*8]`, or such a mov before; 4: `lea base, [rip + table]; movsxd r, [base + index*4];
+    add r, base; jmp r` (position independent: offsets from the table).
+    """
+    place = jump.operands[0] if jump is not None and jump.operands else None
+    if place is None:
+        return None
+    if place.type == x86.X86_OP_MEM:
+        return (place.mem.disp, 8) if not place.mem.base and place.mem.scale == 8 else None
+    base = ""
+    for insn in reversed(before):
+        if insn is None or len(insn.operands) != 2 or insn.operands[1].type != x86.X86_OP_MEM:
+            continue
+        target, source = insn.operands[0], insn.operands[1].mem
+        name = insn.reg_name(target.reg) if target.type == x86.X86_OP_REG else ""
+        if not base and insn.mnemonic == "movsxd" and source.scale == 4 and source.base:
+            base = insn.reg_name(source.base)
+        elif not base and insn.mnemonic == "mov" and name == jump.reg_name(place.reg):
+            return (source.disp, 8) if not source.base and source.scale == 8 else None
+        elif base and insn.mnemonic == "lea" and name == base:
+            rip = bool(source.base) and insn.reg_name(source.base) == "rip"
+            return (insn.address + insn.size + source.disp, 4) if rip else None
+    return None
 
 
 _FULL = {

@@ -10,7 +10,7 @@ from symbols import dwarf_const as dw
 from symbols.code import full_register
 from symbols.dwarf import Die, Dwarf
 from symbols.expressions import Place, Unsupported, home_of, to_source
-from symbols.instances import Instance, entry_points
+from symbols.instances import Instance, check_entries, entry_points
 from symbols.lists import EVERYWHERE, Located, Range, locations_of, ranges_of
 from symbols.plan import ArgSource, InstanceKind
 from symbols.popped import find_popped
@@ -92,7 +92,10 @@ class Births:
     # -- births ----------------------------------------------------------------------------------
 
     def _at_returns(self, instance: Instance) -> list[Found]:
-        """A returned pointer is in the result register at every ret. Null on failure, which is no slot."""
+        """A returned pointer is in the result register at every ret. Null on failure, which is no slot.
+
+        A part without one never returns: it fails (throws), and nothing is born.
+        """
         code = instance.code
         rets, leaving = [], []
         inside = code.inside(instance.ranges)
@@ -104,8 +107,6 @@ class Births:
                 leaving.append(address)
         if leaving:
             raise Unsupported("it leaves by a tail call, where its result is not known yet")
-        if not rets:
-            raise Unsupported("it has no return instruction")
         return [Found(at, ArgSource(register=code.machine.result), "return value") for at in sorted(rets)]
 
     def _births(self, instance: Instance, variable: Die, scope: Die) -> list[Found]:
@@ -143,6 +144,11 @@ class Births:
         behind = code.reach([s for c in calls for s in code.succ(c)], avoid={*births, *calls})
         if behind & (live - set(births)):
             raise Unsupported("it can become live on a way that passes no such address")
+        started = {lo for lo, _hi in spans}
+        after = code.reach(births, avoid=calls)
+        if any(p in after - live for at in live & after - started for p in code.preds.get(at, ())):
+            raise Unsupported("its location is lost and comes back")
+        check_entries(instance, calls, births)
         self._once(instance, births, calls)
         self._single(instance, variable, located, inside, births)
         self._complete(instance, births, inside)
@@ -242,7 +248,9 @@ class Births:
             raise Unsupported("nothing in the function stores to its stack home")
         if home[0] == code.machine.stack and not self._steady_stack(instance, inside):
             raise Unsupported("its stack home is relative to the stack pointer, which moves in the function")
-        self._once(instance, [store.address for store in stores], entry_points(instance)[0])
+        places, calls = [store.address for store in stores], entry_points(instance)[0]
+        check_entries(instance, calls, places)
+        self._once(instance, places, calls)
         return stores
 
     def _steady_stack(self, instance: Instance, inside: set[int]) -> bool:

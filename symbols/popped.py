@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from symbols.code import FunctionCode, full_register
 from symbols.expressions import Unsupported
-from symbols.instances import Instance
+from symbols.instances import Instance, check_entries, entry_points
 from symbols.merged import FRAME, Head, head_of, loads, plain_move
 from symbols.plan import ArgSource
 from symbols.sites import Found
@@ -17,6 +17,7 @@ def find_popped(instance: Instance, link_offset: int) -> list[Found]:
     """The place where the popped and the allocated slot meet. Raises Unsupported with the reason."""
     code = instance.code
     inside = code.inside(instance.ranges)
+    found: dict[int, Found] = {}
     for load in sorted(inside):
         insn = code.detail(load)
         if not plain_move(insn):
@@ -36,8 +37,13 @@ def find_popped(instance: Instance, link_offset: int) -> list[Found]:
         if not _is_read(code, meeting, register):
             raise Unsupported("the popped slot's register is not used where the ways meet")
         note = "the result, where a slot popped off the free list and a new one meet"
-        return [Found(meeting, ArgSource(register=register), "(result)", note)]
-    raise Unsupported("its code shows no pop of a free list")
+        place = Found(meeting, ArgSource(register=register), "(result)", note)
+        if found.setdefault(meeting, place) != place:
+            raise Unsupported("two pops meet at one place")
+    if not found:
+        raise Unsupported("its code shows no pop of a free list")
+    check_entries(instance, entry_points(instance)[0], found)
+    return list(found.values())
 
 
 def _pop_ends(

@@ -15,6 +15,8 @@ from symbols.instances import Finder, Instance
 from symbols.layout import slot_layout
 from symbols.linetable import LineTables
 from symbols.merged import MergedDestroys
+from symbols.owntype import of_slot_type
+from symbols.parts import without_nested, without_parts
 from symbols.plan import EntrySite, InstanceKind, ProbePlan, Role, Site, Unprobed
 from symbols.profile import Profile, shipped_profiles
 from symbols.registers import X86_64
@@ -148,7 +150,14 @@ class _Resolver:
                 continue
             instances, lost = self._finder.find(spec)
             self._unprobed += lost
+            instances, others = of_slot_type(session.dwarf, session.scopes, instances, profile.slot_type)
+            if others:
+                self._warnings.append(f"{role.value}: left alone, of another type: {', '.join(others)}")
+            self._builder.learn(instances)
             placed = [self._place(instance) for instance in instances]
+            placed = without_parts(placed, session.scopes.symbols)
+            if role is not Role.CREATE:
+                placed = without_nested(placed, self._builder.holds)
             for one in untangle(placed) if role is Role.DESTROY else placed:
                 self._take(one)
             if role is Role.DESTROY:
@@ -237,6 +246,7 @@ class _Resolver:
             self._session.dwarf,
             self._session.scopes,
             self._finder,
+            self._session.search,
             slot_type=self._profile.slot_type,
             link_offset=self._profile.freelist_offset or 0,
         )

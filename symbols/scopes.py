@@ -2,6 +2,7 @@
 # an instance, source places, what locations refer to. Reads DWARF through dwarf.py; judges nothing.
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -47,6 +48,7 @@ class Scopes:
         self.lines = lines
         self._at_low: dict[int, Function | None] = {}
         self._index: list[Function] | None = None
+        self._units: list[tuple[int, int, int]] | None = None  # range, index of its unit
         self._covered: list[Range] | None = None
         self.machine = MACHINES.get(image.machine, X86_64)  # of others, lines are read and nothing else
         self._cfa = CfaRules(image, self.machine, dwarf.image)
@@ -109,6 +111,21 @@ class Scopes:
                 spans += found
             self._covered = spans
         return not self._covered or any(lo <= address < hi for lo, hi in self._covered)
+
+    def unit_at(self, address: int) -> Unit | None:
+        """The unit whose own ranges hold the address; None where units do not say theirs."""
+        if self._units is None:
+            spans = [
+                (lo, hi, number)
+                for number, unit in enumerate(self.dwarf.units)
+                if unit.skeleton is None
+                for lo, hi in ranges_of(self.dwarf, self.dwarf.root(unit))
+            ]
+            self._units = sorted(spans)
+        index = bisect.bisect_right(self._units, (address, 1 << 64, 0)) - 1
+        if index < 0 or not self._units[index][0] <= address < self._units[index][1]:
+            return None
+        return self.dwarf.units[self._units[index][2]]
 
     # -- scopes ----------------------------------------------------------------------------------
 
