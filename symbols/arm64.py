@@ -78,6 +78,7 @@ class Detail:
     address: int
     size: int
     mnemonic: str
+    op_str: str  # as flow_terms gives it
     operands: tuple[Operand, ...]
     read: tuple[str, ...]
     written: tuple[str, ...]
@@ -113,7 +114,7 @@ class Decoder:
 
 def _normal(insn: Any) -> Detail:
     read, written = (tuple(full_name(insn.reg_name(reg)) for reg in regs) for regs in insn.regs_access())
-    name, _rest = flow_terms(insn.mnemonic, insn.op_str)
+    name, rest = flow_terms(insn.mnemonic, insn.op_str)
     after = "]," in insn.op_str  # post-indexed: the access is at the base itself
     operands = [_operand(insn, operand, after) for operand in insn.operands]
     amount = next((operand.mem.disp for operand in insn.operands if operand.type == MEM), 0)
@@ -133,7 +134,7 @@ def _normal(insn: Any) -> Detail:
         name, operands = _sum(insn, operands)
     base = next((operand.mem.base for operand in operands if operand.type == MEM), "")
     moved = (base, amount) if insn.writeback and base else None
-    return Detail(insn.address, insn.size, name, tuple(operands), read, written, moved, pair)
+    return Detail(insn.address, insn.size, name, rest, tuple(operands), read, written, moved, pair)
 
 
 def _operand(insn: Any, operand: Any, after: bool) -> Operand:
