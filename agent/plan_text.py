@@ -31,6 +31,7 @@ def plan_lines(plan: Mapping[str, Any], *, short: bool = False) -> list[Line]:
         if notes:
             rows.append(line(""))
         rows += [line("  ", Span(f"{_hex(s.get('address'))}: {printable(s['note'])}", "dim")) for s in notes]
+    rows += _entries(plan.get("entries") or [])
     unprobed = plan.get("unprobed") or []
     if unprobed:
         plural = "s" if len(unprobed) > 1 else ""
@@ -74,6 +75,26 @@ def _sites(sites: Sequence[Mapping[str, Any]]) -> list[Line]:
     return rows
 
 
+def _entries(entries: Sequence[Mapping[str, Any]]) -> list[Line]:
+    """Functions that are probed at their entry for what the sites inside them need."""
+    if not entries:
+        return []
+    cells = table(
+        ("entry of", "address", "kept", "price", "instruction"),
+        (
+            (
+                short_name(str(entry.get("function", "")), 60),
+                _hex(entry.get("address")),
+                source_text(entry.get("value") or {}),
+                str(entry.get("price", "")),
+                printable(entry.get("instruction", ""), 40),
+            )
+            for entry in entries
+        ),
+    )
+    return [line(""), *cells]
+
+
 def _site(site: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         str(site.get("kind")),
@@ -108,10 +129,19 @@ def _hex(value: object) -> str:
 
 def source_text(source: Mapping[str, Any]) -> str:
     """An argument source the way symbols.plan.ArgSource writes it."""
-    text = str(source.get("register") or _hex(source.get("constant", 0)))
-    for kind, amount in source.get("steps") or ():
-        if kind == "add":
-            text = f"{text}{amount:+#x}"
-        else:
-            text = f"*({text})" if amount == 8 else f"*(u{amount * 8})({text})"
+    entry = source.get("entry")
+    if isinstance(entry, Mapping):
+        text = f"entry({source_text(entry)})"
+    else:
+        text = str(source.get("register") or _hex(source.get("constant", 0)))
+    for kind, *rest in source.get("steps") or ():
+        match kind, rest:
+            case "add", [amount]:
+                text = f"{text}{amount:+#x}"
+            case "deref", [size]:
+                text = f"*({text})" if size == 8 else f"*(u{size * 8})({text})"
+            case "extend", [size, signed]:
+                text = f"({'i' if signed else 'u'}{size * 8})({text})"
+            case "apply", [op, operand]:
+                text = f"({text} {op} {source_text(operand)})"
     return text

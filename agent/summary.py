@@ -34,6 +34,7 @@ _LOSSES = {
     "threads-map-full": "threads could not be tracked: the map is full",
     "deliveries-beyond-limit": "deliveries of one wait were more than are read",
     "user-memory-not-resident": "reads of target memory failed",
+    "calls-entered-before-watching": "probe hits in calls that began before watching: slot not known",
 }
 """What Lost.what means to a user; any other kind is shown by its name."""
 

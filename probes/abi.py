@@ -169,6 +169,7 @@ class Counter(IntEnum):
     ORPHANS_FULL = 21
     OBJECTS_FULL = 22
     RANGE_TRUNCATED = 23
+    ENTRY_UNSEEN = 24
 
 
 RECORD = struct.Struct("<IHHQQQIIIiiiIi")

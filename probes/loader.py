@@ -25,6 +25,7 @@ MAX_FDS = 65536
 RECORDER_BYTES = 64 << 20
 LIFETIME_BYTES = 16 << 20
 MIN_RECORDS = 256  # per CPU, however many there are
+MAX_ENTERED = 16384  # calls whose entry values are kept; the least recently used go first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +98,7 @@ def defines(plan: ProbePlan, options: LoadOptions) -> tuple[str, ...]:
         object_offset=(plan.slot.object_offset or 0) if dispatch else -1,
         slot_size=plan.slot.size or 64,
         link_offset=plan.slot.freelist_offset,
+        max_entered=MAX_ENTERED if plan.entries else 64,
     )
 
 
@@ -110,6 +112,7 @@ def plain_defines(
     object_offset: int = -1,
     slot_size: int = 64,
     link_offset: int | None = None,
+    max_entered: int = 64,
 ) -> tuple[str, ...]:
     """The compiler definitions; without arguments, those of a plan without any probe site."""
     options = (options or LoadOptions()).fitted(possible_cpus())
@@ -129,6 +132,7 @@ def plain_defines(
         f"-DAF_SLOT_SIZE={min(slot_size, abi.SLOT_BYTES)}",
         f"-DAF_CRASH_SLOT_SIZE={min(slot_size, abi.CRASH_SLOT_BYTES)}",
         f"-DAF_LINK_OFFSET={-1 if link_offset is None else link_offset}",
+        f"-DAF_MAX_ENTERED={max_entered}",
     )
 
 

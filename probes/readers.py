@@ -1,27 +1,49 @@
-# Owns the only generated C: one reader per distinct (role, argument source) of a plan.
+# Owns the only generated C: one reader per distinct way in which a plan's sites and entries take values.
 # Everything else of the kernel side is in probes/bpf/*.c.
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from probes.errors import Unsupported
-from symbols.plan import Add, ArgSource, Deref, ProbePlan, Role
+from symbols.plan import LOAD_BIAS, MAX_STEPS, Add, Apply, ArgSource, Deref, Extend, Op, ProbePlan
 
 _REGISTERS = {
     "x86_64": {
         "rax": "ax", "rbx": "bx", "rcx": "cx", "rdx": "dx", "rsi": "si", "rdi": "di", "rbp": "bp",
         "rsp": "sp", "r8": "r8", "r9": "r9", "r10": "r10", "r11": "r11", "r12": "r12", "r13": "r13",
-        "r14": "r14", "r15": "r15",
+        "r14": "r14", "r15": "r15", "pc": "ip",
     },
 }  # fmt: skip
+_U64 = (1 << 64) - 1
 
 MAX_READERS = 256
-MAX_STEPS = 16
+
+_C = {
+    Op.PLUS: "{a} + {b}",
+    Op.MINUS: "{a} - {b}",
+    Op.TIMES: "{a} * {b}",
+    Op.AND: "{a} & {b}",
+    Op.OR: "{a} | {b}",
+    Op.XOR: "{a} ^ {b}",
+    Op.SHIFT_LEFT: "{b} < 64 ? {a} << {b} : 0",
+    Op.SHIFT_RIGHT: "{b} < 64 ? {a} >> {b} : 0",
+    Op.SHIFT_RIGHT_SIGNED: "(u64)((s64){a} >> ({b} < 64 ? {b} : 63))",
+    Op.MODULO: "{a} % {b}",
+    Op.DIVIDE: "af_divide({a}, {b})",
+    Op.EQUAL: "{a} == {b}",
+    Op.UNEQUAL: "{a} != {b}",
+    Op.LESS: "(s64){a} < (s64){b}",
+    Op.LESS_OR_EQUAL: "(s64){a} <= (s64){b}",
+    Op.GREATER: "(s64){a} > (s64){b}",
+    Op.GREATER_OR_EQUAL: "(s64){a} >= (s64){b}",
+}
+_BY_ZERO = (Op.MODULO, Op.DIVIDE)
+_GIVE_UP = ("\t\taf_count(AF_C_READ_FAULT);", "\t\treturn 0;")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readers:
-    """text: C source; programs: for each site of the plan (file offset, program name)."""
+    """text: C source; programs: (file offset, program name) of each probe, entries before sites."""
 
     text: str
     programs: tuple[tuple[int, str], ...]
@@ -36,54 +58,97 @@ def generate(plan: ProbePlan) -> Readers:
             detail="live probing is for x86_64",
             remedy="watch the server on an x86_64 machine",
         )
-    names: dict[tuple[Role, ArgSource], str] = {}
-    parts: list[str] = []
+    bodies: dict[str, str] = {}  # equal bodies share one program
     programs: list[tuple[int, str]] = []
+    for entry in plan.entries:
+        reader = _Reader(registers, entry.address)
+        frame, value = reader.value(entry.frame), reader.value(entry.value)
+        body = reader.body(f"return af_hit_entry(ctx, {entry.index}, {frame}, {value});")
+        name = bodies.setdefault(body, f"af_entry_{len(bodies)}")
+        programs.append((entry.file_offset, name))
     for site in plan.sites:
-        key = (site.role, site.source)
-        name = names.get(key)
-        if name is None:
-            name = f"af_site_{site.role.value}_{len(names)}"
-            names[key] = name
-            parts.append(_reader(name, site.role, site.source, registers))
+        reader = _Reader(registers, site.address)
+        if site.entry is not None and site.frame is not None:
+            reader.take_entry(site.entry, site.frame)
+        body = reader.body(f"return af_hit_{site.role.value}(ctx, {reader.value(site.source)});")
+        name = bodies.setdefault(body, f"af_site_{site.role.value}_{len(bodies)}")
         programs.append((site.file_offset, name))
-    if len(names) > MAX_READERS:
+    if len(bodies) > MAX_READERS:
         raise Unsupported(
-            f"the plan needs {len(names)} argument readers, the limit is {MAX_READERS}",
+            f"the plan needs {len(bodies)} argument readers, the limit is {MAX_READERS}",
             remedy="name fewer functions in the profile",
         )
-    return Readers(text="\n".join(parts), programs=tuple(programs))
+    text = "\n".join(f"int {name}(struct pt_regs *ctx)\n{body}" for body, name in bodies.items())
+    return Readers(text=text, programs=tuple(programs))
 
 
-def _reader(name: str, role: Role, source: ArgSource, registers: dict[str, str]) -> str:
-    lines = [f"int {name}(struct pt_regs *ctx)", "{"]
-    if source.register is None:
-        lines.append(f"\tu64 v = {source.constant & (1 << 64) - 1:#x}ull;")
-    else:
-        field = registers.get(source.register)
+class _Reader:
+    """The statements of one reader."""
+
+    def __init__(self, registers: dict[str, str], address: int) -> None:
+        self._registers = registers
+        self._address = address
+        self._lines: list[str] = []
+        self._count = 0
+
+    def body(self, last: str) -> str:
+        return "\n".join(("{", *self._lines, f"\t{last}", "}", ""))
+
+    def take_entry(self, index: int, frame: ArgSource) -> None:
+        """Defines `entry`: what the call that is under way was entered with."""
+        cfa = self.value(frame)
+        self._lines += [
+            "\tu64 entry = 0;",
+            f"\tif (!af_entered({index}, {cfa}, &entry))",
+            "\t\treturn 0;",
+        ]
+
+    def value(self, source: ArgSource) -> str:
+        """Appends what evaluates a source; the name of the variable that holds it."""
+        if source.weight() > MAX_STEPS:
+            raise Unsupported(f"an argument needs {source.weight()} steps, the limit is {MAX_STEPS}")
+        name = f"v{self._count}"
+        self._count += 1
+        self._lines.append(f"\tu64 {name} = {self._start(source)};")
+        for step in source.steps:
+            match step:
+                case Add(amount):
+                    self._lines.append(f"\t{name} += {amount & _U64:#x}ull;")
+                case Deref(size) if size in (1, 2, 4, 8):
+                    self._deref(name, size)
+                case Extend(size, signed) if size in (1, 2, 4, 8):
+                    self._lines.append(f"\t{name} = (u64)({'s' if signed else 'u'}{size * 8}){name};")
+                case Apply(op, operand):
+                    other = self.value(operand)
+                    if op in _BY_ZERO:
+                        self._lines += [f"\tif (!{other}) {{", *_GIVE_UP, "\t}"]
+                    self._lines.append(f"\t{name} = {_C[op].format(a=name, b=other)};")
+                case _:
+                    raise Unsupported(f"an argument is read as {source}, which no reader can be made for")
+        return name
+
+    def _start(self, source: ArgSource) -> str:
+        if source.entry is not None:
+            return "entry"
+        if source.register is None:
+            return f"{source.constant & _U64:#x}ull"
+        if source.register == LOAD_BIAS:
+            return f"ctx->{self._registers['pc']} - {self._address:#x}ull"
+        field = self._registers.get(source.register)
         if field is None:
             raise Unsupported(
                 f"an argument lives in register {source.register!r}, which uprobes do not see",
                 remedy="take the function out of the profile, or report the binary",
             )
-        lines.append(f"\tu64 v = ctx->{field};")
-    if len(source.steps) > MAX_STEPS:
-        raise Unsupported(f"an argument needs {len(source.steps)} steps, the limit is {MAX_STEPS}")
-    for step in source.steps:
-        if isinstance(step, Add):
-            lines.append(f"\tv += (u64)({step.amount}ll);")
-        elif isinstance(step, Deref) and step.size in (1, 2, 4, 8):
-            lines += [
-                "\t{",
-                f"\t\tu{step.size * 8} m = 0;",
-                "\t\tif (bpf_probe_read_user(&m, sizeof(m), (void *)v)) {",
-                "\t\t\taf_count(AF_C_READ_FAULT);",
-                "\t\t\treturn 0;",
-                "\t\t}",
-                "\t\tv = m;",
-                "\t}",
-            ]
-        else:
-            raise Unsupported(f"an argument is read as {source}, which no reader can be made for")
-    lines += [f"\treturn af_hit_{role.value}(ctx, v);", "}", ""]
-    return "\n".join(lines)
+        return f"ctx->{field}"
+
+    def _deref(self, name: str, size: int) -> None:
+        read = f"m{self._count}"
+        self._count += 1
+        self._lines += [
+            f"\tu{size * 8} {read} = 0;",
+            f"\tif (bpf_probe_read_user(&{read}, sizeof({read}), (void *){name})) {{",
+            *_GIVE_UP,
+            "\t}",
+            f"\t{name} = {read};",
+        ]

@@ -52,6 +52,7 @@ _LOSSES = {
     abi.Counter.ORPHANS_FULL: "orphans-map-full",
     abi.Counter.OBJECTS_FULL: "objects-map-full",
     abi.Counter.RANGE_TRUNCATED: "close-range-beyond-limit",
+    abi.Counter.ENTRY_UNSEEN: "calls-entered-before-watching",
 }
 
 

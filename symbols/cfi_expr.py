@@ -98,7 +98,7 @@ def _divided(a: int, b: int) -> int:
     return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
 
 
-_BINARY: dict[int, Callable[[int, int], int]] = {
+BINARY: dict[int, Callable[[int, int], int]] = {  # by operation; results are to be cut to 64 bits
     0x1A: lambda a, b: a & b,
     0x1B: lambda a, b: _divided(_signed(a), _signed(b)),
     0x1C: lambda a, b: a - b,
@@ -120,9 +120,9 @@ _BINARY: dict[int, Callable[[int, int], int]] = {
 
 
 def _arrange(op: int, stack: list[int]) -> None:
-    if op in _BINARY:
+    if op in BINARY:
         second, first = stack.pop(), stack.pop()
-        stack.append(_BINARY[op](first, second) & _MASK)
+        stack.append(BINARY[op](first, second) & _MASK)
     elif op == 0x12:
         stack.append(stack[-1])
     elif op == 0x13:

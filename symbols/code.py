@@ -1,5 +1,5 @@
 # Owns machine code: disassembly (capstone), control flow inside one function, what a uprobe costs at
-# an instruction and whether the kernel accepts it. x86-64 only. Must not know DWARF.
+# an instruction and whether the kernel accepts it. x86-64; aarch64 through arm64.py. Must not know DWARF.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
@@ -10,12 +10,16 @@ from typing import Any
 import capstone
 from capstone import x86_const as x86
 
+from symbols import arm64
 from symbols.image import Image
 from symbols.lists import Range
-from symbols.plan import ArgSource, Deref, Price
+from symbols.plan import ArgSource, Price
+from symbols.registers import AARCH64, MACHINES, X86_64, Machine
 
 _MAX_FUNCTION = 2 << 20  # bytes; larger "functions" are damaged headers
 _PADDING = "nop"
+_TABLE_RUN = 24  # instructions before an indirect jmp that may say where its table is
+_MAX_TABLE = 1024  # entries
 _MAX_RUN = 48  # instructions looked at for a cheaper address
 _PREFIXES = frozenset((0x66, 0x67, 0xF2, 0xF3, 0x64, 0x65))
 _BAD_PREFIXES = {0x26: "es:", 0x2E: "cs:", 0x36: "ss:", 0x3E: "ds:", 0xF0: "lock"}
@@ -70,20 +74,23 @@ def _is_nop5(raw: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Insn:
+    """mnemonic, operands: in x86-64's terms where control flow is concerned; text: as it is."""
+
     address: int
     size: int
     mnemonic: str
     operands: str
+    text: str = ""
 
     def __str__(self) -> str:
-        return f"{self.mnemonic} {self.operands}".strip()
+        return self.text or f"{self.mnemonic} {self.operands}".strip()
 
 
 class FunctionCode:
     """The instructions of one function and the direct edges between them.
 
-    Jump tables are not decoded: the address after a jmp or ret counts as reachable from outside
-    (`orphans`), which is what their targets are.
+    Jump tables are decoded where their shape is known. What follows a jmp or ret and is no target
+    counts as reachable from outside (`orphans`): targets of other tables, landing pads.
     """
 
     def __init__(self, image: Image, ranges: Iterable[Range]) -> None:
@@ -93,6 +100,8 @@ class FunctionCode:
         self._succ: dict[int, tuple[int, ...]] = {}
         self.preds: dict[int, list[int]] = {}
         self.orphans: set[int] = set()
+        self.machine: Machine = MACHINES.get(image.machine, X86_64)
+        self._arm = arm64.Decoder() if self.machine is AARCH64 else None
         self._md = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
         self._detail = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
         self._detail.detail = True
@@ -102,7 +111,10 @@ class FunctionCode:
         self._link()
         # rbp is the frame's only where a prologue makes it so; else it is any register.
         framed = any(i.mnemonic == "mov" and i.operands == "rbp, rsp" for i in self.insns.values())
-        self._frame_bases = ("rsp", "rip", "rbp") if framed else ("rsp", "rip")
+        self._frame_bases: tuple[str, ...] = ("rsp", "rip", "rbp") if framed else ("rsp", "rip")
+        if self._arm is not None:
+            framed = any(i.operands.startswith("x29, sp") for i in self.insns.values())
+            self._frame_bases = ("sp", "x29") if framed else ("sp",)
 
     def _sweep(self, low: int, high: int) -> None:
         at = low
@@ -110,6 +122,14 @@ class FunctionCode:
             raw = self.image.code(at, high - at)
             if not raw:
                 return
+            if self._arm is not None:
+                for address, size, mnemonic, operands, text in self._arm.sweep(raw, at):
+                    self.insns[address] = Insn(
+                        address, size, intern(mnemonic), intern(operands), intern(text)
+                    )
+                    at = address + size
+                at += 4 - at % 4  # a word of data
+                continue
             for address, size, mnemonic, operands in self._md.disasm_lite(raw, at):
                 self.insns[address] = Insn(address, size, intern(mnemonic), intern(operands))
                 at = address + size
@@ -117,6 +137,7 @@ class FunctionCode:
 
     def _link(self) -> None:
         after_end = True
+        tables = self._tables()
         for address, insn in self.insns.items():
             following = address + insn.size
             if after_end and (_PADDING in insn.mnemonic or insn.mnemonic == "int3"):
@@ -128,7 +149,7 @@ class FunctionCode:
                 self.targets.add(target)
             succ: tuple[int, ...]
             if name == "jmp":
-                succ = (target,) if target is not None else ()
+                succ = (target,) if target is not None else tables.get(address, ())
             elif name.startswith("ret") or name in ("ud2", "hlt", "int3"):
                 succ = ()
             elif target is not None:
@@ -142,6 +163,31 @@ class FunctionCode:
                 self.orphans.add(address)
             after_end = name == "jmp" or not succ
         self.orphans = {a for a in self.orphans if not self.preds.get(a)}
+
+    def _tables(self) -> dict[int, tuple[int, ...]]:
+        """Indirect jmp -> its targets."""
+        order, tables = list(self.insns), {}
+        for index, at in enumerate(order):
+            insn = self.insns[at]
+            if insn.mnemonic.endswith("jmp") and not insn.operands.startswith("0x"):
+                before = [self.detail(a) for a in order[max(0, index - _TABLE_RUN) : index]]
+                where = _table_of(self.detail(at), before)
+                if where is not None:
+                    tables[at] = self._entries(*where)
+                    self.targets.update(tables[at])
+        return tables
+
+    def _entries(self, table: int, size: int) -> tuple[int, ...]:
+        """A table's targets: its values as long as they are instructions of this function."""
+        raw = self.image.code(table, _MAX_TABLE * size)
+        targets: dict[int, None] = {}
+        for at in range(0, len(raw) - size + 1, size):
+            value = int.from_bytes(raw[at : at + size], "little", signed=size == 4)
+            target = table + value if size == 4 else value
+            if target not in self.insns:
+                break
+            targets[target] = None
+        return tuple(targets)
 
     def succ(self, address: int) -> tuple[int, ...]:
         return self._succ.get(address, ())
@@ -174,11 +220,28 @@ class FunctionCode:
         return self.image.code(address, insn.size) if insn else b""
 
     def detail(self, address: int) -> Any:
-        """capstone's CsInsn with operand detail, or None."""
-        if address not in self._cache:
+        """capstone's CsInsn with operand detail (arm64.Detail looks like one), or None."""
+        if address not in self._cache and self._arm is not None:
+            self._cache[address] = self._arm.detail(self.raw(address), address)
+        elif address not in self._cache:
             found = list(self._detail.disasm(self.raw(address), address, 1))
             self._cache[address] = found[0] if found else None
         return self._cache[address]
+
+    def refused(self, address: int) -> str | None:
+        """Why no probe can sit on the instruction at an address; None when one can."""
+        raw = self.raw(address)
+        if self._arm is not None:
+            return arm64.refused(raw)
+        if _is_nop5(raw):
+            return "it is a 5-byte nop, which newer kernels rewrite"
+        return refused(raw)
+
+    def price(self, address: int) -> Price:
+        raw = self.raw(address)
+        if self._arm is not None:
+            return Price.EMULATED if arm64.simulated(raw) else Price.SINGLE_STEP
+        return price(raw)
 
     # -- straight-line runs ----------------------------------------------------------------------
 
@@ -191,24 +254,29 @@ class FunctionCode:
             if insn is None:
                 return
             yield at
-            if insn.mnemonic[0] == "j" or insn.mnemonic.startswith(("call", "ret", "loop", "ud2", "syscall")):
-                return
             following = at + insn.size
+            if self.succ(at) != (following,) or insn.mnemonic.startswith(("call", "syscall")):
+                return
             if following in self.targets or following not in self.insns:
                 return
             at = following
 
-    def cheapest(self, start: int, source: ArgSource, *, harmless: bool) -> int | None:
+    def cheapest(
+        self, start: int, source: ArgSource, *, harmless: bool, before: int | None = None
+    ) -> int | None:
         """The cheapest probeable address that means the same as start, where source still holds.
+
+        before: not this address nor behind it.
 
         harmless: accesses through foreign pointers may pass (create). Otherwise the run ends at the
         first memory access outside the frame: that is the damage (destroy), or the fault (dispatch).
         """
         best, rank = None, 99
         for at in self.straight(start):
-            raw = self.raw(at)
-            if refused(raw) is None and not _is_nop5(raw):
-                this = 0 if price(raw) is Price.EMULATED else 1
+            if at == before:
+                break
+            if self.refused(at) is None:
+                this = 0 if self.price(at) is Price.EMULATED else 1
                 if this < rank:
                     best, rank = at, this
             if rank == 0 or not self.passes(at, source, harmless):
@@ -237,22 +305,52 @@ class FunctionCode:
         except capstone.CsError:
             return False
         names = {full_register(insn.reg_name(reg)) for reg in written}
-        if source.register is not None and source.register in names:
+        used = source.registers()
+        if used & names:
             return False
-        reads_memory = any(isinstance(step, Deref) for step in source.steps)
-        if insn.mnemonic.startswith("push") and (reads_memory or source.register == "rsp"):
+        reads_memory = source.reads_memory()
+        if self._arm is not None and insn.mnemonic.startswith(("ldx", "ldax")):
+            return False  # between an exclusive load and its store, a step would break the pair for ever
+        if insn.mnemonic.startswith("push") and (reads_memory or "rsp" in used):
             return False
         for operand in insn.operands:
             if operand.type != x86.X86_OP_MEM or insn.mnemonic.startswith(("lea", "nop")):
                 continue
             base = insn.reg_name(operand.mem.base) if operand.mem.base else ""
-            frame = base in self._frame_bases and base != source.register and not operand.mem.index
+            frame = base in self._frame_bases and base not in used and not operand.mem.index
             writes = operand.access & capstone.CS_AC_WRITE
             if writes and reads_memory:
                 return False
             if not frame and not harmless:
                 return False
         return True
+
+
+def _table_of(jump: Any, before: list[Any]) -> tuple[int, int] | None:
+    """(address, entry size) of the table that an indirect jmp goes through.
+
+    8: `jmp [table + index*8]`, or such a mov before; 4: `lea base, [rip + table]; movsxd r, [base + index*4];
+    add r, base; jmp r` (position independent: offsets from the table).
+    """
+    place = jump.operands[0] if jump is not None and jump.operands else None
+    if place is None:
+        return None
+    if place.type == x86.X86_OP_MEM:
+        return (place.mem.disp, 8) if not place.mem.base and place.mem.scale == 8 else None
+    base = ""
+    for insn in reversed(before):
+        if insn is None or len(insn.operands) != 2 or insn.operands[1].type != x86.X86_OP_MEM:
+            continue
+        target, source = insn.operands[0], insn.operands[1].mem
+        name = insn.reg_name(target.reg) if target.type == x86.X86_OP_REG else ""
+        if not base and insn.mnemonic == "movsxd" and source.scale == 4 and source.base:
+            base = insn.reg_name(source.base)
+        elif not base and insn.mnemonic == "mov" and name == jump.reg_name(place.reg):
+            return (source.disp, 8) if not source.base and source.scale == 8 else None
+        elif base and insn.mnemonic == "lea" and name == base:
+            rip = bool(source.base) and insn.reg_name(source.base) == "rip"
+            return (insn.address + insn.size + source.disp, 4) if rip else None
+    return None
 
 
 _FULL = {
@@ -269,8 +367,8 @@ _FULL = {
 
 def full_register(name: str | None) -> str:
     """The 64-bit register a capstone register name is part of ("r8d" -> "r8"); others unchanged."""
-    if not name:
-        return ""
+    if not name or name == "sp":  # aarch64's; nothing works on 16 bits of rsp
+        return name or ""
     if name[0] == "r" and name[1:2].isdigit():
         return name.rstrip("dwb")
     if name in ("al", "ah", "bl", "bh", "cl", "ch", "dl", "dh"):

@@ -9,8 +9,8 @@ from capstone import x86_const as x86
 from symbols import dwarf_const as dw
 from symbols.code import full_register
 from symbols.dwarf import Die, Dwarf
-from symbols.expressions import FrameBase, Unsupported, home_of, to_source
-from symbols.instances import Instance, entry_points
+from symbols.expressions import Place, Unsupported, home_of, to_source
+from symbols.instances import Instance, check_entries, entry_points
 from symbols.lists import EVERYWHERE, Located, Range, locations_of, ranges_of
 from symbols.plan import ArgSource, InstanceKind
 from symbols.popped import find_popped
@@ -92,7 +92,10 @@ class Births:
     # -- births ----------------------------------------------------------------------------------
 
     def _at_returns(self, instance: Instance) -> list[Found]:
-        """psABI 3.2.3: a returned pointer is in rax at every ret. Null on failure, which is no slot."""
+        """A returned pointer is in the result register at every ret. Null on failure, which is no slot.
+
+        A part without one never returns: it fails (throws), and nothing is born.
+        """
         code = instance.code
         rets, leaving = [], []
         inside = code.inside(instance.ranges)
@@ -104,9 +107,7 @@ class Births:
                 leaving.append(address)
         if leaving:
             raise Unsupported("it leaves by a tail call, where its result is not known yet")
-        if not rets:
-            raise Unsupported("it has no return instruction")
-        return [Found(at, ArgSource(register="rax"), "return value") for at in sorted(rets)]
+        return [Found(at, ArgSource(register=code.machine.result), "return value") for at in sorted(rets)]
 
     def _births(self, instance: Instance, variable: Die, scope: Die) -> list[Found]:
         located = locations_of(self._dwarf, variable)
@@ -114,14 +115,14 @@ class Births:
             raise Unsupported("optimized out")
         name = self._dwarf.name(variable)
         if len(located) == 1 and located[0][1] == EVERYWHERE:
-            home = home_of(located[0][2], variable.unit, self._frame(instance, instance.entry))
+            home = home_of(located[0][2], variable.unit, self._at(instance, instance.entry))
             if home is not None:
                 return self._at_stores(instance, home, name)
             located = [(lo, hi, located[0][2]) for lo, hi in ranges_of(self._dwarf, scope)]
         return self._at_starts(instance, variable, located, name)
 
-    def _frame(self, instance: Instance, address: int) -> FrameBase:
-        return self._scopes.frame_base(instance.function, address)
+    def _at(self, instance: Instance, address: int) -> Place:
+        return self._scopes.place(instance.function, address)
 
     def _at_starts(self, instance: Instance, variable: Die, located: list[Located], name: str) -> list[Found]:
         """The variable has locations: it is born where they begin, coming from the instance's code."""
@@ -143,13 +144,18 @@ class Births:
         behind = code.reach([s for c in calls for s in code.succ(c)], avoid={*births, *calls})
         if behind & (live - set(births)):
             raise Unsupported("it can become live on a way that passes no such address")
+        started = {lo for lo, _hi in spans}
+        after = code.reach(births, avoid=calls)
+        if any(p in after - live for at in live & after - started for p in code.preds.get(at, ())):
+            raise Unsupported("its location is lost and comes back")
+        check_entries(instance, calls, births)
         self._once(instance, births, calls)
         self._single(instance, variable, located, inside, births)
         self._complete(instance, births, inside)
         found = []
         for at in births:
             expr = next(expr for lo, hi, expr in located if lo <= at < hi)
-            source = to_source(expr, variable.unit, self._frame(instance, at))
+            source = to_source(expr, variable.unit, self._at(instance, at))
             found.append(Found(at, source, name, "the result, where its variable is born"))
         return found
 
@@ -167,10 +173,10 @@ class Births:
             for lo, hi, expr in located:
                 if lo <= address < hi:
                     try:
-                        source = to_source(expr, variable.unit, self._frame(instance, address))
+                        source = to_source(expr, variable.unit, self._at(instance, address))
                     except Unsupported:
                         return None
-                    return source.register if not source.steps else None
+                    return source.register if source.is_register else None
             return None
 
         for at in body:
@@ -181,7 +187,7 @@ class Births:
             before = register_at(at)
             written = {full_register(insn.reg_name(reg)) for reg in insn.regs_access()[1]}
             if insn.mnemonic.startswith("call"):
-                written.add("rax")
+                written.add(code.machine.result)
             if (before is None or before == after) and after not in written:
                 continue
             value = insn.operands[-1] if insn.mnemonic == "mov" else None
@@ -240,17 +246,19 @@ class Births:
                 stores.append(Found(at, ArgSource(register=register), name, note))
         if not stores:
             raise Unsupported("nothing in the function stores to its stack home")
-        if home[0] == "rsp" and not self._steady_stack(instance, inside):
-            raise Unsupported("its stack home is relative to rsp, which moves in the function")
-        self._once(instance, [store.address for store in stores], entry_points(instance)[0])
+        if home[0] == code.machine.stack and not self._steady_stack(instance, inside):
+            raise Unsupported("its stack home is relative to the stack pointer, which moves in the function")
+        places, calls = [store.address for store in stores], entry_points(instance)[0]
+        check_entries(instance, calls, places)
+        self._once(instance, places, calls)
         return stores
 
     def _steady_stack(self, instance: Instance, inside: set[int]) -> bool:
-        """Whether rsp changes only in the prologue and the epilogue."""
-        changes = 0
+        """Whether the stack pointer changes only in the prologue and the epilogue."""
+        changes, stack = 0, instance.code.machine.stack
         for at in inside:
             insn = instance.code.insns[at]
-            if insn.operands.startswith("rsp,") and insn.mnemonic in ("sub", "add", "and", "lea"):
+            if insn.operands.startswith(f"{stack},") and insn.mnemonic in ("sub", "add", "and", "lea"):
                 changes += insn.mnemonic == "sub"
         return changes <= 1
 

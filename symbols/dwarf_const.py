@@ -31,9 +31,11 @@ TAG_restrict_type: Final = 0x37
 TAG_namespace: Final = 0x39
 TAG_rvalue_reference_type: Final = 0x42
 TAG_atomic_type: Final = 0x47
+RECORD_TAGS: Final = frozenset((TAG_structure_type, TAG_union_type, TAG_class_type))
 
 AT_sibling: Final = 0x01
 AT_location: Final = 0x02
+AT_producer: Final = 0x25
 AT_name: Final = 0x03
 AT_byte_size: Final = 0x0B
 AT_bit_offset: Final = 0x0C

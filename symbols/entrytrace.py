@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from capstone import x86_const as x86
 
+from symbols.arm64 import Detail
 from symbols.code import FunctionCode, full_register
 from symbols.plan import Add, ArgSource, Deref
 
@@ -18,23 +19,19 @@ class _Sym(NamedTuple):
     offset: int
 
 
-def _is_rsp(insn: Any, operand: Any) -> bool:
-    return bool(operand.type == x86.X86_OP_REG and insn.reg_name(operand.reg) == "rsp")
-
-
 class EntryTrace:
     """What is known after the prologue of the function at `entry`.
 
-    CFA is rsp + 8 at entry (psABI). homes: CFA offset -> what was first stored there.
+    homes: CFA offset -> what was first stored there.
     """
 
     def __init__(self, code: FunctionCode, entry: int) -> None:
         self.homes: dict[int, _Sym] = {}
         self.registers: dict[str, _Sym] = {}
         self._code = code
-        names = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", *(f"r{i}" for i in range(8, 16)))
-        self.registers = {name: _Sym(name, 0) for name in names}
-        self.registers["rsp"] = _Sym("cfa", -8)
+        self._stack = code.machine.stack
+        self.registers = {name: _Sym(name, 0) for name in code.machine.registers}
+        self.registers[self._stack] = _Sym("cfa", -code.machine.entry_cfa)
         for at in code.straight(entry):
             insn = code.detail(at)
             if insn is None or not self._step(insn):
@@ -58,8 +55,8 @@ class EntryTrace:
         steps: list[Add | Deref] = []
         name = value.base
         if name.startswith("@"):
-            name = "rsp"
-            steps = [Add(int(value.base[1:]) + 8), Deref(8)]
+            name = self._stack
+            steps = [Add(int(value.base[1:]) + self._code.machine.entry_cfa), Deref(8)]
         if value.offset:
             steps.append(Add(value.offset))
         return ArgSource(register=name, steps=tuple(steps))
@@ -69,7 +66,7 @@ class EntryTrace:
         name, ops = insn.mnemonic, insn.operands
         if name[0] == "j" or name.startswith(("call", "ret", "loop", "syscall", "ud2")):
             return False
-        if name in ("leave", "pop") or (ops and _is_rsp(insn, ops[0]) and name in ("mov", "add")):
+        if name in ("leave", "pop") or (ops and self._is_stack(insn, ops[0]) and name in ("mov", "add")):
             return False  # the epilogue: rsp as the body has it is what locations mean
         if name == "push":
             rsp = self.registers["rsp"]
@@ -82,6 +79,8 @@ class EntryTrace:
                     self.homes.setdefault(rsp.offset - 8, value)
             return True
         result: _Sym | None = None
+        if isinstance(insn, Detail) and (insn.pair or insn.moved):
+            return self._step_arm64(insn)
         if name in ("mov", "movabs") and len(ops) == 2:
             source, target = self._read(insn, ops[1]), ops[0]
             if target.type == x86.X86_OP_MEM:
@@ -104,7 +103,31 @@ class EntryTrace:
             self.registers.pop(full_register(insn.reg_name(reg)), None)
         if result is not None and ops[0].type == x86.X86_OP_REG and ops[0].size == 8:
             self.registers[insn.reg_name(ops[0].reg)] = result
-        return "rsp" in self.registers
+        return self._stack in self.registers
+
+    def _is_stack(self, insn: Any, operand: Any) -> bool:
+        return bool(operand.type == x86.X86_OP_REG and insn.reg_name(operand.reg) == self._stack)
+
+    def _step_arm64(self, insn: Detail) -> bool:
+        """stp, ldp, and what moves its base register."""
+        place = next(operand for operand in insn.operands if operand.type == x86.X86_OP_MEM)
+        at = self._address(insn, place)
+        others = [operand for operand in insn.operands if operand is not place]
+        if place.access & 2:
+            for number, value in enumerate(others):
+                home = at + number * insn.pair if at is not None else None
+                if home is not None and value.size == 8:
+                    self.homes.setdefault(home, self._read(insn, value) or _Sym("cfa", 0))
+                elif home is not None:
+                    self._spoil_memory(insn)
+        elif self._stack in insn.written:
+            return False  # the epilogue
+        base = self.registers.get(insn.moved[0]) if insn.moved else None
+        for register in insn.written:
+            self.registers.pop(register, None)
+        if insn.moved and base is not None:
+            self.registers[insn.moved[0]] = _Sym(base.base, base.offset + insn.moved[1])
+        return self._stack in self.registers
 
     def _spoil_memory(self, insn: Any) -> None:
         for operand in insn.operands:

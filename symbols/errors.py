@@ -35,7 +35,7 @@ class NotElf(SymbolError):
 class WrongMachine(SymbolError):
     """An ELF file for a machine (or class, or byte order) that is not supported."""
 
-    default_remedy = "name an x86-64 little-endian executable"
+    default_remedy = "name an executable for x86-64 or aarch64"
 
     def __init__(self, detail: str, *, path: str = "", remedy: str = "", machine: str = "") -> None:
         super().__init__(detail, path=path, remedy=remedy)

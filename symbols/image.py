@@ -16,6 +16,7 @@ from types import TracebackType
 from symbols.errors import MalformedImage, NotElf, NotReadable, WrongMachine
 from symbols.inflate import inflate
 from symbols.plan import Segment
+from symbols.registers import MACHINES
 
 _MAX_FILE = 64 << 30
 _MAX_SECTIONS = 65_536
@@ -24,7 +25,6 @@ _MAX_SYMBOLS = 8_000_000
 _MAX_INFLATED = 8 << 30
 _WINDOW = 4 << 20  # bytes searched at a time
 
-_EM_X86_64 = 62
 _MACHINES = {
     3: "i386",
     8: "mips",
@@ -139,8 +139,8 @@ class Data:
 class Image:
     """An ELF file, mapped read-only. Close it (or use `with`).
 
-    Raises NotReadable, NotElf, WrongMachine (machines other than x86-64, unless any_machine) and
-    MalformedImage. relocatable: files that only carry debug information (.dwo, .dwp) pass too.
+    Raises NotReadable, NotElf, WrongMachine (machines other than x86-64 and aarch64, unless any_machine)
+    and MalformedImage. relocatable: files that only carry debug information (.dwo, .dwp) pass too.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class Image:
         if head[4] != 2 or head[5] != 1:
             kind = f"{32 if head[4] == 1 else 64}-bit {'big' if head[5] == 2 else 'little'}-endian"
             raise WrongMachine(f"a {kind} ELF file for {self.machine}", path=self.path, machine=self.machine)
-        if code != _EM_X86_64 and not any_machine:
+        if self.machine not in MACHINES and not any_machine:
             raise WrongMachine(f"built for {self.machine}", path=self.path, machine=self.machine)
         (
             self.type,

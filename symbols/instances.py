@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from symbols import dwarf_const as dw
 from symbols.code import FunctionCode
+from symbols.copies import reentries, repeats
 from symbols.dwarf import Die, Dwarf
+from symbols.expressions import Unsupported
 from symbols.image import Image
 from symbols.lists import Range, ranges_of
 from symbols.plan import Addr, InstanceKind, Role, SourceLine, Unprobed
@@ -17,6 +20,7 @@ from symbols.scopes import Function, Scopes
 from symbols.search import FUNCTION_TAGS, Search
 
 _MAX_INSTANCES = 4096
+_MAX_OTHERS = 64  # functions of one name
 
 
 @dataclass(slots=True)
@@ -65,6 +69,24 @@ def entry_points(instance: Instance) -> tuple[list[int], set[int]]:
     return sorted(points, key=lambda a: (a != instance.entry, a)), elsewhere
 
 
+def check_entries(instance: Instance, entries: list[int], births: Iterable[int]) -> None:
+    """Raises Unsupported where control can enter the instance and no birth follows before the next entry.
+
+    One entry of the debug information covers all copies that loop unrolling made: each needs its own.
+    """
+    code, inside, wanted = instance.code, instance.code.inside(instance.ranges), set(births)
+    back = reentries(code, inside, entries)
+    entries = [*entries, *(at for at in back if repeats(code, inside, entries, at, back))]
+    for entry in entries:
+        others = set(entries) - {entry}
+        if entry in wanted or wanted & code.reach([entry], avoid=others):
+            continue
+        here = code.reach([entry], avoid=others, within=inside)
+        leaving = {s for a in here for s in code.succ(a)} - here
+        if not leaving or not leaving <= others:
+            raise Unsupported("a copy of it has no visible result")
+
+
 class Finder:
     """Instances of functions of one image."""
 
@@ -90,6 +112,18 @@ class Finder:
         """Every instance of the functions a spec matches, by address; and those beyond reach."""
         queue = self._search.named(spec.pattern, FUNCTION_TAGS)
         self.matched[spec.role] = sorted({self._dwarf.linkage_name(die) for die in queue})
+        return self._instances(spec, queue)
+
+    def others(self, spec: FunctionSpec, name: str) -> list[Instance]:
+        """Instances of functions with this name, or a generic's of it, that the spec does not match."""
+        found = {
+            die.offset: die for glob in (name, f"{name}<*") for die in self._search.named(glob, FUNCTION_TAGS)
+        }
+        wanted = {die.offset for die in self._search.named(spec.pattern, FUNCTION_TAGS)}
+        queue = [die for offset, die in sorted(found.items()) if offset not in wanted]
+        return self._instances(spec, queue[:_MAX_OTHERS])[0]
+
+    def _instances(self, spec: FunctionSpec, queue: list[Die]) -> tuple[list[Instance], list[Unprobed]]:
         instances: dict[int, Instance] = {}
         lost: list[Unprobed] = []
         seen: set[int] = set()

@@ -4,22 +4,25 @@
 from __future__ import annotations
 
 import bisect
-import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from capstone import x86_const as x86
 
+from symbols import dwarf_const as dw
 from symbols.code import FunctionCode, full_register
 from symbols.dwarf import Dwarf
 from symbols.instances import Finder, Instance
 from symbols.plan import ArgSource, InstanceKind, Unprobed
+from symbols.pushes import pushes
+from symbols.registers import X86_64
 from symbols.scopes import Function, Scopes
+from symbols.search import Search
 from symbols.sites import Found, slot_variable
 
+FRAME = ("rsp", "rbp", "sp", "x29")
 _NEAR = 14  # instructions around the store of the list head that belong to a push
-_MAX_CANDIDATES = 20_000
-_TEXT = 1 << 20  # bytes of code searched at a time
+_SHORTEST = 6  # bytes of a push before the store of the list head
 
 
 class Head(NamedTuple):
@@ -42,13 +45,23 @@ class MergedDestroys:
     """Pushes on the free lists that the known instances of destroy push on."""
 
     def __init__(
-        self, dwarf: Dwarf, scopes: Scopes, finder: Finder, *, slot_type: str, link_offset: int
+        self,
+        dwarf: Dwarf,
+        scopes: Scopes,
+        finder: Finder,
+        search: Search,
+        *,
+        slot_type: str,
+        link_offset: int,
     ) -> None:
         self._dwarf = dwarf
         self._scopes = scopes
         self._finder = finder
         self._slot_type = slot_type
         self._link = link_offset
+        self._search = search
+        self._typed: set[int] | None = None  # units that describe the slot's type, by offset
+        self._others: set[Head] | None = None
 
     def find(
         self, known: list[tuple[Instance, ArgSource]], all_known: list[Instance]
@@ -56,33 +69,42 @@ class MergedDestroys:
         """(probeable ones as instances of their own, the others)."""
         sites: list[tuple[Instance, Found]] = []
         lost: list[Unprobed] = []
+        if self._scopes.machine is not X86_64:
+            return sites, lost  # the bytes that are searched for are x86-64's; resolve.py says so
         heads = {head for instance, source in known for head in self._heads(instance, source)}
         done: set[int] = set()
-        for head in sorted(heads):
-            for address in self._stores(head):
-                if any(lo <= address < hi for i in all_known for lo, hi in i.ranges):
-                    continue
-                function = self._scopes.function_of(address)
-                if function is None:
-                    continue
-                code = self._finder.code_of(function)
-                push = self._push(code, address, head)
-                if push is None or push.start in done or not self._unattributed(function, push):
-                    continue
-                done.add(push.start)
-                push = push._replace(start=self._before_fill(function, code, push))
-                made = self._judge(function, code, push, head, all_known)
-                if isinstance(made, Unprobed):
-                    lost.append(made)
-                elif made is not None:
-                    sites.append(made)
+        for address in pushes(self._scopes.image, self._link):
+            if any(lo <= address < hi for i in all_known for lo, hi in i.ranges):
+                continue
+            function = self._function_with_merged(address)
+            if function is None:
+                continue
+            code = self._finder.code_of(function)
+            insn = code.detail(address)
+            head = head_of(insn, insn.operands[0]) if insn is not None and insn.operands else None
+            push = self._push(code, address, head) if head is not None else None
+            if head is None or push is None or push.start in done:
+                continue
+            if any(lo <= a < hi for i, _source in known for lo, hi in i.ranges for a in push.addresses):
+                continue  # what is left of a copy's entry is probed
+            if not self._unattributed(function, push):
+                continue
+            if head not in heads and not self._maybe_slots(function, push, head, all_known[0]):
+                continue
+            done.add(push.start)
+            push = push._replace(start=self._before_fill(function, code, push))
+            made = self._judge(function, code, push, head in heads and head.fixed, all_known)
+            if isinstance(made, Unprobed):
+                lost.append(made)
+            elif made is not None:
+                sites.append(made)
         return sites, lost
 
     # -- what a push looks like ------------------------------------------------------------------
 
     def _heads(self, instance: Instance, source: ArgSource) -> Iterator[Head]:
         """List heads that a known instance stores its argument to."""
-        if source.register is None or source.steps:
+        if source.register is None or not source.is_register:
             return
         for address in sorted(instance.code.inside(instance.ranges)):
             place = _store_of(instance.code.detail(address), source.register)
@@ -124,40 +146,50 @@ class MergedDestroys:
             return None
         return full_register(insn.reg_name(value.reg))
 
-    def _stores(self, head: Head) -> Iterator[int]:
-        """Addresses at which bytes look like a store of a 64-bit register to the head."""
-        image = self._scopes.image
-        low32 = re.escape((head.value & 0xFFFFFFFF).to_bytes(4, "little"))
-        count = 0
-        for segment in image.segments:
-            if not segment.executable:
-                continue
-            if head.fixed:  # mov [rip + disp32], r64; mov [disp32], r64
-                pattern = (
-                    rb"[\x48\x4c]\x89"
-                    rb"(?:[\x05\x0d\x15\x1d\x25\x2d\x35\x3d]|[\x04\x0c\x14\x1c\x24\x2c\x34\x3c]\x25)"
-                )
-            elif -128 <= head.value < 128:
-                pattern = rb"[\x48\x49\x4c\x4d]\x89[\x40-\x7f]\x24?" + re.escape(bytes((head.value & 0xFF,)))
-            else:
-                pattern = rb"[\x48\x49\x4c\x4d]\x89[\x80-\xbf]\x24?" + low32
-            for base in range(segment.vaddr, segment.vaddr + segment.filesz, _TEXT):
-                text = image.code(base, _TEXT + 16)
-                for match in re.finditer(pattern, text, re.DOTALL):
-                    at, after = base + match.start(), match.end()
-                    if match.start() >= _TEXT:
-                        break  # the next piece has it whole
-                    if head.fixed:
-                        disp = int.from_bytes(text[after : after + 4], "little", signed=True)
-                        absolute = text[after - 1] == 0x25 and match.end() - match.start() == 4
-                        if (disp if absolute else base + after + 4 + disp) != head.value:
-                            continue
-                    count += 1
-                    if count > _MAX_CANDIDATES:
-                        return
-                    yield at
+    def _function_with_merged(self, address: int) -> Function | None:
+        """The function of an address whose code may be merged: no line claims it. Cheap to say no."""
+        scopes = self._scopes
+        unit = scopes.unit_at(address)
+        if unit is None or str(self._dwarf.string(self._dwarf.root(unit), dw.AT_producer)).startswith("GNU"):
+            return None  # gcc keeps the entry of one copy (tangles.py)
+        symbol = scopes.symbols.function_at(address)
+        if symbol is not None:
+            scopes.lines.hint(symbol.address, unit)
+        rows = scopes.lines.sequence(address, unit)
+        if rows is None:
+            return None
+        index = bisect.bisect_right(rows.addresses, address) - 1
+        if index < 0 or (rows.lines[index] and rows.addresses[index] > address - _SHORTEST):
+            return None
+        return scopes.function_of(address)
 
     # -- what it means ---------------------------------------------------------------------------
+
+    def _maybe_slots(self, function: Function, push: Push, head: Head, model: Instance) -> bool:
+        """Whether a push on an unknown list can be of slots: nothing proves that it is of something else."""
+        if not self._nameless(function, push.addresses[-1]):
+            return False
+        if self._typed is None:
+            found = self._search.named(self._slot_type, dw.RECORD_TAGS) if self._slot_type.strip("*?") else []
+            shared = any(self._dwarf.root(die.unit).tag != dw.TAG_compile_unit for die in found)
+            self._typed = set() if shared else {die.unit.offset for die in found}  # type units serve all
+        if self._typed and function.die.unit.offset not in self._typed:
+            return False  # a unit that frees slots knows their type
+        if self._others is None:
+            self._others = set(self._heads_of_others(model))
+        return head not in self._others
+
+    def _heads_of_others(self, model: Instance) -> Iterator[Head]:
+        """Lists that functions of the same name push on, and which the profile does not want."""
+        names = {self._dwarf.name(die).partition("<")[0] for die in self._dwarf.origin_chain(model.die)}
+        for name in sorted(names - {""}):
+            for other in self._finder.others(model.spec, name):
+                for address in other.code.inside(other.ranges):
+                    insn = other.code.detail(address)
+                    if insn is not None and len(insn.operands) == 2:
+                        head = head_of(insn, insn.operands[0])
+                        if head is not None and self._push(other.code, address, head) is not None:
+                            yield head
 
     def _unattributed(self, function: Function, push: Push) -> bool:
         """No line of the source claims the push: line 0, or not one row of the table begins in it.
@@ -194,7 +226,7 @@ class MergedDestroys:
         return at
 
     def _judge(
-        self, function: Function, code: FunctionCode, push: Push, head: Head, known: list[Instance]
+        self, function: Function, code: FunctionCode, push: Push, fixed: bool, known: list[Instance]
     ) -> tuple[Instance, Found] | Unprobed | None:
         model = known[0]
         instance = Instance(
@@ -212,10 +244,8 @@ class MergedDestroys:
         variable = slot_variable(
             self._dwarf, self._scopes, function, push.start, push.register, self._slot_type
         )
-        if variable is None and not head.fixed:
-            return instance.unprobed(
-                "merged code that pushes on a free list at the slot pool's offset, of unproven type"
-            )
+        if variable is None and not fixed:
+            return instance.unprobed("merged code that pushes on a free list, of unproven type")
         note = "copies of destroy that the compiler merged, found by their code"
         found = Found(push.start, ArgSource(register=push.register), variable or model.spec.argument, note)
         return instance, found
@@ -286,4 +316,4 @@ def head_of(insn: Any, place: Any) -> Head | None:
         return Head(True, insn.address + insn.size + place.mem.disp)
     if not base:
         return Head(True, place.mem.disp)
-    return Head(False, place.mem.disp, base if base in ("rsp", "rbp") else "")
+    return Head(False, place.mem.disp, base if base in FRAME else "")

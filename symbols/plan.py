@@ -26,10 +26,42 @@ class InstanceKind(Enum):
 
 
 class Price(Enum):
-    """What the kernel does with the probed instruction (uprobe_pre_sstep_notifier, arch/x86)."""
+    """What the kernel does with the probed instruction (arch/*/kernel/{,probes/}uprobes.c).
 
-    EMULATED = "emulated"  # push, nop, jmp, call: about 1 µs
+    aarch64 calls the first kind simulated; nothing was measured there.
+    """
+
+    EMULATED = "emulated"  # x86-64: push, nop, jmp, call: about 1 µs
     SINGLE_STEP = "single-step"  # anything else: 5 to 8 µs
+
+
+MAX_STEPS = 32
+"""Steps of one ArgSource, those of its operands counted: the most a generated reader evaluates."""
+
+LOAD_BIAS = "bias"
+"""A register of ours: run-time address minus the image's own; 0 in a fixed-address executable."""
+
+
+class Op(Enum):
+    """What Apply does with the value (left) and its operand (right), on 64 bits (DWARF 5, 2.5.1.4)."""
+
+    PLUS = "+"
+    MINUS = "-"
+    TIMES = "*"
+    DIVIDE = "/"  # signed, towards zero
+    MODULO = "%"  # unsigned
+    AND = "&"
+    OR = "|"
+    XOR = "^"
+    SHIFT_LEFT = "<<"
+    SHIFT_RIGHT = ">>"
+    SHIFT_RIGHT_SIGNED = "s>>"
+    EQUAL = "=="  # comparisons: signed, giving 0 or 1
+    UNEQUAL = "!="
+    LESS = "<"
+    LESS_OR_EQUAL = "<="
+    GREATER = ">"
+    GREATER_OR_EQUAL = ">="
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +78,85 @@ class Deref:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """value = its low `size` bytes (1, 2, 4 or 8), sign- or zero-extended."""
+
+    size: int
+    signed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """value = value op operand."""
+
+    op: Op
+    operand: ArgSource
+
+
+Step = Add | Deref | Extend | Apply
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArgSource:
-    """Where an argument is at one pc: a register or a constant, then steps left to right.
+    """Where an argument is at one pc: a start, then steps left to right.
 
-    `register` is the DWARF/psABI name ("rbx", "r12", "rsp"); None means start from `constant`.
+    The start is `register` (DWARF/psABI name: "rbx", "rsp", "x19"; or LOAD_BIAS), else `entry`: what that
+    source gave when the enclosing out-of-line function was entered, else `constant`.
     """
 
     register: str | None = None
     constant: int = 0
-    steps: tuple[Add | Deref, ...] = ()
+    steps: tuple[Step, ...] = ()
+    entry: ArgSource | None = None
+
+    @property
+    def is_constant(self) -> bool:
+        return self.register is None and self.entry is None and not self.steps
+
+    @property
+    def is_register(self) -> bool:
+        return self.register is not None and not self.steps
+
+    def weight(self) -> int:
+        """Steps in all, operands and the entry's own included."""
+        inner = sum(1 + s.operand.weight() for s in self.steps if isinstance(s, Apply))
+        return len(self.steps) + inner + (1 + self.entry.weight() if self.entry is not None else 0)
+
+    def parts(self) -> Iterator[ArgSource]:
+        """Itself and every operand, at whatever depth; not what is taken at the function's entry."""
+        yield self
+        for step in self.steps:
+            if isinstance(step, Apply):
+                yield from step.operand.parts()
+
+    def at_entry(self) -> tuple[ArgSource, ...]:
+        """The different values it takes from the function's entry."""
+        return tuple(dict.fromkeys(part.entry for part in self.parts() if part.entry is not None))
+
+    def registers(self) -> frozenset[str]:
+        """Registers it reads at its own pc."""
+        return frozenset(part.register for part in self.parts() if part.register is not None)
+
+    def reads_memory(self) -> bool:
+        """Whether it reads memory at its own pc."""
+        return any(isinstance(step, Deref) for part in self.parts() for step in part.steps)
 
     def __str__(self) -> str:
-        text = self.register if self.register is not None else f"{self.constant:#x}"
+        if self.entry is not None:
+            text = f"entry({self.entry})"
+        else:
+            text = self.register if self.register is not None else f"{self.constant:#x}"
         for step in self.steps:
-            if isinstance(step, Add):
-                text = f"{text}{step.amount:+#x}"
-            else:
-                text = f"*({text})" if step.size == 8 else f"*(u{step.size * 8})({text})"
+            match step:
+                case Add():
+                    text = f"{text}{step.amount:+#x}"
+                case Deref():
+                    text = f"*({text})" if step.size == 8 else f"*(u{step.size * 8})({text})"
+                case Extend():
+                    text = f"({'i' if step.signed else 'u'}{step.size * 8})({text})"
+                case Apply():
+                    text = f"({text} {step.op.value} {step.operand})"
         return text
 
 
@@ -104,6 +197,25 @@ class Site:
     argument: str  # name of the variable or parameter the value comes from
     source: ArgSource
     note: str = ""  # e.g. "address moved +0x5 from the entry: cheaper"
+    entry: int | None = None  # position in ProbePlan.entries of where source.entry is taken
+    frame: ArgSource | None = None  # with entry: the CFA here, which tells the calls of a function apart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntrySite:
+    """One address to probe at a function's entry, for values that are nowhere else later on.
+
+    Kept by the call's CFA: each call that is under way has its own, on whatever thread (DWARF 5, 6.4).
+    """
+
+    index: int  # position in ProbePlan.entries
+    function: str  # linkage name of the out-of-line function
+    address: Addr
+    file_offset: int
+    instruction: str
+    price: Price
+    value: ArgSource  # what to keep
+    frame: ArgSource  # the CFA at this address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +293,7 @@ class Userdata:
 class ProbePlan:
     image: str  # path it was resolved from
     identity: str  # "build-id:<hex>" or "sha256:<hex>"
-    machine: str  # "x86_64"
+    machine: str  # "x86_64" or "aarch64"
     pie: bool
     profile: str
     guard: str | None
@@ -191,6 +303,7 @@ class ProbePlan:
     sites: tuple[Site, ...]
     unprobed: tuple[Unprobed, ...]
     warnings: tuple[str, ...] = field(default=())
+    entries: tuple[EntrySite, ...] = field(default=())
 
     def by_role(self, role: Role) -> Iterator[Site]:
         return (site for site in self.sites if site.role is role)

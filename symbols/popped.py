@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from symbols.code import FunctionCode, full_register
 from symbols.expressions import Unsupported
-from symbols.instances import Instance
-from symbols.merged import Head, head_of, loads, plain_move
+from symbols.instances import Instance, check_entries, entry_points
+from symbols.merged import FRAME, Head, head_of, loads, plain_move
 from symbols.plan import ArgSource
 from symbols.sites import Found
 
-_SAVED = frozenset(("rbx", "rbp", "r12", "r13", "r14", "r15"))  # psABI: survive calls
 _STEPS = 64
 
 
@@ -18,6 +17,7 @@ def find_popped(instance: Instance, link_offset: int) -> list[Found]:
     """The place where the popped and the allocated slot meet. Raises Unsupported with the reason."""
     code = instance.code
     inside = code.inside(instance.ranges)
+    found: dict[int, Found] = {}
     for load in sorted(inside):
         insn = code.detail(load)
         if not plain_move(insn):
@@ -37,8 +37,13 @@ def find_popped(instance: Instance, link_offset: int) -> list[Found]:
         if not _is_read(code, meeting, register):
             raise Unsupported("the popped slot's register is not used where the ways meet")
         note = "the result, where a slot popped off the free list and a new one meet"
-        return [Found(meeting, ArgSource(register=register), "(result)", note)]
-    raise Unsupported("its code shows no pop of a free list")
+        place = Found(meeting, ArgSource(register=register), "(result)", note)
+        if found.setdefault(meeting, place) != place:
+            raise Unsupported("two pops meet at one place")
+    if not found:
+        raise Unsupported("its code shows no pop of a free list")
+    check_entries(instance, entry_points(instance)[0], found)
+    return list(found.values())
 
 
 def _pop_ends(
@@ -46,7 +51,7 @@ def _pop_ends(
 ) -> int | None:
     """The address after `mov [head], next` of a pop whose `mov register, [head]` is at load."""
     at, branched, following = load, False, ""
-    next_of = Head(False, link, register if register in ("rsp", "rbp") else "")
+    next_of = Head(False, link, register if register in FRAME else "")
     for _ in range(_STEPS):
         succ = code.succ(at)
         insn = code.detail(at)
@@ -144,7 +149,9 @@ def _is_read(code: FunctionCode, start: int, register: str) -> bool:
         read = {full_register(insn.reg_name(reg)) for reg in insn.regs_access()[0]}
         if register in read and not insn.mnemonic.startswith("call"):
             return True
-        if register in _written(insn) or (insn.mnemonic.startswith("call") and register not in _SAVED):
+        if register in _written(insn) or (
+            insn.mnemonic.startswith("call") and register not in code.machine.saved
+        ):
             continue
         stack += code.succ(at)
     return False

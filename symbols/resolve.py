@@ -15,8 +15,11 @@ from symbols.instances import Finder, Instance
 from symbols.layout import slot_layout
 from symbols.linetable import LineTables
 from symbols.merged import MergedDestroys
-from symbols.plan import InstanceKind, ProbePlan, Role, Site, Unprobed
+from symbols.owntype import of_slot_type
+from symbols.parts import without_nested, without_parts
+from symbols.plan import EntrySite, InstanceKind, ProbePlan, Role, Site, Unprobed
 from symbols.profile import Profile, shipped_profiles
+from symbols.registers import X86_64
 from symbols.scopes import Scopes
 from symbols.search import FUNCTION_TAGS, Search
 from symbols.sites import SiteBuilder, pointee
@@ -147,7 +150,14 @@ class _Resolver:
                 continue
             instances, lost = self._finder.find(spec)
             self._unprobed += lost
+            instances, others = of_slot_type(session.dwarf, session.scopes, instances, profile.slot_type)
+            if others:
+                self._warnings.append(f"{role.value}: left alone, of another type: {', '.join(others)}")
+            self._builder.learn(instances)
             placed = [self._place(instance) for instance in instances]
+            placed = without_parts(placed, session.scopes.symbols)
+            if role is not Role.CREATE:
+                placed = without_nested(placed, self._builder.holds)
             for one in untangle(placed) if role is Role.DESTROY else placed:
                 self._take(one)
             if role is Role.DESTROY:
@@ -159,6 +169,7 @@ class _Resolver:
         if not any(site.role is Role.DESTROY for site in self._sites):
             raise self._no_destroy()
         self._unknown_units()
+        entries = self._used_entries()
         layout, notes = slot_layout(session.dwarf, profile, self._slot_type, self._object_type)
         self._warnings += notes
         image = session.image
@@ -175,7 +186,18 @@ class _Resolver:
             sites=tuple(self._sites),
             unprobed=tuple(self._unprobed),
             warnings=tuple(self._warnings),
+            entries=entries,
         )
+
+    def _used_entries(self) -> tuple[EntrySite, ...]:
+        """The entry sites of the sites that are left, numbered anew."""
+        made = self._builder.kept_at_entries
+        used = sorted({site.entry for site in self._sites if site.entry is not None})
+        self._sites = [
+            site if site.entry is None else replace(site, entry=used.index(site.entry))
+            for site in self._sites
+        ]
+        return tuple(replace(made[old], index=new) for new, old in enumerate(used))
 
     def _unknown_units(self) -> None:
         """A split unit without its file may hold instances of anything: say so for every role."""
@@ -216,10 +238,15 @@ class _Resolver:
         """Destroys that lost their debug entries (merged.py)."""
         known = [(one.instance, site.source) for one in placed for site in one.sites]
         instances = [one.instance for one in placed]
+        if self._session.scopes.machine is not X86_64:
+            self._warnings.append(
+                "destroy: copies that were merged and have no debug entry are looked for on x86-64 only"
+            )
         merged = MergedDestroys(
             self._session.dwarf,
             self._session.scopes,
             self._finder,
+            self._session.search,
             slot_type=self._profile.slot_type,
             link_offset=self._profile.freelist_offset or 0,
         )

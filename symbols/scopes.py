@@ -1,20 +1,24 @@
 # Owns the way from an entry to its surroundings: the enclosing function, the chain of scopes down to
-# an instance, source places, frame bases. Reads DWARF through dwarf.py; judges nothing.
+# an instance, source places, what locations refer to. Reads DWARF through dwarf.py; judges nothing.
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from symbols import dwarf_const as dw
 from symbols.cfa import CfaRules
 from symbols.dwarf import Die, Dwarf, Unit
-from symbols.expressions import FrameBase, frame_base_register
+from symbols.expressions import Place, Unsupported, value_of
 from symbols.image import Image
 from symbols.linetable import LineTables
-from symbols.lists import Range, ranges_of
-from symbols.plan import SourceLine
+from symbols.lists import Range, locations_of, ranges_of
+from symbols.plan import ArgSource, SourceLine
+from symbols.registers import MACHINES, X86_64
 from symbols.search import Search
+from symbols.values import register
 
+_CALL_FRAME_CFA = b"\x9c"
 _SCOPES = frozenset((dw.TAG_lexical_block, dw.TAG_inlined_subroutine, dw.TAG_subprogram))
 
 
@@ -44,8 +48,11 @@ class Scopes:
         self.lines = lines
         self._at_low: dict[int, Function | None] = {}
         self._index: list[Function] | None = None
+        self._units: list[tuple[int, int, int]] | None = None  # range, index of its unit
         self._covered: list[Range] | None = None
-        self._cfa = CfaRules(image, dwarf.image)
+        self.machine = MACHINES.get(image.machine, X86_64)  # of others, lines are read and nothing else
+        self._cfa = CfaRules(image, self.machine, dwarf.image)
+        self._cfa_at: dict[int, ArgSource | None] = {}
 
     # -- functions -------------------------------------------------------------------------------
 
@@ -104,6 +111,21 @@ class Scopes:
                 spans += found
             self._covered = spans
         return not self._covered or any(lo <= address < hi for lo, hi in self._covered)
+
+    def unit_at(self, address: int) -> Unit | None:
+        """The unit whose own ranges hold the address; None where units do not say theirs."""
+        if self._units is None:
+            spans = [
+                (lo, hi, number)
+                for number, unit in enumerate(self.dwarf.units)
+                if unit.skeleton is None
+                for lo, hi in ranges_of(self.dwarf, self.dwarf.root(unit))
+            ]
+            self._units = sorted(spans)
+        index = bisect.bisect_right(self._units, (address, 1 << 64, 0)) - 1
+        if index < 0 or not self._units[index][0] <= address < self._units[index][1]:
+            return None
+        return self.dwarf.units[self._units[index][2]]
 
     # -- scopes ----------------------------------------------------------------------------------
 
@@ -173,23 +195,33 @@ class Scopes:
     def file(self, unit: Unit, index: int | None) -> str:
         return self.lines.file(unit, index) if index is not None else "?"
 
-    # -- frame base ------------------------------------------------------------------------------
+    # -- what locations refer to -----------------------------------------------------------------
 
-    def frame_base(self, function: Function, address: int) -> FrameBase:
-        """What DW_OP_fbreg means at an address of the function."""
-        entry = function.die.values.get(dw.AT_frame_base)
-        if entry is None:
-            return FrameBase()
-        if not isinstance(entry[1], bytes):
-            return FrameBase(reason="the frame base is a location list")
-        found = frame_base_register(entry[1])
-        if found is not None:
-            return found
-        if entry[1] == b"\x9c":  # DW_OP_call_frame_cfa
-            if address == function.low:
-                return FrameBase("rsp", 8)
-            rule = self._cfa.at(address)
-            if rule is not None:
-                return FrameBase(rule[0], rule[1])
-            return FrameBase(reason="no call frame information says where the CFA is")
-        return FrameBase(reason="the frame base is a computed expression")
+    def place(self, function: Function, address: int) -> Place:
+        """What a location expression means at an address of the function."""
+        entry = self._place(function, function.low, None)
+        return entry if address == function.low else self._place(function, address, entry)
+
+    def _place(self, function: Function, address: int, entry: Place | None) -> Place:
+        cfa = self.cfa(function, address)
+        machine, dwarf = self.machine, self.dwarf
+        place = Place(machine=machine, cfa=cfa, at_entry=entry is None, entry=entry, dwarf=dwarf)
+        reason = place.base_reason
+        for low, high, expr in locations_of(dwarf, function.die, dw.AT_frame_base):
+            if not low <= address < high:
+                reason = "the frame base has no location there"
+                continue
+            try:
+                base = value_of(expr, function.die.unit, place)
+            except Unsupported as error:
+                return replace(place, base_reason=f"the frame base cannot be told: {error}")
+            return replace(place, base=base, base_is_cfa=expr == _CALL_FRAME_CFA)
+        return replace(place, base_reason=reason)
+
+    def cfa(self, function: Function, address: int) -> ArgSource | None:
+        """The canonical frame address of the function's call, at an address of the function."""
+        if address == function.low:
+            return register(self.machine.stack).add(self.machine.entry_cfa).source
+        if address not in self._cfa_at:
+            self._cfa_at[address] = self._cfa.at(address)
+        return self._cfa_at[address]

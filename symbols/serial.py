@@ -8,11 +8,17 @@ from typing import Any, TypeVar
 
 from symbols.errors import BadPlan
 from symbols.plan import (
+    LOAD_BIAS,
+    MAX_STEPS,
     Add,
     Addr,
+    Apply,
     ArgSource,
     Deref,
+    EntrySite,
+    Extend,
     InstanceKind,
+    Op,
     Price,
     ProbePlan,
     Role,
@@ -22,12 +28,14 @@ from symbols.plan import (
     SlotLayout,
     SlotVariant,
     SourceLine,
+    Step,
     Unprobed,
     Userdata,
 )
-from symbols.registers import REGISTERS
+from symbols.registers import MACHINES
 
-VERSION = 1
+VERSION = 2
+_REGISTERS = frozenset(name for machine in MACHINES.values() for name in machine.registers) | {LOAD_BIAS}
 _U64 = (1 << 64) - 1
 _MAX_ITEMS = 100_000
 _MAX_TEXT = 1 << 20
@@ -96,11 +104,23 @@ def plan_to_json(plan: ProbePlan) -> dict[str, Any]:
             for u in plan.unprobed
         ],
         "warnings": list(plan.warnings),
+        "entries": [
+            {
+                "index": e.index,
+                "function": e.function,
+                "address": e.address,
+                "file_offset": e.file_offset,
+                "instruction": e.instruction,
+                "price": e.price.value,
+                "value": source_to_json(e.value),
+                "frame": source_to_json(e.frame),
+            }
+            for e in plan.entries
+        ],
     }
 
 
 def _site(site: Site) -> dict[str, Any]:
-    steps = [["add", s.amount] if isinstance(s, Add) else ["deref", s.size] for s in site.source.steps]
     return {
         "index": site.index,
         "role": site.role.value,
@@ -114,9 +134,33 @@ def _site(site: Site) -> dict[str, Any]:
         "instruction": site.instruction,
         "price": site.price.value,
         "argument": site.argument,
-        "source": {"register": site.source.register, "constant": site.source.constant, "steps": steps},
+        "source": source_to_json(site.source),
         "note": site.note,
+        "entry": site.entry,
+        "frame": None if site.frame is None else source_to_json(site.frame),
     }
+
+
+def source_to_json(source: ArgSource) -> dict[str, Any]:
+    """One argument source, as the plan's JSON holds it."""
+    return {
+        "register": source.register,
+        "constant": source.constant,
+        "entry": None if source.entry is None else source_to_json(source.entry),
+        "steps": [_step(step) for step in source.steps],
+    }
+
+
+def _step(step: Step) -> list[Any]:
+    match step:
+        case Add():
+            return ["add", step.amount]
+        case Deref():
+            return ["deref", step.size]
+        case Extend():
+            return ["extend", step.size, step.signed]
+        case Apply():
+            return ["apply", step.op.value, source_to_json(step.operand)]
 
 
 def _line(line: SourceLine | None) -> dict[str, Any] | None:
@@ -138,9 +182,15 @@ def plan_from_json(data: object) -> ProbePlan:
     sites = tuple(_read_site(s) for s in top.readers("sites"))
     if [site.index for site in sites] != list(range(len(sites))):
         raise BadPlan("sites are not numbered by position", key="sites")
+    entries = tuple(_read_entry(e) for e in top.readers("entries"))
+    if [entry.index for entry in entries] != list(range(len(entries))):
+        raise BadPlan("entries are not numbered by position", key="entries")
+    probed: list[Site | EntrySite] = [*sites, *entries]
+    for one in probed:
+        if not any(_in_segment(s, one) for s in segments):
+            raise BadPlan(f"{one.function} is probed in no executable segment", key="sites")
     for site in sites:
-        if not any(_in_segment(s, site) for s in segments):
-            raise BadPlan(f"site {site.index} lies in no executable segment", key="sites")
+        _check_entry(site, entries)
     return ProbePlan(
         image=top.text("image"),
         identity=top.text("identity"),
@@ -166,10 +216,23 @@ def plan_from_json(data: object) -> ProbePlan:
         sites=sites,
         unprobed=tuple(_read_unprobed(u) for u in top.readers("unprobed")),
         warnings=tuple(_string(w, "warnings") for w in top.items("warnings")),
+        entries=entries,
     )
 
 
-def _in_segment(segment: Segment, site: Site) -> bool:
+def _check_entry(site: Site, entries: tuple[EntrySite, ...]) -> None:
+    wanted = site.source.at_entry()
+    kept = None if site.entry is None or site.entry >= len(entries) else entries[site.entry]
+    if not wanted and site.entry is None and site.frame is None:
+        return
+    if kept is None or site.frame is None or wanted != (kept.value,):
+        raise BadPlan(f"site {site.index} and its entry do not agree", key="sites")
+    for source in (kept.value, kept.frame, site.frame):
+        if source.at_entry():
+            raise BadPlan("an entry value of an entry value", key="entries")
+
+
+def _in_segment(segment: Segment, site: Site | EntrySite) -> bool:
     at = site.address - segment.vaddr
     return segment.executable and 0 <= at < segment.filesz and site.file_offset == segment.offset + at
 
@@ -222,26 +285,54 @@ def _read_site(data: _Reader) -> Site:
         argument=data.text("argument"),
         source=_read_source(data.inner("source")),
         note=data.text("note"),
+        entry=data.number_or_none("entry", 0, _MAX_ITEMS),
+        frame=None if data.absent("frame") else _read_source(data.inner("frame")),
     )
 
 
-def _read_source(data: _Reader) -> ArgSource:
+def _read_entry(data: _Reader) -> EntrySite:
+    return EntrySite(
+        index=data.number("index", 0, _MAX_ITEMS),
+        function=data.text("function"),
+        address=Addr(data.number("address", 0, _U64)),
+        file_offset=data.number("file_offset", 0, _U64),
+        instruction=data.text("instruction"),
+        price=data.enum("price", Price),
+        value=_read_source(data.inner("value")),
+        frame=_read_source(data.inner("frame")),
+    )
+
+
+def _read_source(data: _Reader, depth: int = 0) -> ArgSource:
+    if depth > MAX_STEPS:
+        raise BadPlan(f"nested deeper than {MAX_STEPS}", key=data.key("steps"))
     register = data.text_or_none("register")
-    if register is not None and register not in REGISTERS:
+    if register is not None and register not in _REGISTERS:
         raise BadPlan(f"unknown register {register!r}", key=data.key("register"))
-    steps: list[Add | Deref] = []
-    for item in data.items("steps"):
-        if not isinstance(item, list) or len(item) != 2 or item[0] not in ("add", "deref"):
-            raise BadPlan("neither add nor deref", key=data.key("steps"))
-        if item[0] == "add":
-            steps.append(Add(_integer(item[1], data.key("steps"), -(1 << 63), _U64)))
-        elif item[1] in (1, 2, 4, 8):
-            steps.append(Deref(item[1]))
-        else:
-            raise BadPlan("deref of a size that is not 1, 2, 4 or 8", key=data.key("steps"))
-    if len(steps) > 64:
-        raise BadPlan("more than 64 steps", key=data.key("steps"))
-    return ArgSource(register=register, constant=data.number("constant", 0, _U64), steps=tuple(steps))
+    entry = None if data.absent("entry") else _read_source(data.inner("entry"), depth + 1)
+    if entry is not None and register is not None:
+        raise BadPlan("starts from a register and from the entry", key=data.key("register"))
+    steps = tuple(_read_step(item, data.key("steps"), depth) for item in data.items("steps"))
+    source = ArgSource(register=register, constant=data.number("constant", 0, _U64), steps=steps, entry=entry)
+    if source.weight() > MAX_STEPS:
+        raise BadPlan(f"more than {MAX_STEPS} steps", key=data.key("steps"))
+    return source
+
+
+def _read_step(item: object, key: str, depth: int) -> Step:
+    match item:
+        case ["add", amount]:
+            return Add(_integer(amount, key, -(1 << 63), _U64))
+        case ["deref", 1 | 2 | 4 | 8 as size]:
+            return Deref(_integer(size, key, 1, 8))
+        case ["extend", 1 | 2 | 4 | 8 as size, bool(signed)]:
+            return Extend(_integer(size, key, 1, 8), signed)
+        case ["apply", op, operand]:
+            try:
+                return Apply(Op(op), _read_source(_Reader(operand, key), depth + 1))
+            except ValueError:
+                raise BadPlan("unknown operation", key=key) from None
+    raise BadPlan("neither add, deref, extend nor apply with what belongs to it", key=key)
 
 
 def _read_unprobed(data: _Reader) -> Unprobed:
@@ -285,6 +376,9 @@ class _Reader:
         if name not in self._data:
             raise BadPlan("is missing", key=self.key(name))
         return self._data[name]
+
+    def absent(self, name: str) -> bool:
+        return self._get(name) is None
 
     def text(self, name: str) -> str:
         return _string(self._get(name), self.key(name))

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from capstone import x86_const as x86
 
 from symbols import dwarf_const as dw
-from symbols.code import full_register, price, refused
+from symbols.code import full_register
+from symbols.copies import all_entries
 from symbols.dwarf import Die, Dwarf
+from symbols.effects import entries_by_effect
 from symbols.entrytrace import EntryTrace
+from symbols.entryvalues import EntryValues
 from symbols.expressions import Unsupported, home_of, to_source
 from symbols.image import Image
 from symbols.instances import Instance, entry_points
-from symbols.lists import locations_of
-from symbols.plan import Addr, ArgSource, InstanceKind, Price, Role, Site
-from symbols.registers import REGISTERS
+from symbols.lists import Located, locations_of
+from symbols.plan import Addr, ArgSource, EntrySite, InstanceKind, Price, Role, Site
 from symbols.scopes import Function, Scopes
 from symbols.search import matches
 
@@ -42,25 +45,92 @@ class SiteBuilder:
         self._image = image
         self._dwarf = dwarf
         self._scopes = scopes
+        self._entries_of = EntryValues(image, scopes)
+        self._named: dict[Role, bool] = {}
+
+    def learn(self, instances: list[Instance]) -> None:
+        """Whether a role's parameter exists at all, by the name that the profile gives it."""
+        for one in instances:
+            if not self._named.get(one.role):
+                self._named[one.role] = self._parameter(one, one.spec.argument) is not None
 
     def arguments(self, instance: Instance) -> list[Found]:
         """Where the wanted argument is, at the entry of the instance. Raises Unsupported."""
         name = instance.spec.argument
         variable = self._parameter(instance, name)
         if variable is None:
-            raise Unsupported(f"no parameter {name!r} in its debug information")
+            return self._without_parameter(instance)
         if instance.kind is InstanceKind.OUT_OF_LINE:
             homed = self._homed_at_entry(instance, variable)
             if homed is not None:
                 return [Found(instance.entry, homed, name)]
-        entries = self._entries(instance)
+        located = locations_of(self._dwarf, variable)
         try:
-            return [self._at_entry(instance, variable, name, entry) for entry in entries]
+            entries = self._entries(instance, located)
+            try:
+                return [self._at_entry(instance, variable, name, entry) for entry in entries]
+            except Unsupported:
+                found = self._by_links(instance, entries)
+                if not found:
+                    raise
+                return found
         except Unsupported:
-            found = [self._by_link(instance, entry) for entry in entries]
-            if instance.role is not Role.DESTROY or None in found:
+            found = self._by_effects(instance, located)
+            if not found:
                 raise
-            return [place for place in found if place is not None]
+            return found
+
+    def _by_effects(self, instance: Instance, located: list[Located]) -> list[Found]:
+        """Where the argument's locations begin, if each effect of destroy belongs to one of them."""
+        if instance.role is not Role.DESTROY or instance.kind is not InstanceKind.INLINED:
+            return []
+        code = instance.code
+
+        def source_at(address: int) -> ArgSource | None:
+            return self._value(instance, located, address)
+
+        found = []
+        try:
+            inside = code.inside(instance.ranges)
+            for at in entries_by_effect(code, instance.function.low, inside, source_at):
+                source = source_at(at)
+                if source is not None:
+                    note = "where its argument's location begins"
+                    found.append(Found(at, source, instance.spec.argument, note))
+        except Unsupported:
+            return []
+        return found
+
+    def _value(self, instance: Instance, located: list[Located], address: int) -> ArgSource | None:
+        """The argument at one address; None where it has no location that a probe can read."""
+        for lo, hi, expr in located:
+            if lo <= address < hi:
+                with contextlib.suppress(Unsupported):
+                    return to_source(expr, instance.die.unit, self._scopes.place(instance.function, address))
+        return None
+
+    def _without_parameter(self, instance: Instance) -> list[Found]:
+        missing = Unsupported(f"no parameter {instance.spec.argument!r} in its debug information")
+        if instance.kind is not InstanceKind.INLINED or not self._named.get(instance.role):
+            raise missing
+        found = self._by_links(instance, self._entries(instance, []))
+        if not found:
+            raise missing
+        return found
+
+    def _by_links(self, instance: Instance, entries: list[int]) -> list[Found]:
+        """_by_link for every entry; nothing where one fails."""
+        found = [self._by_link(instance, entry) for entry in entries]
+        if instance.role is not Role.DESTROY or None in found:
+            return []
+        return [place for place in found if place is not None]
+
+    def holds(self, instance: Instance, address: int, source: ArgSource) -> bool:
+        """Whether the instance's argument is in source at an address behind its entry."""
+        variable = self._parameter(instance, instance.spec.argument)
+        if variable is None:
+            return False
+        return self._value(instance, locations_of(self._dwarf, variable), address) == source
 
     def site(self, instance: Instance, found: Found, index: int, *, harmless: bool = False) -> Site:
         """The cheapest site that means the same as `found`. Raises Unsupported."""
@@ -69,16 +139,21 @@ class SiteBuilder:
             raise Unsupported("its address is not the start of an instruction")
         address = code.cheapest(found.address, found.source, harmless=harmless)
         if address is None:
-            reason = refused(code.raw(found.address)) or "it is a 5-byte nop, which newer kernels rewrite"
-            raise Unsupported(reason)
+            raise Unsupported(code.refused(found.address) or "no instruction there can be probed")
         offset = self._image.file_offset(address)
         if offset is None or not self._image.executable(address):
             raise Unsupported("its address is not in an executable segment")
         note = found.note
         if address != found.address:
-            why = "cheaper" if price(code.raw(address)) is Price.EMULATED else "probeable"
+            why = "cheaper" if code.price(address) is Price.EMULATED else "probeable"
             moved = f"address moved +{address - found.address:#x}: {why}"
             note = f"{note}; {moved}" if note else moved
+        entry, frame = self._entries_of.keep(instance, found.source, address)
+        if entry is not None:
+            kept = (
+                f"kept since the entry of {instance.function.name}: not known of calls begun before watching"
+            )
+            note = f"{note}; {kept}" if note else kept
         return Site(
             index=index,
             role=instance.role,
@@ -90,15 +165,22 @@ class SiteBuilder:
             call_site=instance.call_site,
             declared_at=instance.declared_at,
             instruction=str(code.insns[address]),
-            price=price(code.raw(address)),
+            price=code.price(address),
             argument=found.argument,
             source=found.source,
             note=note,
+            entry=entry,
+            frame=frame,
         )
+
+    @property
+    def kept_at_entries(self) -> tuple[EntrySite, ...]:
+        """Every place at which something is kept for the sites that were made."""
+        return self._entries_of.sites()
 
     # -- entries of an instance ------------------------------------------------------------------
 
-    def _entries(self, instance: Instance) -> list[int]:
+    def _entries(self, instance: Instance, located: list[Located]) -> list[int]:
         """Addresses at which control enters the instance. Raises Unsupported when they cannot be told."""
         code, entry = instance.code, instance.entry
         if instance.kind is InstanceKind.OUT_OF_LINE:
@@ -110,14 +192,45 @@ class SiteBuilder:
             raise Unsupported("no code leads to it")
         inside = code.inside(instance.ranges)
         points = self._collected(instance, points, elsewhere, inside)
+        first = set(points)
+        points = self._copies(instance, located, points, inside)
         for start in points:
             # Not through what runs without the instance: that would be its next execution.
-            behind = code.reach(code.succ(start), avoid=elsewhere)
+            behind = code.reach(code.succ(start), avoid=elsewhere) & first if start in first else set()
             if any(other in behind for other in points if other != start):
                 raise Unsupported("control enters it at several places that lead to each other")
             if start in code.reach(code.succ(start), within=inside):
                 raise Unsupported("its entry is the head of a loop: the probe would fire more than once")
         return points
+
+    def _copies(
+        self, instance: Instance, located: list[Located], points: list[int], inside: set[int]
+    ) -> list[int]:
+        """With the entries of copies that are reached through others only. Raises Unsupported."""
+
+        def source_at(address: int) -> ArgSource | None:
+            values = (source for _at, source in self._values(instance, located, address))
+            return next((source for source in values if isinstance(source, ArgSource)), None)
+
+        starts = [lo for lo, _hi, _expr in located]
+        return all_entries(instance.code, inside, points, source_at, starts)
+
+    def _values(
+        self, instance: Instance, located: list[Located], entry: int
+    ) -> Iterator[tuple[int, ArgSource | Unsupported]]:
+        """(address, the argument there), from an entry straight on, up to the instance's first effect."""
+        code, unit = instance.code, instance.die.unit
+        inside = [(instance.entry, instance.entry + 1), *instance.ranges]
+        for at in code.straight(entry):
+            for lo, hi, expr in located:
+                if lo <= at < hi:
+                    try:
+                        yield at, to_source(expr, unit, self._scopes.place(instance.function, at))
+                    except Unsupported as error:
+                        yield at, error
+            # What other code does that the compiler placed in between is not the instance's effect.
+            if any(lo <= at < hi for lo, hi in inside) and self._damages(instance, at):
+                return
 
     def _collected(
         self, instance: Instance, points: list[int], elsewhere: set[int], inside: set[int]
@@ -161,13 +274,12 @@ class SiteBuilder:
         if len(located) != 1 or located[0][0] != 0:
             return None  # a location list says by itself what holds at entry
         trace = EntryTrace(instance.code, instance.entry)
-        frame = self._scopes.frame_base(instance.function, instance.entry)
-        home = home_of(located[0][2], variable.unit, frame)
+        place = self._scopes.place(instance.function, instance.entry)
+        home = home_of(located[0][2], variable.unit, place)
         if home is None:
             return None
-        at_cfa = home[0] == "rsp" and frame.register == "rsp" and located[0][2][0] == 0x91
-        if at_cfa:  # fbreg on the CFA: rsp of the entry, not of the body
-            return trace.at_cfa(home[1] - 8)
+        if place.base_is_cfa and located[0][2][0] == 0x91:  # rsp of the entry, not of the body
+            return trace.at_cfa(home[1] - self._scopes.machine.entry_cfa)
         found = trace.at_entry(*home)
         if found is None:
             raise Unsupported("its stack home is not filled in the function's straight-line prologue")
@@ -179,20 +291,11 @@ class SiteBuilder:
         if not located:
             raise Unsupported(f"parameter {name!r} was optimized out (no location)")
         reason = ""
-        inside = instance.code.inside(instance.ranges)
-        for at in instance.code.straight(entry):
-            for lo, hi, expr in located:
-                if lo <= at < hi:
-                    frame = self._scopes.frame_base(instance.function, at)
-                    try:
-                        source = to_source(expr, variable.unit, frame)
-                    except Unsupported as error:
-                        reason = reason or str(error)
-                        continue
-                    note = "" if at == entry else f"the value has a location only from +{at - entry:#x}"
-                    return Found(at, source, name, note)
-            if at in inside and self._damages(instance, at):
-                break  # what a scheduler moved in between is the caller's, not the instance's
+        for at, source in self._values(instance, located, entry):
+            if isinstance(source, ArgSource):
+                note = "" if at == entry else f"the value has a location only from +{at - entry:#x}"
+                return Found(at, source, name, note)
+            reason = reason or str(source)
         if reason:
             raise Unsupported(f"parameter {name!r}: {reason}")
         raise Unsupported(f"parameter {name!r} has no location at the entry, nor before its first effect")
@@ -212,7 +315,11 @@ class SiteBuilder:
             if insn.mnemonic == "mov" and len(insn.operands) == 2 and insn.operands[0].type == x86.X86_OP_MEM:
                 place = insn.operands[0].mem
                 register = insn.reg_name(place.base) if place.base and not place.index else ""
-                if register in REGISTERS and place.disp == self._link_offset and register not in written:
+                if (
+                    register in self._scopes.machine.registers
+                    and place.disp == self._link_offset
+                    and register not in written
+                ):
                     name = slot_variable(
                         self._dwarf, self._scopes, instance.function, entry, register, self._slot_type
                     )
@@ -238,9 +345,9 @@ def slot_variable(
                 continue
             for lo, hi, expr in locations_of(dwarf, variable):
                 if lo <= address < hi:
-                    frame = scopes.frame_base(function, address)
                     with contextlib.suppress(Unsupported):
-                        if to_source(expr, variable.unit, frame) == ArgSource(register=register):
+                        place = scopes.place(function, address)
+                        if to_source(expr, variable.unit, place) == ArgSource(register=register):
                             return dwarf.name(variable)
     return None
 

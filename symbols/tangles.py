@@ -94,9 +94,14 @@ def _continues(
 
 
 def _stores_register(code: FunctionCode, address: int, registers: set[str]) -> bool:
-    """`mov [memory], register`: the slot's address goes somewhere, as a push on a list does."""
+    """`mov [memory], register`: the slot's address goes somewhere, as a push on a list does.
+
+    "" among the registers: the slot's is not known, any may be it.
+    """
     insn = code.detail(address)
     if insn is None or len(insn.operands) != 2 or insn.operands[0].type != x86.X86_OP_MEM:
         return False
     value = insn.operands[1]
-    return bool(value.type == x86.X86_OP_REG and full_register(insn.reg_name(value.reg)) in registers)
+    if value.type != x86.X86_OP_REG:
+        return False
+    return "" in registers or full_register(insn.reg_name(value.reg)) in registers

@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from symbols import dwarf_const as dw
 from symbols.dwarf import Die, Dwarf
 from symbols.expressions import Unsupported, to_source
 from symbols.leb import Truncated, uleb
 from symbols.lists import locations_of
-from symbols.plan import Add, ArgSource, Deref
+from symbols.plan import LOAD_BIAS, Add, Apply, ArgSource, Deref, Extend
 from symbols.resolve import Session
 from symbols.scopes import Function
 from symbols.sites import strip
 from symbols.types import Type, Types
+from symbols.values import compute, extended
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _MAX_VARIABLES = 2048  # of one pc
@@ -47,8 +48,7 @@ class Variable:
         source = self.source
         if source is None or not source.steps or not isinstance(source.steps[-1], Deref):
             return None
-        place = ArgSource(register=source.register, constant=source.constant, steps=source.steps[:-1])
-        return evaluate(place, registers, read)
+        return evaluate(replace(source, steps=source.steps[:-1]), registers, read)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +62,25 @@ class Fixed:
 
 def evaluate(source: ArgSource, registers: Mapping[str, int], read: Read) -> int | None:
     """The value of an ArgSource; None where a register or a byte of memory is not known."""
-    if source.register is None:
-        value = source.constant
-    elif source.register in registers:
-        value = registers[source.register]
-    else:
-        return None
+    value: int | None = source.constant
+    if source.entry is not None:
+        return None  # it was known at the function's entry only
+    if source.register is not None:
+        value = registers.get(source.register)
     for step in source.steps:
-        if isinstance(step, Add):
-            value = (value + step.amount) & _MASK
-            continue
-        raw = read(value & _MASK, step.size)
-        if raw is None or len(raw) != step.size:
+        if value is None:
             return None
-        value = int.from_bytes(raw, "little")
+        match step:
+            case Add():
+                value = (value + step.amount) & _MASK
+            case Deref():
+                raw = read(value & _MASK, step.size)
+                value = int.from_bytes(raw, "little") if raw is not None and len(raw) == step.size else None
+            case Extend():
+                value = extended(value, step)
+            case Apply():
+                operand = evaluate(step.operand, registers, read)
+                value = compute(step.op, value, operand) if operand is not None else None
     return value
 
 
@@ -178,10 +183,14 @@ class Variables:
             return (None, "at a fixed address") if fixed is not None else (None, "optimized out")
         for low, high, expr in located:
             if low <= pc < high:
-                frame = self._session.scopes.frame_base(function, pc)
                 width = size if size in (1, 2, 4, 8) else 8
                 try:
-                    return to_source(expr, die.unit, frame, width), ""
+                    source = to_source(expr, die.unit, self._session.scopes.place(function, pc), width)
                 except Unsupported as error:
                     return None, str(error)
+                if LOAD_BIAS in source.registers():
+                    return None, "it is found from a link-time address"
+                if source.at_entry():
+                    return None, "it was known at the function's entry only"
+                return source, ""
         return None, "it has no place at this address"

@@ -5,6 +5,7 @@
  *   AF_RING_RECORDS, AF_LIFE_RECORDS (per CPU), AF_MAX_SLOTS, AF_MAX_THREADS, AF_URGENT_PAGES, AF_CPUS
  *   AF_UD_MASK, AF_IS_RESERVED(u), AF_HAVE_CREATE, AF_HAVE_DISPATCH, AF_OBJECT_OFFSET, AF_SLOT_SIZE,
  *   AF_CRASH_SLOT_SIZE, AF_LINK_OFFSET (-1: the profile names none)
+ *   AF_MAX_ENTERED: calls whose entry values are kept
  */
 #include <uapi/linux/ptrace.h>
 #include "abi.h"
@@ -100,6 +101,10 @@ struct af_fd {
 
 struct af_desc { u32 refs; u32 gap; };
 
+/* one call of a function whose entry value is kept; its CFA tells it from every other one of the process */
+struct af_call_key { u32 tgid; u32 entry; u64 cfa; };
+struct af_entered { u64 armed; u64 value; };
+
 struct af_path_key { char path[AF_PATH]; };
 struct af_stack { u64 ip[AF_STACK_DEPTH]; };
 
@@ -139,4 +144,5 @@ BPF_F_TABLE("hash", struct af_slot_key, u64, objects, AF_MAX_SLOTS, 0);
 BPF_F_TABLE("hash", struct af_fd_key, u32, waiters, 4096, 0);
 BPF_F_TABLE("hash", u32, u32, children, 4096, 0);
 BPF_F_TABLE("hash", struct af_path_key, u32, exec_paths, 64, 0);
+BPF_F_TABLE("lru_hash", struct af_call_key, struct af_entered, entered, AF_MAX_ENTERED, 0);
 BPF_F_TABLE("prog", int, int, prog, 2, 0);

@@ -293,6 +293,7 @@ enum af_counter {
 	AF_C_ORPHANS_FULL = 21,
 	AF_C_OBJECTS_FULL = 22,
 	AF_C_RANGE_TRUNCATED = 23, /* close_range over more fds than are looked at */
+	AF_C_ENTRY_UNSEEN = 24,    /* hits whose call was entered before watching: their argument is not known */
 	AF_C_MAX = 32,
 };
 

@@ -140,7 +140,7 @@ def test_wrong_architecture(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
         assert code == ExitCode.PREREQUISITE
         one_screen(err)
         assert "arm" in err
-        assert "name an x86-64" in err
+        assert "for x86-64 or aarch64" in err
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,16 @@ def build_cserver(mode: str) -> Path:
     return build("cserver", mode)
 
 
+def cross_build_c(*flags: str, source: str = "pool.c") -> Path:
+    """A program of programs/ for aarch64, by Zig's clang. Skips when Zig is missing."""
+    pytest.importorskip("ziglang")
+    zig = [sys.executable, "-m", "ziglang"]
+    # musl: nothing but its own sources is needed. Without UBSan, which Zig turns on and clang does not.
+    target = ["-target", "aarch64-linux-musl", "-static", "-fno-sanitize=all"]
+    command = [*zig, "cc", *target, "-g", *flags, source, "-o"]
+    return _build(HERE / "programs" / source, command, [*zig, "version"], f"aarch64{''.join(flags)}")
+
+
 def build_rust(*flags: str, source: str) -> Path:
     """A Rust program of programs/. Skips when rustc is missing."""
     path = shutil.which("rustc")
@@ -85,13 +95,14 @@ def build_rust(*flags: str, source: str) -> Path:
     return _build(HERE / "programs" / source, command, [path, "--version"], f"rustc{''.join(flags)}")
 
 
-def build_zig(mode: str, source_name: str = "pool.zig") -> Path:
+def build_zig(mode: str, source_name: str = "pool.zig", *, machine: str = "x86_64") -> Path:
     """A Zig program of programs/ in a build mode. Skips when Zig is missing."""
     pytest.importorskip("ziglang")
     zig = [sys.executable, "-m", "ziglang"]
     source = HERE / "programs" / source_name
     # A fixed CPU: the kernel refuses uprobes on AVX-512 instructions, which "native" may bring.
-    command = [*zig, "build-exe", source_name, "-O", mode, "-fno-strip", "-mcpu=x86_64_v3"]
+    target = ["-mcpu=x86_64_v3"] if machine == "x86_64" else ["-target", f"{machine}-linux"]
+    command = [*zig, "build-exe", source_name, "-O", mode, "-fno-strip", *target]
     return _build_zig(source, command, [*zig, "version"], f"zig-{mode}")
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -18,12 +19,29 @@ import gdb, json
 gdb.execute("set pagination off"); gdb.execute("set confirm off")
 gdb.execute("set startup-with-shell off"); gdb.execute("set disable-randomization on")
 sites = json.loads({sites!r}); pie = {pie!r}; log = open({log!r}, "w")
+def by_name(function, argument):
+    # As gdb itself reads it, in the innermost block of the function; None when it cannot.
+    try:
+        frame = gdb.newest_frame()
+        block = gdb.block_for_pc(frame.pc())
+        while block is not None and not block.is_global and not block.is_static:
+            for symbol in block:
+                if symbol.name == argument and (symbol.is_argument or symbol.is_variable):
+                    value = symbol.value(frame)
+                    return None if value.is_optimized_out else int(value) & (2**64 - 1)
+            if block.function is not None:
+                return None
+            block = block.superblock
+    except (gdb.error, RuntimeError, ValueError, OverflowError):
+        pass
+    return None
 class Site(gdb.Breakpoint):
-    def __init__(self, index, address, register, constant, steps):
+    def __init__(self, index, address, register, constant, steps, function, argument):
         super().__init__("*%#x" % address)
-        self.data = (index, register, constant, steps)
+        self.data = (index, register, constant, steps, function, argument)
     def stop(self):
-        index, register, value, steps = self.data
+        index, register, value, steps, function, argument = self.data
+        own = by_name(function, argument)
         if register is not None:
             value = int(gdb.newest_frame().read_register(register)) & (2**64 - 1)
         for kind, amount in steps:
@@ -32,7 +50,7 @@ class Site(gdb.Breakpoint):
             else:
                 raw = gdb.selected_inferior().read_memory(value, amount).tobytes()
                 value = int.from_bytes(raw, "little")
-        log.write(json.dumps([index, value]) + "\\n"); log.flush()
+        log.write(json.dumps([index, value, own]) + "\\n"); log.flush()
         return False
 bias = 0
 if pie:
@@ -41,14 +59,29 @@ if pie:
         if line.strip().endswith({path!r}):
             bias = int(line.split()[0], 16)
             break
-for index, address, register, constant, steps in sites:
-    Site(index, address + bias, register, constant, steps)
+for index, address, *rest in sites:
+    Site(index, address + bias, *rest)
 gdb.execute("continue" if pie else "run")
 """
 
 
+class Hit(NamedTuple):
+    index: int  # of the site
+    value: int  # by the plan's source
+    own: int | None  # by gdb's own reading of the argument; None where it has none
+
+
 def hits(path: Path, plan: ProbePlan, tmp: Path) -> tuple[dict[int, list[int]], str]:
     """(site index -> values in order, the program's output)."""
+    found: dict[int, list[int]] = defaultdict(list)
+    trace, output = run(path, plan, tmp)
+    for hit in trace:
+        found[hit.index].append(hit.value)
+    return found, output
+
+
+def run(path: Path, plan: ProbePlan, tmp: Path) -> tuple[list[Hit], str]:
+    """(every hit in order, the program's output)."""
     if shutil.which("gdb") is None:
         pytest.skip("gdb is not installed")
     sites = [
@@ -58,6 +91,8 @@ def hits(path: Path, plan: ProbePlan, tmp: Path) -> tuple[dict[int, list[int]], 
             s.source.register,
             s.source.constant,
             [("add", x.amount) if isinstance(x, Add) else ("deref", x.size) for x in s.source.steps],
+            s.function,
+            s.argument,
         )
         for s in plan.sites
     ]
@@ -76,12 +111,8 @@ def hits(path: Path, plan: ProbePlan, tmp: Path) -> tuple[dict[int, list[int]], 
         "60",
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    found: dict[int, list[int]] = defaultdict(list)
     assert log.exists(), done.stdout + done.stderr
-    for line in log.read_text().splitlines():
-        index, value = json.loads(line)
-        found[index].append(value)
-    return found, done.stdout
+    return [Hit(*json.loads(line)) for line in log.read_text().splitlines()], done.stdout
 
 
 def check_against_truth(path: Path, plan: ProbePlan, tmp: Path, *, roles: str = "CDOS") -> None:

@@ -111,12 +111,12 @@ def test_refusals(tmp_path: Path) -> None:
     text.write_text("#!/bin/sh\n")
     with pytest.raises(NotElf):
         resolve(text)
-    arm = bytearray(path.read_bytes())
-    arm[18] = 183
-    (tmp_path / "arm").write_bytes(arm)
+    riscv = bytearray(path.read_bytes())
+    riscv[18] = 243
+    (tmp_path / "riscv").write_bytes(riscv)
     with pytest.raises(WrongMachine) as wrong:
-        resolve(tmp_path / "arm")
-    assert wrong.value.machine == "aarch64"
+        resolve(tmp_path / "riscv")
+    assert wrong.value.machine == "riscv"
     with pytest.raises(NoProfileMatch):
         resolve(path)
     with pytest.raises(NoDestroySite) as none:
@@ -143,8 +143,6 @@ freelist_link = { offset = 0 }
 @pytest.mark.parametrize("level", ["-O0", "-O1", "-O2", "-O3", "-Os"])
 def test_copies_that_the_compiler_merged_hit_once(compiler: str, level: str, tmp_path: Path) -> None:
     """Tail merging and cross-jumping: entries vanish, or one copy runs into the middle of another."""
-    if (compiler, level) == ("clang", "-O1"):
-        pytest.xfail("the merged push reaches the list by another address than the known one")
     path = build_c("-g", level, compiler=compiler, source="merged.c")
     plan = resolve(path, MERGED)
     assert plan.complete(Role.DESTROY)

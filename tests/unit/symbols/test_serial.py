@@ -30,7 +30,7 @@ def test_round_trip(plan: ProbePlan) -> None:
 
 
 def test_other_version_is_refused(plan: ProbePlan) -> None:
-    data = plan_to_json(plan) | {"version": 2}
+    data = plan_to_json(plan) | {"version": 1}
     with pytest.raises(BadPlan) as caught:
         plan_from_json(data)
     assert caught.value.key == "version"

@@ -1,0 +1,65 @@
+# Owns functions that were split in two: gcc's partial inlining leaves the test at the head inlined into
+# every caller, and the rest as `name.part.N`, described as another copy of the function. One call
+# must hit one probe. Must not look for new sites.
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from symbols.image import Image
+from symbols.instances import Instance
+from symbols.plan import ArgSource, InstanceKind
+from symbols.tangles import Placed
+
+
+def without_parts(placed: list[Placed], symbols: Image) -> list[Placed]:
+    """Without the sites of parts whose heads are probed; where a head cannot be, the part stands for all.
+
+    What tells a part from a function that calls itself is its symbol (gcc, ipa-split.cc: "part").
+    """
+    left: set[int] = set()
+    for one in placed:
+        part = one.instance
+        if part.kind is not InstanceKind.OUT_OF_LINE or not _is_part(part, symbols):
+            continue
+        heads = [other for other in placed if other is not one and _calls(other.instance, part.entry)]
+        if not heads:
+            continue
+        if all(head.sites for head in heads) or not one.sites:
+            left.add(id(one))
+            continue
+        for head in heads:
+            if head.sites:
+                head.sites = []
+                head.reason = "only what follows its first test is probed, in the part that copies share"
+    return [one for one in placed if id(one) not in left]
+
+
+def without_nested(placed: list[Placed], holds: Callable[[Instance, int, ArgSource], bool]) -> list[Placed]:
+    """Without instances inside another instance of the function that work on the same slot.
+
+    That is a part which was inlined after its head. A function that calls itself has another slot there.
+    holds(instance, address, source): whether its argument is in source there.
+    """
+    probed = {one.instance.die.offset: one.instance for one in placed if one.sites}
+
+    def repeats(one: Placed) -> bool:
+        for die in one.instance.path[:-1]:
+            outer = probed.get(die.offset)
+            if outer is not None and all(holds(outer, site.address, site.source) for site in one.sites):
+                return True
+        return False
+
+    return [one for one in placed if not (one.sites and repeats(one))]
+
+
+def _is_part(instance: Instance, symbols: Image) -> bool:
+    symbol = symbols.function_at(instance.entry)
+    return symbol is not None and symbol.address == instance.entry and ".part." in symbol.name
+
+
+def _calls(instance: Instance, target: int) -> bool:
+    code, wanted = instance.code, f"{target:#x}"
+    return any(
+        code.insns[at].operands == wanted and code.insns[at].mnemonic.startswith(("call", "j"))
+        for at in code.inside(instance.ranges)
+    )
