@@ -22,6 +22,13 @@ if [ "$mode" = bpf ]; then
     need_module bcc python3-bpfcc
     need_command bpftool bpftool
     need_command cc gcc
+    # the compiler matrix
+    need_command g++ g++
+    need_command clang clang
+    need_command clang++ clang
+    need_command dwz dwz
+    need_command objcopy binutils
+    need_command rustc rustc
     need_command clang clang
     need_command gdb gdb
     need_command strace strace

@@ -3,6 +3,10 @@
 # Every condition that makes this true is checked; otherwise create stays unprobed.
 from __future__ import annotations
 
+from itertools import pairwise
+
+from capstone import x86_const as x86
+
 from symbols.code import FunctionCode, full_register
 from symbols.expressions import Unsupported
 from symbols.instances import Instance, check_entries, entry_points
@@ -11,6 +15,7 @@ from symbols.plan import ArgSource
 from symbols.sites import Found
 
 _STEPS = 64
+_REG, _MEM = x86.X86_OP_REG, x86.X86_OP_MEM
 
 
 def find_popped(instance: Instance, link_offset: int) -> list[Found]:
@@ -105,28 +110,53 @@ def _meeting(code: FunctionCode, at: int, register: str, inside: set[int]) -> in
 
 
 def _check_others(code: FunctionCode, meeting: int, register: str, inside: set[int], load: int) -> None:
-    """On each other way: a call, then a check that can leave, then the register gets the new slot."""
+    """On each other way: a call, a check of its result that can leave, and the register gets the new slot."""
     for pred in code.preds.get(meeting, ()):
-        at, defined, checked, popped = pred, False, False, False
-        for _ in range(_STEPS):
-            insn = code.detail(at)
-            if insn is None or at not in inside:
+        way = [pred]
+        while way[-1] != load and not code.insns[way[-1]].mnemonic.startswith("call"):
+            if way[-1] not in inside:
                 raise Unsupported("a way to the result does not come from create's own code")
-            if at == load:
-                popped = True
-                break
-            if insn.mnemonic.startswith("call"):
-                break
-            defined = defined or register in _written(insn)
-            checked = checked or (insn.mnemonic[0] == "j" and len(code.succ(at)) == 2)
-            preds = code.preds.get(at, [])
-            if len(preds) != 1:
+            preds = code.preds.get(way[-1], [])
+            if len(preds) != 1 or len(way) > _STEPS:
                 raise Unsupported("a way to the result cannot be followed back")
-            at = preds[0]
-        else:
-            raise Unsupported("a way to the result cannot be followed back")
-        if not popped and not (defined and checked):
+            way.append(preds[0])
+        if way[-1] != load and not _is_checked(code, [*way[::-1], meeting], register, inside):
             raise Unsupported("a way to the result is not visibly checked for failure")
+
+
+def _is_checked(code: FunctionCode, way: list[int], register: str, inside: set[int]) -> bool:
+    """Whether the way from a call to the meeting tests the call's result, leaves on failure and defines
+    the register. Out of memory must not arrive at the meeting."""
+    result, tested, checked, defined = {"rax"}, False, False, False
+    for at, following in pairwise(way[1:]):
+        insn = code.detail(at)
+        if insn is None:
+            return False
+        succ, operands = code.succ(at), insn.operands
+        if insn.mnemonic[0] == "j" and len(succ) == 2:
+            others = [other for other in succ if other != following]
+            if tested and way[-1] not in code.reach(others, within={*inside, way[-1]}):
+                checked = True
+            continue
+        if insn.mnemonic in ("test", "cmp"):
+            registers = {full_register(insn.reg_name(o.reg)) for o in operands if o.type == _REG}
+            frame = any(
+                o.type == _MEM and o.mem.base and insn.reg_name(o.mem.base) in ("rsp", "rbp")
+                for o in operands
+            )
+            tested = bool(registers & result) or frame  # an error union comes back in memory
+            continue
+        written = _written(insn)
+        if "rflags" in written:
+            tested = False
+        copied = (
+            insn.mnemonic == "mov"
+            and operands[1].type == _REG
+            and full_register(insn.reg_name(operands[1].reg)) in result
+        )
+        result = result | written if copied and operands[0].type == _REG else result - written
+        defined = defined or register in written
+    return checked and defined
 
 
 def _check_only_from(code: FunctionCode, instance: Instance, meeting: int, inside: set[int]) -> None:
