@@ -13,8 +13,8 @@ from agent.cli import run
 from agent.forensics.explanation import Cause, Certainty, Explanation, Outcome, Topic
 from agent.forensics.postmortem import CoreMismatch, explain_core
 from symbols.errors import MalformedImage, NotElf, SymbolError
-from tests.unit.agent.forensics.crashes import Crash, crash
 from tests.unit.symbols.builds import build_c
+from tests.unit.symbols.crashes import Crash, crash
 
 FLAGS = [("-O0",), ("-O2",), ("-O2", "-no-pie"), ("-O1", "-gdwarf-4"), ("-O3", "-fno-omit-frame-pointer")]
 
