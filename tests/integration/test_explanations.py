@@ -55,13 +55,19 @@ def test_like_the_truth(watch: Watch, switch: Switch, tmp_path: Path) -> None:
             client.communicate()
         truth = rows(target.truth_file)
     item = _explained(watch, run, target.pid)
+    if item.cause is Cause.STALE_LINK:
+        # The second pass of the sweep met a slot that had ended in order: the truth writes only what was wrong.
+        assert switch.name == "sweep"
+        assert any("sweepStaleLinks" in frame or "disown" in frame for frame in item.stack)
+        assert (item.rule, item.fix_kind) == ("", "unlink-first")
+        return
     real = life(truth, item.slot, item.generation)
     assert item.cause is (Cause.DESTROYED_TWICE if switch.name == "double" else cause(real))
     assert item.destroyer == real.get("destroy_tid", 0)
-    assert item.thread == "loop"
     if switch.name == "double":
         assert (item.rule, item.fix_kind) == ("double-destroy", "destroy-once")
         return
+    assert item.thread == "loop" or switch.name == "sweep"  # which may take a slot from under a worker
     assert item.closer == real.get("close_tid", 0)
     assert (item.field.rpartition(".")[2], item.offset, item.slot_field) == ("_state", 0x2F8, "protocol.http")
     assert item.fix_kind == ("deferred-free" if item.cause is Cause.FREED_IN_BATCH else "del-before-close")

@@ -208,8 +208,8 @@ def test_a_crash_elsewhere_in_a_pool_that_an_earlier_double_destroy_broke() -> N
 def test_a_life_that_ended_in_order_is_not_blamed_on_epoll() -> None:
     story = life().added(10).removed(20).closed(30).destroyed(50)
     item = explain(_evidence(_history(story)), _seen())
-    assert item.cause is Cause.FREED_BEFORE_USE
-    assert item.fix_kind == ""
+    assert (item.cause, item.rule, item.fix_kind) == (Cause.STALE_LINK, "", "unlink-first")
+    assert "DEL, close and destroy" in _order(item)
 
 
 def test_without_a_history_the_actors_are_unknown() -> None:
