@@ -253,8 +253,8 @@ def _stale_link(seen: Examination, life: SlotLife, sure: Certainty) -> Diagnosis
         certainty=sure,
         rule=None,
         missing=(
-            f"epoll has no part in it: the life ended in order ({ended} by thread {life.destroy.tid}), and no "
-            f"event came for it afterwards. The program reached the slot by a link of its own{through}"
+            f"epoll has no part in it: the life ended in order ({ended} by thread {life.destroy.tid}), and "
+            f"no event came for it afterwards. The program reached the slot by a link of its own{through}"
         ),
         fix=(
             "take the slot out of every list and clear every pointer to it before it is destroyed; a sweep "

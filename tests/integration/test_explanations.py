@@ -56,7 +56,7 @@ def test_like_the_truth(watch: Watch, switch: Switch, tmp_path: Path) -> None:
         truth = rows(target.truth_file)
     item = _explained(watch, run, target.pid)
     if item.cause is Cause.STALE_LINK:
-        # The second pass of the sweep met a slot that had ended in order: the truth writes only what was wrong.
+        # The sweep's second pass met a slot that had ended in order: the truth writes only what was wrong.
         assert switch.name == "sweep"
         assert any("sweepStaleLinks" in frame or "disown" in frame for frame in item.stack)
         assert (item.rule, item.fix_kind) == ("", "unlink-first")
