@@ -85,6 +85,8 @@ def diagnose(evidence: CrashEvidence, seen: Examination, past: Past) -> tuple[Di
         # The crash touched something that the broken pool gave out; the cause is the second destroy.
         sure = Certainty.OBSERVED if broken else Certainty.INFERRED
         return _twice(other.life, other, sure), other
+    if life is not None and life.state is SlotState.FREE and life.destroy.seen:
+        return _stale_link(seen, life, _certainty(evidence, seen)), past
     return _from_memory(seen), past
 
 
@@ -238,6 +240,28 @@ def _recycled(life: SlotLife) -> Diagnosis:
         ),
         fix_kind="generation-check",
         evidence=(Evidence("events", f"an older registration is alive on fd {life.old_fd}"),),
+    )
+
+
+def _stale_link(seen: Examination, life: SlotLife, sure: Certainty) -> Diagnosis:
+    ended = "DEL, close and destroy" if life.removed.seen else "close and destroy"
+    frames = (*seen.fault.frames, *seen.fault.callers) if seen.fault is not None else ()
+    names = [frame.function.rpartition(".")[2] for frame in frames if frame.own]
+    through = f" ({' < '.join(names[:4])})" if names else ""
+    return Diagnosis(
+        cause=Cause.STALE_LINK,
+        certainty=sure,
+        rule=None,
+        missing=(
+            f"epoll has no part in it: the life ended in order ({ended} by thread {life.destroy.tid}), and "
+            f"no event came for it afterwards. The program reached the slot by a link of its own{through}"
+        ),
+        fix=(
+            "take the slot out of every list and clear every pointer to it before it is destroyed; a sweep "
+            "must not go on through links that it collected before it destroyed"
+        ),
+        fix_kind="unlink-first",
+        evidence=(Evidence("events", f"{ended}, nothing after it"),),
     )
 
 

@@ -123,14 +123,10 @@ def _deliveries(life: SlotLife) -> Iterator[Actor]:
     """The first and the last one; the thread is only kept of the last."""
     if life.first_delivery and life.first_delivery != life.last_delivery:
         yield from seen_actor("delivered", Moment(0, life.first_delivery, 0, life.waiter, -1), "the first")
-    late = "after the destroy" if life.last_delivery > life.destroy.ts > 0 else "the last"
-    note = (
-        f"{late}, {life.deliveries} before it"
-        if late == "after the destroy"
-        else f"{late} of {life.deliveries}"
-    )
+    after = life.last_delivery > life.destroy.ts > 0
+    note = "after the destroy" if after else f"the last of {life.deliveries}" if life.deliveries > 1 else ""
     last = Moment(life.last_delivery_enter, life.last_delivery, 0, life.last_tid, -1)
-    yield from seen_actor("delivered", last, note if life.deliveries > 1 or late != "the last" else "")
+    yield from seen_actor("delivered", last, note)
 
 
 def _where(places: tuple[CodePlace, ...]) -> str:

@@ -99,6 +99,7 @@ class Cause(StrEnum):
     NEVER_REMOVED = "destroyed-while-registered"
     CLOSE_RACE = "close-raced-delivery"
     RECYCLED = "recycled-slot"
+    STALE_LINK = "stale-link"  # the life ended in order; the program itself kept a way to the slot
     FREED_BEFORE_USE = "freed-before-use"  # memory says so; which ordering let it happen is not known
     LIST_BROKEN = "free-list-broken"  # memory says so; who broke it is not known
     NOT_A_SLOT = "no-freed-slot"  # nothing connects the crash with a freed slot
@@ -129,7 +130,7 @@ class Explanation:
     slot_field: str  # of the slot, from which the pointer came
     closer: int  # thread; 0 unknown
     destroyer: int  # thread; 0 unknown
-    fix_kind: str  # "del-before-close", "deferred-free", "destroy-once", "generation-check", ""
+    fix_kind: str  # "del-before-close", "deferred-free", "destroy-once", "unlink-first", …
     statements: tuple[Statement, ...]
     steps: tuple[Step, ...]
     alternatives: tuple[Alternative, ...]

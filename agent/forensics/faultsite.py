@@ -20,6 +20,7 @@ _CLIMB = 3  # functions that a pointer is followed out of
 _TRAPNO, _CR2, _SIGCONTEXT = 20, 22, 40
 _PAGE_FAULT = 14
 _SIGABRT = 6
+_NEAR_NULL = 0x10000  # a field of a null pointer lies below (vm.mmap_min_addr)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +95,14 @@ def with_added(view: View, site: Site, loads: tuple[Load, ...]) -> Site:
     """Code that adds the field's offset before it accesses: the pointer is what it added it to."""
     plus = {load.plus for load in loads if load.plus}
     fault = site.fault
-    if len(plus) != 1 or fault.type or fault.base_value is None:
+    if len(plus) != 1 or fault.base_value is None:
         return site
+    if fault.type and fault.base_value >= _NEAR_NULL:
+        return site  # a pointer into the middle of an object that is there
     added = plus.pop()
     offset, value = fault.offset + added, (fault.base_value - added) & 0xFFFF_FFFF_FFFF_FFFF
-    return _named(view, replace(site, fault=replace(fault, base_value=value, offset=offset)))
+    plain = replace(fault, base_value=value, offset=offset, variable=None, type="", field="")
+    return _named(view, replace(site, fault=plain, type=None))
 
 
 def _aborted(view: View, tid: int, spots: tuple[Spot, ...]) -> Site:

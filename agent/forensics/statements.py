@@ -126,7 +126,7 @@ def about_origin(seen: Examination) -> Iterator[Statement]:
         where = f" from {load.address:#x}, which {still}" if load.address is not None else ""
         rests.append(Evidence("instruction", f"{load.instruction}{where}"))
     free = seen.free_list
-    if load is not None and free is not None and load.address == free.head:
+    if load is not None and free is not None and not free.partial and load.address == free.head:
         yield Statement(
             topic=Topic.ORIGIN,
             text=f"the pointer was taken from the head of the pool's free list, {free.path} ({free.head:#x})",

@@ -1,0 +1,78 @@
+"""Every crashing switch of the bundled target, watched: the kernel's capture explained, with the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.forensics.examine import examine
+from agent.forensics.explain import explain
+from agent.forensics.explanation import Cause, Certainty, Explanation
+from agent.forensics.from_events import evidence, gather
+from symbols.image import Image
+from symbols.resolve import close_session, open_session
+from tests.integration.crashing import CONNECTIONS, SWITCHES, Switch, cause, life, rows
+from tests.integration.harness import Run, Watch, load, plan_of, pump_until, watching
+from tests.requirements import require_bpf
+
+pytestmark = pytest.mark.bpf
+
+
+@pytest.fixture(scope="module", params=["Debug", "ReleaseSafe", "ReleaseFast"])
+def watch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
+    require_bpf()
+    with watching(request.param, tmp_path_factory.mktemp("watched")) as watch:
+        yield watch
+
+
+def _explained(watch: Watch, run: Run, pid: int) -> Explanation:
+    case = gather(event for event in run.events if getattr(event, "tgid", pid) == pid)
+    known = evidence(case, findings=tuple(f for f in run.findings() if f.tgid == pid))
+    assert known is not None, "no crash was captured"
+    with Image(watch.exe) as image:
+        session = open_session(image)
+        try:
+            return explain(known, examine(known, plan_of(watch.exe), session))
+        finally:
+            close_session(session)
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=lambda switch: switch.name)
+def test_like_the_truth(watch: Watch, switch: Switch, tmp_path: Path) -> None:
+    if watch.mode not in switch.modes:
+        pytest.skip(f"{switch.name} does not kill a {watch.mode} build")  # by design, not by lack
+    run = Run()
+    with watch.target(tmp_path, run, "--port", "0", "--workers", "3", *switch.server) as target:
+        client = load(target.port, switch.mix, connections=CONNECTIONS, concurrency=switch.concurrency)
+        try:
+            pump_until(
+                watch.session, run, lambda: target.pid not in watch.session.targets, "the target lives on"
+            )
+        finally:
+            client.kill()
+            client.communicate()
+        truth = rows(target.truth_file)
+    item = _explained(watch, run, target.pid)
+    if item.cause is Cause.STALE_LINK:
+        # The sweep's second pass met a slot that had ended in order: the truth writes only what was wrong.
+        assert switch.name == "sweep"
+        assert any("sweepStaleLinks" in frame or "disown" in frame for frame in item.stack)
+        assert (item.rule, item.fix_kind) == ("", "unlink-first")
+        return
+    real = life(truth, item.slot, item.generation)
+    assert item.cause is (Cause.DESTROYED_TWICE if switch.name == "double" else cause(real))
+    assert item.destroyer == real.get("destroy_tid", 0)
+    if switch.name == "double":
+        assert (item.rule, item.fix_kind) == ("double-destroy", "destroy-once")
+        return
+    assert item.thread == "loop" or switch.name == "sweep"  # which may take a slot from under a worker
+    assert item.closer == real.get("close_tid", 0)
+    assert (item.field.rpartition(".")[2], item.offset, item.slot_field) == ("_state", 0x2F8, "protocol.http")
+    assert item.fix_kind == ("deferred-free" if item.cause is Cause.FREED_IN_BATCH else "del-before-close")
+    assert item.certainty in (Certainty.CONFIRMED, Certainty.OBSERVED, Certainty.UNCERTAIN)
+    assert (item.certainty is Certainty.UNCERTAIN) == any("lost" in sentence for sentence in item.unknown)
+    roles = [step.role for step in item.steps]
+    assert roles[-1] == "crashed"
+    assert roles.index("registered") < roles.index("destroyed")

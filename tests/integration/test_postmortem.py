@@ -1,0 +1,41 @@
+"""Cores of the bundled target's own crashes, explained without a history and compared with its truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.forensics.explanation import Cause, Certainty, Outcome, Topic
+from agent.forensics.postmortem import explain_core
+from tests.integration.crashing import SWITCHES, Switch, core_of, life
+
+CASES = [(switch, mode) for switch in SWITCHES for mode in switch.modes]
+
+
+@pytest.mark.parametrize(("switch", "mode"), CASES, ids=[f"{s.name}-{m}" for s, m in CASES])
+def test_like_the_truth(switch: Switch, mode: str, tmp_path: Path) -> None:
+    core, exe, truth = core_of(switch, mode, tmp_path)
+    item = explain_core(str(core), str(exe))
+    core.unlink()
+    # Nothing was watching: actors and order are unknown, and it says so.
+    assert (item.closer, item.destroyer, item.steps) == (0, 0, ())
+    assert any("nothing was watching" in sentence for sentence in item.unknown)
+    if switch.name == "double":
+        # Where it dies is up to chance; that the list is broken is in the memory.
+        assert item.cause in (Cause.DESTROYED_TWICE, Cause.LIST_BROKEN)
+        assert item.rule == "double-destroy"
+        return
+    assert (item.field.rpartition(".")[2], item.offset, item.slot_field) == ("_state", 0x2F8, "protocol.http")
+    assert item.function.endswith("HTTPConn.getState")
+    assert (item.cause, item.certainty) == (Cause.FREED_BEFORE_USE, Certainty.CONFIRMED)
+    assert life(truth, item.slot)["destroys"] >= 1
+    said = {statement.topic: statement for statement in item.statements}
+    assert said[Topic.FREE_LIST].certainty is Certainty.CONFIRMED
+    assert f"slot {item.slot:#x} is number" in said[Topic.FREE_LIST].text
+    assert "userdata" in said[Topic.DELIVERY].text
+    assert said[Topic.ORDER].certainty is Certainty.UNKNOWN
+    outcomes = {one.name: one.outcome for one in item.alternatives}
+    assert outcomes["a pointer that was never initialised"] is Outcome.EXCLUDED
+    assert outcomes["a recycled slot"] is Outcome.EXCLUDED
+    assert outcomes["a bad pointer from elsewhere"] is Outcome.EXCLUDED
