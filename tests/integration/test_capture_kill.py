@@ -107,7 +107,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
             else:
                 capturer.seize(target.pid, options)
                 capturer.ranges(target.pid, [MemoryRange(target.slot - target.slot % 4096, 512 << 10)])
-                time.sleep(source.uniform(0, 0.04))
+                time.sleep(source.uniform(0, 0.06))
                 phases[_phase(target.pid, tmp_path)] += 1
                 for pid in descendants(capturer.helper_pid):
                     os.kill(pid, signal.SIGKILL)
@@ -136,7 +136,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         assert runs_free(target.pid)
         assert phases["capture"] > 20
         assert phases["write"] > 10
-        assert files > 100
+        assert files > 30
 
 
 def test_the_bundled_server_under_load(tmp_path: Path) -> None:
