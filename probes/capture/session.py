@@ -32,7 +32,7 @@ from probes.capture.facts import (
     to_json,
 )
 from probes.capture.tracer import Capture, Gone, Traced, Tracer, fault_address
-from symbols.corefile import USER_REGS
+from symbols.registers import USER_REGS
 
 STANDS, RUNS = b"S", b"E"
 """To the watchdog: the target is about to be stopped; it goes on."""

@@ -53,10 +53,10 @@ class Crasher:
 
 
 @contextmanager
-def crasher(*args: str | int, exe: Path | None = None) -> Iterator[Crasher]:
-    """Running and ready; ended however the test ends."""
+def crasher(*args: str | int, exe: Path | None = None, folder: Path | None = None) -> Iterator[Crasher]:
+    """Running and ready, in a folder; ended however the test ends."""
     with subprocess.Popen(
-        [str(exe or program()), *map(str, args)], stdout=subprocess.PIPE, text=True
+        [str(exe or program()), *map(str, args)], stdout=subprocess.PIPE, text=True, cwd=folder
     ) as process:
         try:
             assert process.stdout is not None

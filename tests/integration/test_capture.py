@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -89,6 +90,21 @@ def test_the_fault_of_a_deadly_one(capturer: Capturer) -> None:
         assert (event.signal, event.code, event.fault_address, event.handled) == (11, 1, 16, False)
         assert len(event.threads) == 1
         assert target.process.wait(10) == -signal.SIGSEGV
+
+
+def test_the_kernels_own_core_dump_is_left_alone(capturer: Capturer, tmp_path: Path) -> None:
+    with crasher(2, folder=tmp_path) as target:
+        unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        resource.prlimit(target.pid, resource.RLIMIT_CORE, unlimited)
+        pattern = Path("/proc/sys/kernel/core_pattern")
+        before = pattern.read_text()
+        capturer.seize(target.pid)
+        target.ask("n")
+        captured(capturer)
+        _, status = os.waitpid(target.pid, 0)
+        assert os.WIFSIGNALED(status)
+        assert os.WCOREDUMP(status)
+        assert pattern.read_text() == before
 
 
 def test_two_threads_crash_at_once(capturer: Capturer) -> None:

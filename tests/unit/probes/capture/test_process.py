@@ -97,7 +97,8 @@ def test_messages_between_the_processes() -> None:
         Released(pid=1, why=Ending.EXITED, signal=9),
         Captured(
             pid=1, tid=5, signal=11, code=1, fault_address=0x2F8, siginfo=b"\x0b\0\xff", handled=True,
-            at_ns=1, pause_ns=2, write_ns=3, path="core", failure="", copied_bytes=4, file_bytes=5, threads=(stop,),
+            at_ns=1, pause_ns=2, write_ns=3, path="core", failure="", copied_bytes=4, file_bytes=5,
+            threads=(stop,),
             left_out=(left,), left_out_bytes=4096,
         ),
     ]  # fmt: skip
