@@ -105,7 +105,9 @@ class Session:
                 left = until - time.monotonic()
                 if left <= 0:
                     return
-                select.select([], [self._channel], [], left)
+                poller = select.poll()
+                poller.register(self._channel, select.POLLOUT)
+                poller.poll(1000 * left)
             except OSError:
                 self._orphaned = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import signal
@@ -144,6 +145,17 @@ def test_letting_go_interrupts_nothing(capturer: Capturer) -> None:
             Ending.REQUESTED
         ] * 5
         assert target.counters() == {"segv": 0, "usr1": 0, "eintr": 0}
+
+
+def test_a_stop_interrupts_others_as_any_stop_does(capturer: Capturer) -> None:
+    """epoll_wait(2) ends with EINTR when its thread is stopped (signal(7)); once, and only for a capture."""
+    with crasher(2) as target:
+        capturer.seize(target.pid)
+        other = next(tid for tid in tasks(target.pid) if tid != target.pid)
+        assert ctypes.CDLL(None).syscall(234, target.pid, other, int(signal.SIGSEGV)) == 0  # tgkill(2)
+        assert captured(capturer).tid == other
+        wait_for(lambda: target.counters()["segv"] == 1, what="the signal was lost")
+        assert target.counters() == {"segv": 1, "usr1": 0, "eintr": 1}
 
 
 def test_a_stopped_process_stays_stopped(capturer: Capturer) -> None:
@@ -439,6 +451,31 @@ def test_the_helper_is_started_again(capturer: Capturer) -> None:
         assert isinstance(capturer.seize(target.pid), Seized)
         target.ask("s")
         assert captured(capturer).failure == ""
+
+
+def test_starting_twice_keeps_what_is_seized(capturer: Capturer) -> None:
+    with crasher(2) as target:
+        capturer.seize(target.pid)
+        helper = capturer.helper_pid
+        capturer.start()
+        assert capturer.helper_pid == helper
+        target.ask("s")
+        assert captured(capturer).failure == ""
+
+
+def test_more_descriptors_than_select_can_count(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    try:
+        with crasher(2) as target, Capturer(tmp_path) as capturer:
+            assert isinstance(capturer.seize(target.pid), Seized)
+            target.ask("s")
+            assert captured(capturer).failure == ""
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_half_written_files_are_removed(tmp_path: Path) -> None:
