@@ -31,6 +31,8 @@ if [ "$mode" = bpf ]; then
     need_command rustc rustc
     need_command clang clang
     need_command gdb gdb
+    need_command lldb lldb
+    need_module drgn python3-drgn
     need_command strace strace
     need_command wrk wrk
     [ -e /usr/include/stdint.h ] || missing+=(libc6-dev)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from symbols.errors import MalformedImage, NotElf
 from symbols.image import map_file
 from symbols.modules import Mapping
+from symbols.registers import USER_REGS
 
 _ET_CORE = 4
 _PT_LOAD, _PT_NOTE = 1, 4
@@ -22,10 +23,6 @@ _MAX_FILES = 1 << 18
 
 # struct user_regs_struct: elf_prstatus.pr_reg begins at 112 on x86-64
 _REGS_AT = 112
-USER_REGS = (
-    *("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi"),
-    *("rdi", "orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs"),
-)
 
 
 @dataclass(frozen=True, slots=True)

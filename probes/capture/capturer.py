@@ -102,7 +102,13 @@ class Capturer:
         self.stop()
 
     def start(self) -> None:
-        """Start the helper, with the privileges of now; removes half-written files. Raises OSError."""
+        """Start the helper unless it runs, with the privileges of now. Raises OSError.
+
+        The first time, files that a helper before has left half-written are removed.
+        """
+        if self.helper_pid:
+            return
+        self._end_helper()
         if self._folder < 0:
             self._folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             snapshot.sweep(self._folder)
@@ -136,8 +142,7 @@ class Capturer:
         options = options or CaptureOptions()
         if pid in self._targets:
             return Refused(pid=pid, why=Refusal.BUSY, detail="it is seized already")
-        if not self.helper_pid:
-            self._restart()
+        self.start()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         request = {"pid": pid, "options": asdict(options), "start_time": start_time}
         try:
@@ -172,8 +177,11 @@ class Capturer:
     def poll(self, timeout: float = 0.0) -> list[Event]:
         """What has happened. timeout: seconds to wait for something, 0: none."""
         if self._targets and not self._events:
-            writers = [one.channel for one in self._targets.values() if one.sending or one.following]
-            select.select(self.filenos(), writers, [], timeout)
+            poller = select.poll()
+            for target in self._targets.values():
+                unsent = target.sending or target.following
+                poller.register(target.channel, select.POLLIN | (select.POLLOUT if unsent else 0))
+            poller.poll(1000 * timeout)
         for target in list(self._targets.values()):
             target.flush()
             messages, there = target.receive()
@@ -208,8 +216,10 @@ class Capturer:
         deadline = time.monotonic() + _ANSWER_S
         messages: list[Message] = []
         there = True
+        poller = select.poll()  # not select(2): the daemon may hold more than 1024 descriptors
+        poller.register(target.channel, select.POLLIN)
         while there and not messages and (left := deadline - time.monotonic()) > 0:
-            select.select([target.channel], [], [], left)
+            poller.poll(1000 * left)
             messages, there = target.receive()
         answer = messages[0] if messages else None
         if not isinstance(answer, Seized):
@@ -234,10 +244,6 @@ class Capturer:
     def _drop(self, target: _Target) -> None:
         target.channel.close()
         self._targets.pop(target.pid, None)
-
-    def _restart(self) -> None:
-        self._end_helper()
-        self.start()
 
     def _end_helper(self) -> None:
         if self._control is not None:

@@ -43,20 +43,24 @@ class Helper:
         """Until the daemon closes its end, and what was being captured is written."""
         until: float | None = None
         while until is None or (self._children and time.monotonic() < until):
-            sources: list[Any] = [*self._children, *([self._channel] if until is None else [])]
-            readable = select.select(sources, [], [], self._patience(until))[0]
-            for source in readable:
-                if isinstance(source, int):
+            poller = select.poll()
+            for pipe in self._children:
+                poller.register(pipe, select.POLLIN)
+            if until is None:
+                poller.register(self._channel, select.POLLIN)
+            for source, _ in poller.poll(self._patience(until)):
+                if source in self._children:
                     self._heard(source)
                 elif not self._request():
                     until = time.monotonic() + _FINISH_S
             self._bark()
 
     def _patience(self, until: float | None) -> float | None:
+        """Milliseconds until something is due; None: nothing is."""
         ends = [one.until for one in self._children.values() if one.until is not None]
         if until is not None:
             ends.append(until)
-        return max(0.0, min(ends) - time.monotonic()) if ends else None
+        return 1000 * max(0.0, min(ends) - time.monotonic()) if ends else None
 
     def _heard(self, pipe: int) -> None:
         said = os.read(pipe, 64)

@@ -32,7 +32,7 @@ from probes.capture.facts import (
     to_json,
 )
 from probes.capture.tracer import Capture, Gone, Traced, Tracer, fault_address
-from symbols.corefile import USER_REGS
+from symbols.registers import USER_REGS
 
 STANDS, RUNS = b"S", b"E"
 """To the watchdog: the target is about to be stopped; it goes on."""
@@ -105,7 +105,9 @@ class Session:
                 left = until - time.monotonic()
                 if left <= 0:
                     return
-                select.select([], [self._channel], [], left)
+                poller = select.poll()
+                poller.register(self._channel, select.POLLOUT)
+                poller.poll(1000 * left)
             except OSError:
                 self._orphaned = True
 

@@ -28,6 +28,7 @@ class Crasher:
     port: int
     known_global: int
     slot: int
+    rseq: int  # bytes from the thread pointer to its struct rseq
     blocked: int  # an address whose reading never ends; 0: none
 
     @property
@@ -52,17 +53,22 @@ class Crasher:
 
 
 @contextmanager
-def crasher(*args: str | int, exe: Path | None = None) -> Iterator[Crasher]:
-    """Running and ready; ended however the test ends."""
+def crasher(*args: str | int, exe: Path | None = None, folder: Path | None = None) -> Iterator[Crasher]:
+    """Running and ready, in a folder; ended however the test ends."""
     with subprocess.Popen(
-        [str(exe or program()), *map(str, args)], stdout=subprocess.PIPE, text=True
+        [str(exe or program()), *map(str, args)], stdout=subprocess.PIPE, text=True, cwd=folder
     ) as process:
         try:
             assert process.stdout is not None
             fields = dict(part.split("=") for part in process.stdout.readline().split()[1:])
             blocked = 0 if fields["blocked"] == "(nil)" else int(fields["blocked"], 16)
             yield Crasher(
-                process, int(fields["port"]), int(fields["global"], 16), int(fields["slot"], 16), blocked
+                process,
+                int(fields["port"]),
+                int(fields["global"], 16),
+                int(fields["slot"], 16),
+                int(fields["rseq"]),
+                blocked,
             )
         finally:
             process.kill()

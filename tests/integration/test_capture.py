@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -91,6 +93,21 @@ def test_the_fault_of_a_deadly_one(capturer: Capturer) -> None:
         assert target.process.wait(10) == -signal.SIGSEGV
 
 
+def test_the_kernels_own_core_dump_is_left_alone(capturer: Capturer, tmp_path: Path) -> None:
+    with crasher(2, folder=tmp_path) as target:
+        unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        resource.prlimit(target.pid, resource.RLIMIT_CORE, unlimited)
+        pattern = Path("/proc/sys/kernel/core_pattern")
+        before = pattern.read_text()
+        capturer.seize(target.pid)
+        target.ask("n")
+        captured(capturer)
+        _, status = os.waitpid(target.pid, 0)
+        assert os.WIFSIGNALED(status)
+        assert os.WCOREDUMP(status)
+        assert pattern.read_text() == before
+
+
 def test_two_threads_crash_at_once(capturer: Capturer) -> None:
     with crasher(2) as target:
         capturer.seize(target.pid)
@@ -128,6 +145,17 @@ def test_letting_go_interrupts_nothing(capturer: Capturer) -> None:
             Ending.REQUESTED
         ] * 5
         assert target.counters() == {"segv": 0, "usr1": 0, "eintr": 0}
+
+
+def test_a_stop_interrupts_others_as_any_stop_does(capturer: Capturer) -> None:
+    """epoll_wait(2) ends with EINTR when its thread is stopped (signal(7)); once, and only for a capture."""
+    with crasher(2) as target:
+        capturer.seize(target.pid)
+        other = next(tid for tid in tasks(target.pid) if tid != target.pid)
+        assert ctypes.CDLL(None).syscall(234, target.pid, other, int(signal.SIGSEGV)) == 0  # tgkill(2)
+        assert captured(capturer).tid == other
+        wait_for(lambda: target.counters()["segv"] == 1, what="the signal was lost")
+        assert target.counters() == {"segv": 1, "usr1": 0, "eintr": 1}
 
 
 def test_a_stopped_process_stays_stopped(capturer: Capturer) -> None:
@@ -423,6 +451,31 @@ def test_the_helper_is_started_again(capturer: Capturer) -> None:
         assert isinstance(capturer.seize(target.pid), Seized)
         target.ask("s")
         assert captured(capturer).failure == ""
+
+
+def test_starting_twice_keeps_what_is_seized(capturer: Capturer) -> None:
+    with crasher(2) as target:
+        capturer.seize(target.pid)
+        helper = capturer.helper_pid
+        capturer.start()
+        assert capturer.helper_pid == helper
+        target.ask("s")
+        assert captured(capturer).failure == ""
+
+
+def test_more_descriptors_than_select_can_count(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    try:
+        with crasher(2) as target, Capturer(tmp_path) as capturer:
+            assert isinstance(capturer.seize(target.pid), Seized)
+            target.ask("s")
+            assert captured(capturer).failure == ""
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_half_written_files_are_removed(tmp_path: Path) -> None:

@@ -88,10 +88,10 @@ def test_crashes(flags: tuple[str, ...], what: str, number: int, tmp_path: Path)
             event = capture_again(target.pid, crashed, number, tmp_path, [MemoryRange(target.slot, 64)])
         compare(exe, full, crashed, wanted, event, tmp_path)
         assert len(wanted) == 7
-        _same_memory(Path(event.path), full)
+        _same_memory(Path(event.path), full, target.rseq)
 
 
-def _same_memory(mini: Path, full: Path) -> None:
+def _same_memory(mini: Path, full: Path, rseq: int) -> None:
     """Every byte that both cores have is the same, but for what the second stop itself writes: nothing."""
     small, large = CoreFile(mini), CoreFile(full)
     try:
@@ -104,7 +104,6 @@ def _same_memory(mini: Path, full: Path) -> None:
                     different += [page + i for i in range(4096) if one and one[i] != other[i]]
         assert pages > 20
         # the kernel notes the processor there whenever the thread has moved to another (rseq(2))
-        rseq = ctypes.c_ssize_t.in_dll(ctypes.CDLL("ld-linux-x86-64.so.2"), "__rseq_offset").value
         bases = [thread.registers["fs_base"] + rseq for thread in small.threads]
         assert [at for at in different if not any(base <= at < base + 32 for base in bases)] == []
         for one, other in zip(sorted(small.threads, key=_tid), sorted(large.threads, key=_tid), strict=True):

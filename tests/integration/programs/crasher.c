@@ -19,6 +19,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/rseq.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -156,8 +157,8 @@ static _Noreturn void loop(void *arg)
 	getsockname(listener, (struct sockaddr *)&address, &size);
 	event.data.fd = listener;
 	epoll_ctl(ep, EPOLL_CTL_ADD, listener, &event);
-	printf("ready port=%d global=%p slot=%p blocked=%p\n", ntohs(address.sin_port), (void *)known_global,
-	       (void *)known_slot, (void *)blocked);
+	printf("ready port=%d global=%p slot=%p rseq=%ld blocked=%p\n", ntohs(address.sin_port),
+	       (void *)known_global, (void *)known_slot, (long)__rseq_offset, (void *)blocked);
 	fflush(stdout);
 	for (;;) {
 		int count = epoll_wait(ep, ready, 16, -1);
