@@ -15,6 +15,8 @@ MEMORY = {0x5008: 0, 0x6000: 0x5008, 0x7010: 0x5000, 0x7FF8: 0x5000}
 class _Bytes:
     """As much of an Image as FunctionCode uses."""
 
+    machine = "x86_64"
+
     def __init__(self, raw: bytes) -> None:
         self._raw = raw
 
