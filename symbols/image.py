@@ -27,16 +27,9 @@ _MAX_INFLATED = 8 << 30
 _WINDOW = 1 << 20  # bytes looked at before they may leave the memory again
 
 _MACHINES = {
-    3: "i386",
-    8: "mips",
-    20: "ppc",
-    21: "ppc64",
-    22: "s390",
-    40: "arm",
-    62: "x86_64",
-    183: "aarch64",
-}
-_MACHINES |= {243: "riscv", 258: "loongarch"}
+    3: "i386", 8: "mips", 20: "ppc", 21: "ppc64", 22: "s390", 40: "arm", 62: "x86_64", 183: "aarch64",
+    243: "riscv", 258: "loongarch",
+}  # fmt: skip
 
 _SHT_SYMTAB, _SHT_NOTE, _SHT_NOBITS, _SHT_DYNSYM = 2, 7, 8, 11
 _SHF_COMPRESSED = 0x800
