@@ -40,8 +40,11 @@ lint: $(VENV)/.ready-python ## ruff, mypy --strict, import-linter
 check: lint ## lint, then the unit and property tests: no root, no bcc
 	$(PYTEST) -q -m 'not bpf' $(wildcard tests/unit tests/property)
 
-bench: $(VENV)/.ready-bpf ## what watching costs, as ratios (root)
+bench: $(VENV)/.ready-bpf ## what watching costs, and resolving beside other tools, as ratios (root)
 	$(BIN)/python -m tests.bench
+
+fuzz: $(VENV)/.ready-python ## 20,000 damaged files over everything that reads untrusted ones: no root
+	$(BIN)/python -m tests.fuzz --count 20000
 
 format: $(VENV)/.ready-python ## let ruff rewrite the layout
 	$(BIN)/ruff format .

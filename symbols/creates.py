@@ -10,12 +10,12 @@ from symbols import dwarf_const as dw
 from symbols.code import full_register
 from symbols.dwarf import Die, Dwarf
 from symbols.expressions import Place, Unsupported, home_of, to_source
+from symbols.globs import matches
 from symbols.instances import Instance, check_entries, entry_points
 from symbols.lists import EVERYWHERE, Located, Range, locations_of, ranges_of
 from symbols.plan import ArgSource, InstanceKind
 from symbols.popped import find_popped
 from symbols.scopes import Scopes
-from symbols.search import matches
 from symbols.sites import Found, pointee, strip
 
 _MEETING = 48  # instructions after create within which two ways out count as one

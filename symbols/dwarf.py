@@ -16,7 +16,8 @@ from symbols.units import UT_SPLIT_TYPE, UT_TYPE, Abbrev, Die, Part, Unit, UnitR
 
 __all__ = ["Abbrev", "Die", "Dwarf", "Part", "Unit"]
 
-_BUDGET = 2_000_000
+_BUDGET = 600_000  # parsed entries, about three seconds
+_PER_BYTE = 64  # one more for so many bytes of .debug_info
 
 
 class Dwarf:
@@ -30,6 +31,7 @@ class Dwarf:
         info = image.section(".debug_info")
         if not info.size:
             raise NoDebugInfo("no DWARF debug information (.debug_info)", path=image.path)
+        self._size = info.size
         self._budget = 0
         self.refill()
         self._part = Part(image)
@@ -86,7 +88,7 @@ class Dwarf:
 
     def refill(self) -> None:
         """Start a new piece of work: resets what spend() counts down."""
-        self._budget = _BUDGET
+        self._budget = _BUDGET + self._size // _PER_BYTE
 
     def spend(self, amount: int = 1) -> None:
         """Count work (one unit: about a parsed entry). Raises MalformedImage beyond any honest need."""
@@ -260,14 +262,16 @@ class Dwarf:
         return self.indexed_address(die.unit, entry[1]) if entry[0] in dw.ADDRX_FORMS else None
 
     def indexed_address(self, unit: Unit, index: int) -> int:
-        home = unit.home
-        root = self.root(home)
+        at = self.addr_base(unit) + index * unit.addr_size
+        return unit.home.part.section(".debug_addr").uint(at, unit.addr_size)
+
+    def addr_base(self, unit: Unit) -> int:
+        """Where a unit's share of .debug_addr begins, after its header."""
+        root = self.root(unit.home)
         base = root.number(dw.AT_addr_base)
         if base is None:
             base = root.number(dw.AT_GNU_addr_base)
-        if base is None:
-            base = _header(home)
-        return home.part.section(".debug_addr").uint(base + index * unit.addr_size, unit.addr_size)
+        return _header(unit.home) if base is None else base
 
     def str_offsets_base(self, unit: Unit) -> int:
         """Where a unit's share of .debug_str_offsets begins, after its header."""

@@ -2,46 +2,39 @@
 # checked before use; the file is untrusted. Must not know DWARF beyond section names.
 from __future__ import annotations
 
-import bisect
 import mmap
 import os
+import re
 import stat
 import struct
 import zlib
-from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from symbols.errors import MalformedImage, NotElf, NotReadable, WrongMachine
-from symbols.inflate import inflate
 from symbols.plan import Segment
 from symbols.registers import MACHINES
+
+if TYPE_CHECKING:
+    from symbols.symtab import FunctionSymbol, FunctionTable
 
 _MAX_FILE = 64 << 30
 _MAX_SECTIONS = 65_536
 _MAX_SEGMENTS = 4_096
-_MAX_SYMBOLS = 8_000_000
 _MAX_INFLATED = 8 << 30
-_WINDOW = 4 << 20  # bytes searched at a time
+_WINDOW = 1 << 20  # bytes looked at before they may leave the memory again
 
 _MACHINES = {
-    3: "i386",
-    8: "mips",
-    20: "ppc",
-    21: "ppc64",
-    22: "s390",
-    40: "arm",
-    62: "x86_64",
-    183: "aarch64",
-}
-_MACHINES |= {243: "riscv", 258: "loongarch"}
+    3: "i386", 8: "mips", 20: "ppc", 21: "ppc64", 22: "s390", 40: "arm", 62: "x86_64", 183: "aarch64",
+    243: "riscv", 258: "loongarch",
+}  # fmt: skip
 
 _SHT_SYMTAB, _SHT_NOTE, _SHT_NOBITS, _SHT_DYNSYM = 2, 7, 8, 11
 _SHF_COMPRESSED = 0x800
 _PT_LOAD, _PT_NOTE, _PT_INTERP = 1, 4, 3
 _ET_REL, _ET_EXEC, _ET_DYN = 1, 2, 3
-_STT_FUNC = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +47,6 @@ class SectionHeader:
     size: int
     link: int
     entsize: int
-
-
-@dataclass(frozen=True, slots=True)
-class FunctionSymbol:
-    name: str
-    address: int
-    size: int  # bytes; 0 where the symbol table gives none
 
 
 class Data:
@@ -109,6 +95,18 @@ class Data:
             for at in range(0, self.size, step)
         )
 
+    def position(self, pattern: bytes, low: int, high: int) -> int:
+        """Buffer position of the pattern's first occurrence between two positions; -1 without one.
+
+        mmap.find of CPython before 3.11.4 reads one byte behind the end (gh-105235), which need not be mapped
+        where the end is the map's.
+        """
+        if high < len(self.buf):
+            return self.buf.find(pattern, low, high)
+        at = self.buf.find(pattern, low, high - 1)
+        last = high - len(pattern)
+        return last if at < 0 and last >= low and self.buf[last:high] == pattern else at
+
     def find_all(self, pattern: bytes, start: int = 0, stop: int | None = None) -> list[int]:
         """Offsets of every (also overlapping) occurrence of pattern."""
         found = []
@@ -117,13 +115,24 @@ class Data:
         while low < limit:
             high = min(low + _WINDOW, limit)
             reach = min(high + len(pattern) - 1, limit)
-            at = self.buf.find(pattern, low, reach)
+            at = self.position(pattern, low, reach)
             while at >= 0:
                 found.append(at - self.base)
-                at = self.buf.find(pattern, at + 1, reach)
+                at = self.position(pattern, at + 1, reach)
             self._forget(low, high)
             low = high
         return found
+
+    def search(self, regex: re.Pattern[bytes], start: int, stop: int, reach: int) -> Iterator[int]:
+        """Offsets at which a look-ahead matches that sees at most `reach` bytes."""
+        limit = min(self.base + stop, self.end)
+        for low in range(self.base + start, limit, _WINDOW):
+            high = min(low + _WINDOW, limit)
+            for match in regex.finditer(self.buf, low, min(high + reach, limit)):
+                if match.start() >= high:
+                    break  # the next window has it whole
+                yield match.start() - self.base
+            self._forget(low, high)
 
     def _forget(self, low: int, high: int) -> None:
         """What was looked at leaves the memory from time to time: sections are larger than it should be."""
@@ -207,11 +216,7 @@ class Image:
         self._by_name = {header.name: header for header in reversed(self.sections)}
         self._inflated: dict[str, bytes | mmap.mmap] = {}
         self._crc32: int | None = None
-        self._symbols_read = False
-        self._starts = array("Q")
-        self._sizes = array("Q")
-        self._names = array("I")
-        self._strings: Data | None = None
+        self._table: FunctionTable | None = None
         self._identity: str | None = None
 
     def _read_segments(
@@ -318,14 +323,17 @@ class Image:
             raise raw.bad(f"claims {size} bytes uncompressed")
         if not size:
             return b""
+        from symbols.inflate import inflate  # lazily: few files need it
+
         return inflate(raw, start, size, kind)
 
-    def _pieces(self) -> Iterator[bytes]:
-        """The whole file, without keeping it in memory."""
-        for start in range(0, len(self._map), 1 << 20):
-            piece = self._map[start : start + (1 << 20)]
-            self._map.madvise(mmap.MADV_DONTNEED, start, len(piece))
-            yield piece
+    def _pieces(self) -> Iterator[memoryview]:
+        """The whole file, without a copy and without keeping it in memory."""
+        with memoryview(self._map) as whole:
+            for start in range(0, len(whole), _WINDOW):
+                with whole[start : start + _WINDOW] as piece:
+                    yield piece
+                    self._map.madvise(mmap.MADV_DONTNEED, start, len(piece))
 
     def crc32(self) -> int:
         """Of the whole file, as .gnu_debuglink has it."""
@@ -386,7 +394,11 @@ class Image:
             if segment.vaddr <= address < segment.vaddr + segment.filesz:
                 count = max(0, min(count, segment.vaddr + segment.filesz - address))
                 start = address - segment.vaddr + segment.offset
-                return self._map[start : start + count]
+                found = self._map[start : start + count]
+                if count > _WINDOW // 2:  # who reads so much goes through all of it
+                    page = start & -mmap.PAGESIZE
+                    self._map.madvise(mmap.MADV_DONTNEED, page, start + count - page)
+                return found
         return b""
 
     # -- symbols ---------------------------------------------------------------------------------
@@ -394,60 +406,29 @@ class Image:
     @property
     def functions(self) -> list[FunctionSymbol]:
         """FUNC symbols with an address, by address (.symtab, else .dynsym)."""
-        self._load_symbols()
-        return [self._symbol(index) for index in range(len(self._starts))]
+        return self._functions().all()
 
     @property
     def has_functions(self) -> bool:
-        self._load_symbols()
-        return bool(self._starts)
+        return bool(self._functions())
 
     def function_at(self, address: int) -> FunctionSymbol | None:
         """The function symbol whose [address, address + size) holds the address."""
-        self._load_symbols()
-        index = bisect.bisect_right(self._starts, address) - 1
-        steps = 0
-        while index >= 0 and steps < 16:  # aliases and nested sizes: a few steps back are enough
-            start = self._starts[index]
-            if start <= address < start + max(self._sizes[index], 1):
-                return self._symbol(index)
-            index -= 1
-            steps += 1
-        return None
+        return self._functions().at(address)
 
-    def _symbol(self, index: int) -> FunctionSymbol:
-        if self._strings is None:
-            raise self._bad("has no strings", ".symtab")
-        text = self._strings.cstr(self._names[index]).decode("utf-8", "replace")
-        return FunctionSymbol(text, self._starts[index], self._sizes[index])
+    def _functions(self) -> FunctionTable:
+        if self._table is None:
+            from symbols.symtab import FunctionTable  # lazily: what only wants an identity needs none
 
-    def _load_symbols(self) -> None:
-        """Numbers only; a name is read when it is asked for."""
-        if self._symbols_read:
-            return
-        self._symbols_read = True
-        table = next((s for s in self.sections if s.type == _SHT_SYMTAB), None)
-        table = table or next((s for s in self.sections if s.type == _SHT_DYNSYM), None)
-        if table is None or table.link >= len(self.sections):
-            return
-        data = self._window(table.offset, table.size, table.name)
-        link = self.sections[table.link]
-        self._strings = self._window(link.offset, link.size, link.name)
-        count = min(data.size // 24, _MAX_SYMBOLS)
-        found: list[tuple[int, int, int]] = []
-        for first in range(0, count, 1 << 16):
-            raw = data.read(first * 24, min(1 << 16, count - first) * 24)
-            found += [
-                (value, -size, name)
-                for name, info, _other, shndx, value, size in struct.iter_unpack("<IBBHQQ", raw)
-                if info & 15 == _STT_FUNC and shndx and value
-            ]
-        # function_at takes the last of those with one address: `close`, not `__close`
-        buf, base, limit = self._strings.buf, self._strings.base, self._strings.end
-        found.sort(key=lambda s: (s[0], s[1], base + s[2] < limit and buf[base + s[2]] != 0x5F, s[2]))
-        self._starts = array("Q", [value for value, _size, _name in found])
-        self._sizes = array("Q", [-size for _value, size, _name in found])
-        self._names = array("I", [name for _value, _size, name in found])
+            table = next((s for s in self.sections if s.type == _SHT_SYMTAB), None)
+            table = table or next((s for s in self.sections if s.type == _SHT_DYNSYM), None)
+            if table is None or table.link >= len(self.sections):
+                self._table = FunctionTable()
+            else:
+                link = self.sections[table.link]
+                strings = self._window(link.offset, link.size, link.name)
+                self._table = FunctionTable(self._window(table.offset, table.size, table.name), strings)
+        return self._table
 
 
 def map_file(path: str) -> mmap.mmap:

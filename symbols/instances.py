@@ -169,7 +169,6 @@ class Finder:
         )  # fmt: skip
 
     def _declared_by_lines(self, die: Die, low: int) -> SourceLine | None:
-        self._scopes.lines.hint(low, die.unit)
         return self._scopes.declared_at(die, low)
 
     def _entry_pc(self, die: Die, ranges: list[Range]) -> int:

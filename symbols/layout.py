@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from symbols import dwarf_const as dw
 from symbols.dwarf import Die, Dwarf
+from symbols.globs import matches
 from symbols.plan import SlotLayout
 from symbols.profile import Profile
-from symbols.search import matches
 from symbols.sites import strip
 from symbols.types import Types, member_offset
 

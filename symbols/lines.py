@@ -73,7 +73,6 @@ class Symbolizer:
         function = self._function(address)
         if function is None:
             return self._by_symbol(address)
-        self._lines.hint(function.low, function.die.unit)
         location = self._lines.at(address, function.die.unit)
         frames = []
         inlined = [

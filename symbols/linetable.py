@@ -1,9 +1,10 @@
-# Owns .debug_line: file tables and rows. Decodes one sequence when asked for one address; a whole
-# unit only when that fails. Must not know functions or scopes.
+# Owns .debug_line: file tables and rows. Decodes the part of one sequence when asked for one address; a
+# whole unit only when that fails. Must not know functions or scopes.
 from __future__ import annotations
 
 import bisect
 import os.path
+import re
 from array import array
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -18,6 +19,7 @@ from symbols.plan import SourceLine
 _MAX_FILES = 500_000
 _MAX_ROWS = 20_000_000
 _END_SEQUENCE = b"\x00\x01\x01"
+_BEHIND = 1 << 14  # bytes of code that are decoded behind an address
 
 
 @dataclass(slots=True)
@@ -30,10 +32,11 @@ class Rows:
     columns: array[int] = field(default_factory=lambda: array("I"))
 
     def add(self, state: list[int]) -> None:
-        self.addresses.append(state[0] & 0xFFFF_FFFF_FFFF_FFFF)
-        self.files.append(state[1] & 0xFFFF_FFFF)
-        self.lines.append(state[2] & 0xFFFF_FFFF)
-        self.columns.append(state[3] & 0xFFFF_FFFF)
+        address, file, line, column = state
+        self.addresses.append(address & 0xFFFF_FFFF_FFFF_FFFF)
+        self.files.append(file & 0xFFFF_FFFF)
+        self.lines.append(line & 0xFFFF_FFFF)
+        self.columns.append(column & 0xFFFF_FFFF)
 
     @property
     def low(self) -> int:
@@ -192,6 +195,8 @@ class LineTables:
         self._programs: dict[tuple[int, int], Program | None] = {}
         self._sequences: dict[int, list[Rows]] = {}  # program -> decoded sequences
         self._complete: set[int] = set()
+        self._starts: dict[int, tuple[list[int], list[int]]] = {}
+        self._begun: set[tuple[int, int]] = set()  # (program, where a sequence begins): decoded in part
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -247,31 +252,6 @@ class LineTables:
         except (MalformedImage, Truncated):
             return None
 
-    def hint(self, start: int, unit: Unit) -> None:
-        """Decode only the sequence that starts at a function's entry, where compilers make one each."""
-        try:
-            program = self.program(unit)
-        except MalformedImage:
-            return
-        if program is None or program.number in self._complete:
-            return
-        needle = (
-            b"\x00" + bytes((program.address_size + 1, 2)) + start.to_bytes(program.address_size, "little")
-        )
-        at = program.data.buf.find(needle, program.start, program.end)
-        if at < 0:
-            return
-        # Opcodes may precede set_address (LLVM: file and column); the sequence starts after the
-        # end_sequence before it. Those three bytes may also be operands: verified by decoding.
-        begin = program.data.buf.rfind(_END_SEQUENCE, program.start, at)
-        begin = program.start if begin < 0 else begin + len(_END_SEQUENCE)
-        try:
-            rows, _pos = self._decode(program, begin)
-        except Truncated:
-            return
-        if rows.addresses and rows.low <= start < rows.high:
-            self._sequences.setdefault(program.number, []).append(rows)
-
     def _rows_for(self, program: Program, address: int) -> Rows | None:
         known = self._sequences.setdefault(program.number, [])
         for rows in known:
@@ -279,6 +259,10 @@ class LineTables:
                 return rows
         if program.number in self._complete:
             return None
+        rows_at = self._from_start(program, address)
+        if rows_at is not None:
+            known.append(rows_at)
+            return rows_at
         self._complete.add(program.number)
         known.clear()
         pos, total = program.start, 0
@@ -293,14 +277,55 @@ class LineTables:
         known.sort(key=lambda rows: rows.low)
         return next((rows for rows in known if rows.low <= address < rows.high), None)
 
-    def _decode(self, program: Program, pos: int) -> tuple[Rows, int]:
-        """One sequence: (rows, position after it). DWARF 5, section 6.2.5."""
+    def _from_start(self, program: Program, address: int) -> Rows | None:
+        """The sequence around an address, up to a little behind it, from the last start at or before it.
+
+        The bytes of a start and of an end may be operands of something else: what was decoded must begin
+        at one of the starts, and hold the address.
+        """
+        starts, places = self._starts_of(program)
+        index = bisect.bisect_right(starts, address) - 1
+        if index < 0:
+            return None
+        # Opcodes may precede set_address (LLVM: file and column).
+        buf, begin = program.data.buf, places[index]
+        for _ in range(4):
+            begin = buf.rfind(_END_SEQUENCE, program.start, begin)
+            try:
+                first = program.start if begin < 0 else begin + len(_END_SEQUENCE)
+                again = (program.number, first) in self._begun  # for a second address: all of it
+                rows, _pos = self._decode(program, first, 1 << 64 if again else address + _BEHIND)
+            except Truncated:
+                rows = Rows()
+            if rows.low <= address < rows.high and _holds(starts, rows.low):
+                self._begun.add((program.number, first))
+                return rows
+            if begin < 0:
+                break
+        return None
+
+    def _starts_of(self, program: Program) -> tuple[list[int], list[int]]:
+        """(addresses that DW_LNE_set_address gives, sorted; where the opcodes are)."""
+        if program.number not in self._starts:
+            size = program.address_size
+            regex = re.compile(rb"(?=\x00[\x%02x]\x02)" % (size + 1), re.DOTALL)
+            data, base = program.data, program.data.base
+            found = sorted(
+                (int.from_bytes(data.buf[base + at + 3 : base + at + 3 + size], "little"), base + at)
+                for at in data.search(regex, program.start - base, program.end - base, 3)
+            )
+            self._dwarf.spend(len(found) // 8)
+            self._starts[program.number] = [start for start, _at in found], [at for _start, at in found]
+        return self._starts[program.number]
+
+    def _decode(self, program: Program, pos: int, stop_at: int = 1 << 64) -> tuple[Rows, int]:
+        """One sequence: (rows, position after it), up to an address. DWARF 5, section 6.2.5."""
         buf, end = program.data.buf, program.end
         base, span, first = program.line_base, program.line_range, program.opcode_base
         unit_length = program.min_length
         state = [0, 1, 1, 0]  # address, file, line, column
-        rows = Rows()
-        while pos < end:
+        rows, steps = Rows(), 0
+        while pos < end and state[0] <= stop_at:
             op = buf[pos]
             pos += 1
             if op >= first:
@@ -315,17 +340,29 @@ class LineTables:
                 kind, stop = buf[pos], pos + length
                 if kind == 1:
                     rows.add(state)
-                    return _ordered(rows), stop
+                    return self._done(rows, steps), stop
                 if kind == 2:
                     state[0] = int.from_bytes(buf[pos + 1 : stop], "little")
                 pos = stop
             elif op == 1:
                 rows.add(state)
+            elif op in (3, 5) and pos < end and buf[pos] < 0x80:  # one byte: most of them
+                value = buf[pos]
+                pos += 1
+                if op == 5:
+                    state[3] = value
+                else:
+                    state[2] += value - 0x80 if value & 0x40 else value
             else:
                 pos = self._standard(program, op, pos, state)
+            steps += 1
             if len(rows.addresses) > _MAX_ROWS:
                 raise Truncated
-        return _ordered(rows), pos
+        return self._done(rows, steps), pos
+
+    def _done(self, rows: Rows, steps: int) -> Rows:
+        self._dwarf.spend(steps // 8)
+        return _ordered(rows)
 
     def _standard(self, program: Program, op: int, pos: int, state: list[int]) -> int:
         """A standard opcode that makes no row: changes state, returns the position after it."""
@@ -347,6 +384,11 @@ class LineTables:
             for _ in range(program.lengths[op] if op < len(program.lengths) else 0):
                 _value, pos = uleb(buf, pos, end)
         return pos
+
+
+def _holds(numbers: list[int], wanted: int) -> bool:
+    index = bisect.bisect_left(numbers, wanted)
+    return index < len(numbers) and numbers[index] == wanted
 
 
 def _ordered(rows: Rows) -> Rows:

@@ -152,9 +152,6 @@ class MergedDestroys:
         unit = scopes.unit_at(address)
         if unit is None or str(self._dwarf.string(self._dwarf.root(unit), dw.AT_producer)).startswith("GNU"):
             return None  # gcc keeps the entry of one copy (tangles.py)
-        symbol = scopes.symbols.function_at(address)
-        if symbol is not None:
-            scopes.lines.hint(symbol.address, unit)
         rows = scopes.lines.sequence(address, unit)
         if rows is None:
             return None
@@ -206,7 +203,6 @@ class MergedDestroys:
 
     def _nameless(self, function: Function, address: int) -> bool:
         """Line 0: the compiler itself says that this code belongs to no one place."""
-        self._scopes.lines.hint(function.low, function.die.unit)
         row = self._scopes.lines.at(address, function.die.unit)
         return row is not None and row.line == 0
 

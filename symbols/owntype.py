@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from symbols import dwarf_const as dw
 from symbols.dwarf import Dwarf
+from symbols.globs import matches
 from symbols.instances import Instance
 from symbols.plan import Role
 from symbols.scopes import Scopes
-from symbols.search import matches
 from symbols.sites import pointee
 
 

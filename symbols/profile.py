@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from symbols.errors import ProfileError
+from symbols.globs import matches
 from symbols.plan import Role, Userdata
-from symbols.search import matches
 
 __all__ = ["FunctionSpec", "Profile", "load_profile", "matches", "parse_profile", "shipped_profiles"]
 
@@ -73,7 +73,7 @@ def parse_profile(text: str, path: str = "<profile>") -> Profile:
     """Validate a profile's text. Raises ProfileError with key and, best effort, line."""
     try:
         data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also of a number with more digits than int() takes
         found = re.search(r"at line (\d+)", str(error))
         line = int(found.group(1)) if found else len(text.splitlines())  # "(at end of document)"
         raise ProfileError(f"not valid TOML ({error})", path=path, line=line) from error

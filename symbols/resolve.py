@@ -25,6 +25,8 @@ from symbols.search import FUNCTION_TAGS, Search
 from symbols.sites import SiteBuilder, pointee
 from symbols.tangles import Placed, untangle
 
+_MAX_MISSING = 64  # split units without their file that are named one by one
+
 
 @dataclass(slots=True)
 class Session:
@@ -201,7 +203,9 @@ class _Resolver:
 
     def _unknown_units(self) -> None:
         """A split unit without its file may hold instances of anything: say so for every role."""
-        for missing in self._session.dwarf.missing:
+        lost = self._session.dwarf.missing
+        shown = [*lost[:_MAX_MISSING], *([f"{len(lost)} units in all"] if len(lost) > _MAX_MISSING else [])]
+        for missing in shown:
             self._unprobed += [
                 Unprobed(
                     role=role,

@@ -49,7 +49,6 @@ class Scopes:
         self._at_low: dict[int, Function | None] = {}
         self._index: list[Function] | None = None
         self._units: list[tuple[int, int, int]] | None = None  # range, index of its unit
-        self._covered: list[Range] | None = None
         self.machine = MACHINES.get(image.machine, X86_64)  # of others, lines are read and nothing else
         self._cfa = CfaRules(image, self.machine, dwarf.image)
         self._cfa_at: dict[int, ArgSource | None] = {}
@@ -98,19 +97,7 @@ class Scopes:
 
     def maybe_described(self, address: int) -> bool:
         """False only when the units' own ranges prove that no debug information covers the address."""
-        if self._covered is None:
-            spans: list[Range] = []
-            for unit in self.dwarf.units:
-                root = self.dwarf.root(unit)
-                if unit.skeleton is not None or root.tag not in (dw.TAG_compile_unit, dw.TAG_skeleton_unit):
-                    continue  # a split unit's skeleton has the ranges
-                found = ranges_of(self.dwarf, root)
-                if not found:
-                    self._covered = []
-                    return True
-                spans += found
-            self._covered = spans
-        return not self._covered or any(lo <= address < hi for lo, hi in self._covered)
+        return self.search.coverage.maybe(address)
 
     def unit_at(self, address: int) -> Unit | None:
         """The unit whose own ranges hold the address; None where units do not say theirs."""
@@ -173,7 +160,6 @@ class Scopes:
             return None
         name = self.file(die.unit, file)
         if file is None:
-            self.lines.hint(function.low, function.die.unit)
             row = self.lines.at(function.low, function.die.unit)
             name = row.file if row is not None else "?"
         return SourceLine(file=name, line=line, column=die.number(dw.AT_call_column) or 0)

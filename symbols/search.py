@@ -1,43 +1,39 @@
-# Owns finding entries without walking: bytes of a name's or an entry's offset are searched in
-# .debug_info, and every hit is verified by parsing it. Falls back to a linear scan of a unit (no
-# DIE objects, precomputed entry sizes) for the forms that bytes cannot tell. Judges nothing.
+# Owns finding entries without walking: bytes of a name's or an entry's offset, or of an address, are searched
+# in .debug_info, and every hit is verified by parsing it. Falls back to a linear scan of a unit for what
+# bytes cannot tell. Judges nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection
 
 from symbols import dwarf_const as dw
-from symbols.dwarf import Abbrev, Die, Dwarf, Unit
+from symbols.coverage import Coverage
+from symbols.dwarf import Die, Dwarf, Unit
+from symbols.entries import Entries, Test, Wanted
+from symbols.globs import glob_regex, longest_literal, string_offsets
 from symbols.image import Data
-from symbols.leb import Truncated, uleb
 
 _NAME_ATTRS = (dw.AT_linkage_name, dw.AT_MIPS_linkage_name, dw.AT_name)
 _ORIGIN_ATTRS = (dw.AT_abstract_origin, dw.AT_specification)
-_MAX_PREFIX = 96  # bytes between an entry's start and the attribute that was found in it
-_MAX_HITS = 100_000
-_SYNC_WINDOW = 4096
+_MAX_BACK = 512  # bytes of an inline name before the piece of it that was searched for
+_MAX_INLINE = 64  # hits of such a piece in one unit; a scan is cheaper for more
+_MAX_PASSES = 48  # searches of one unit for one glob; a scan is cheaper for more
 FUNCTION_TAGS = frozenset((dw.TAG_subprogram, dw.TAG_inlined_subroutine))
 
 
-def glob_regex(pattern: str) -> re.Pattern[str]:
-    """Our globs: only * and ? are special; [ ] { } ( ) . , are themselves."""
-    return re.compile(_translate(pattern), re.DOTALL)
-
-
-def _translate(pattern: str) -> str:
-    return "".join({"*": ".*", "?": "."}.get(char) or re.escape(char) for char in pattern) + r"\Z"
-
-
-def matches(pattern: str, name: str) -> bool:
-    return glob_regex(pattern).match(name) is not None
-
-
-class Search:
-    """Entries of one image by name and by reference."""
+class Search(Entries):
+    """Entries of one image by name, by reference and by address."""
 
     def __init__(self, dwarf: Dwarf) -> None:
-        self.dwarf = dwarf
-        self._verified: dict[int, bool] = {}
+        super().__init__(dwarf)
+        self._far: dict[frozenset[int], list[Unit]] = {}
+        self._coverage: Coverage | None = None
+
+    @property
+    def coverage(self) -> Coverage:
+        if self._coverage is None:
+            self._coverage = Coverage(self.dwarf)
+        return self._coverage
 
     # -- by name ---------------------------------------------------------------------------------
 
@@ -45,251 +41,178 @@ class Search:
         """Entries with one of the tags whose own name or linkage name matches the glob, by offset."""
         found: dict[int, Die] = {}
         regex = glob_regex(pattern)
-        # A glob that opens with * matches every suffix of its names, and linkers merge suffixes:
-        # too many offsets to search for.
-        scan_all = pattern[:1] in ("*", "?", "")
-        known: dict[tuple[int, int], list[int]] = {}
+        known: dict[tuple[int, int], set[int] | None] = {}
 
-        def strings(data: Data) -> list[int]:
+        def fits(die: Die) -> bool:
+            return self._own_name_matches(die, regex)
+
+        def strings(data: Data) -> set[int] | None:
             key = (id(data.buf), data.base)
             if key not in known:
-                known[key] = self._string_offsets(data, pattern)
+                known[key] = string_offsets(data, pattern)
             return known[key]
 
         for unit in self.dwarf.units:
-            wanted = self._abbrevs(unit, tags, _NAME_ATTRS)
-            if not wanted:
+            wanted = self.abbrevs(unit, tags, _NAME_ATTRS)
+            if wanted and not self._by_strings(unit, pattern, strings, wanted, fits, found):
+                self.scan_for(unit, tags, fits, found)
+        return [die for _offset, die in sorted(found.items())]
+
+    def _by_strings(
+        self,
+        unit: Unit,
+        pattern: str,
+        strings: Callable[[Data], set[int] | None],
+        wanted: list[Wanted],
+        fits: Test,
+        found: dict[int, Die],
+    ) -> bool:
+        """Entries of one unit by the offsets of matching strings. False: only a scan can tell."""
+        part, forms = unit.part, {form for _abbrev, _index, form in wanted}
+        sections = [(dw.FORM_strp, part.str), (dw.FORM_line_strp, part.line_str)]
+        if part.supplement is not None:
+            sections += [(form, part.supplement.str) for form in dw.SUP_STR_FORMS]
+        for form, section in sections:
+            if form in forms:
+                values = strings(section)
+                if values is None or not self._values(unit, values, _of(wanted, form), fits, found):
+                    return False
+        if forms & dw.STRX_FORMS:
+            values = strings(part.str)
+            if values is None or not self._indexed(unit, values, wanted, fits, found):
+                return False
+        if dw.FORM_string in forms:
+            return self._inline(unit, pattern, _of(wanted, dw.FORM_string), fits, found)
+        return dw.FORM_indirect not in forms
+
+    def _values(
+        self, unit: Unit, values: set[int], wanted: list[Wanted], fits: Test, found: dict[int, Die]
+    ) -> bool:
+        """Entries with one of the offsets as value. Offsets that differ in the last byte share a search."""
+        width = unit.offset_size
+        groups: dict[int, set[int]] = {}
+        for value in values:
+            if not value >> (8 * width):
+                groups.setdefault(value >> 8, set()).add(value)
+        if len(groups) > _MAX_PASSES:
+            return False
+        for group, members in groups.items():
+            if len(members) == 1:
+                self.hits(unit, next(iter(members)).to_bytes(width, "little"), wanted, fits, found)
                 continue
-            forms = {form for _abbrev, _index, form in wanted}
-            if scan_all or dw.FORM_indirect in forms:
-                self._scan_named(unit, tags, regex, found)
-                continue
-            if forms & dw.STRX_FORMS and self._indexed(unit, strings(unit.part.str), wanted, found):
-                self._scan_named(unit, tags, regex, found)
-                continue
-            part = unit.part
-            sections = [(dw.FORM_strp, part.str), (dw.FORM_line_strp, part.line_str)]
-            if part.supplement is not None:
-                sections += [(form, part.supplement.str) for form in dw.SUP_STR_FORMS]
-            for form, section in sections:
-                if form in forms:
-                    self._hits(unit, strings(section), [w for w in wanted if w[2] == form], found)
-            if dw.FORM_string in forms:
-                self._inline_strings(unit, pattern, [w for w in wanted if w[2] == dw.FORM_string], found)
-        kept = (die for _offset, die in sorted(found.items()))
-        return [die for die in kept if self._own_name_matches(die, regex)]
+            self.charge(unit)
+            for at in unit.info.find_all(group.to_bytes(width - 1, "little"), unit.first + 1, unit.end):
+                if unit.info.uint(at - 1, width) in members:
+                    self.collect(unit, at - 1, wanted, fits, found)
+        return True
 
     def _indexed(
-        self, unit: Unit, strings: list[int], wanted: list[tuple[Abbrev, int, int]], found: dict[int, Die]
+        self, unit: Unit, strings: set[int], wanted: list[Wanted], fits: Test, found: dict[int, Die]
     ) -> bool:
-        """Names by index into .debug_str_offsets. True: an index is too short for bytes to tell, scan."""
+        """Names by index into .debug_str_offsets. False: only a scan can tell."""
         width = unit.offset_size
         table = unit.part.section(".debug_str_offsets")
         start, stop = self.dwarf.str_offsets_base(unit), table.size
         if unit.version >= 5 and start >= width + 4:
             stop = min(stop, start - 4 + table.uint(start - width - 4, width))  # the length counts 4 more
+        if len(strings) > _MAX_PASSES:
+            return False
         indices = []
         for value in strings:
-            if value >> (8 * width):
-                continue
-            hits = table.find_all(value.to_bytes(width, "little"), start, stop)
-            indices += [(at - start) // width for at in hits if (at - start) % width == 0]
-        for index in indices:
-            for form in dw.STRX_FORMS:
-                some = [w for w in wanted if w[2] == form]
-                size = unit.sizes.get(form)
-                if not some or (size is not None and index >> (8 * size)):
-                    continue
-                needle = dw.uleb_bytes(index) if size is None else index.to_bytes(size, "little")
-                if len(needle) < 2:
-                    return True
-                self.dwarf.spend(1 + (unit.end - unit.first) // 4096)
-                for at in unit.info.find_all(needle, unit.first, unit.end):
-                    self._collect(unit, at, some, found)
-        return False
+            if not value >> (8 * width):
+                hits = table.find_all(value.to_bytes(width, "little"), start, stop)
+                indices += [(at - start) // width for at in hits if (at - start) % width == 0]
+        return len(indices) <= _MAX_PASSES and all(
+            self._by_index(unit, index, _of(wanted, form), fits, found)
+            for index in indices
+            for form in dw.STRX_FORMS
+        )
+
+    def _by_index(
+        self, unit: Unit, index: int, wanted: list[Wanted], fits: Test, found: dict[int, Die]
+    ) -> bool:
+        """Entries with an index as value, all of one form."""
+        size = unit.sizes.get(wanted[0][2]) if wanted else 0
+        if not wanted or (size is not None and index >> (8 * size)):
+            return True
+        needle = dw.uleb_bytes(index) if size is None else index.to_bytes(size, "little")
+        return self.hits(unit, needle, wanted, fits, found)
 
     def _own_name_matches(self, die: Die, regex: re.Pattern[str]) -> bool:
         names = (self.dwarf.string(die, attribute) for attribute in _NAME_ATTRS)
         return any(name is not None and regex.match(name) for name in names)
 
-    def _string_offsets(self, data: Data, pattern: str) -> list[int]:
-        """Offsets in a string section at which a string matching the glob starts."""
-        if not data.size:
-            return []
-        parts = ({"*": rb"[^\0]*", "?": rb"[^\0]"}.get(char) or re.escape(char.encode()) for char in pattern)
-        body = b"".join(parts)
-        offsets: list[int] = []
-        # Look-ahead: a match may start inside another one (merged suffixes).
-        start = re.match(r"[^*?]*", pattern)
-        literal = start.group().encode() if start else b""
-        regex = re.compile(body + rb"\0", re.DOTALL)
-        at = data.buf.find(literal, data.base, data.end)
-        while at >= 0 and len(offsets) < _MAX_HITS:
-            if regex.match(data.buf, at, data.end):
-                offsets.append(at - data.base)
-            at = data.buf.find(literal, at + 1, data.end)
-        return offsets
-
-    def _hits(
-        self, unit: Unit, values: list[int], wanted: list[tuple[Abbrev, int, int]], found: dict[int, Die]
-    ) -> None:
-        for value in values:
-            if value >> (8 * unit.offset_size):
-                continue
-            self.dwarf.spend(1 + (unit.end - unit.first) // 4096)
-            needle = value.to_bytes(unit.offset_size, "little")
-            for at in unit.info.find_all(needle, unit.first, unit.end):
-                self._collect(unit, at, wanted, found)
-
-    def _inline_strings(
-        self, unit: Unit, pattern: str, wanted: list[tuple[Abbrev, int, int]], found: dict[int, Die]
-    ) -> None:
-        info = unit.info
-        window = Data(info.buf, info.base + unit.first, unit.end - unit.first, info.name, info.path)
-        for at in self._string_offsets(window, pattern):
-            self._collect(unit, at + unit.first, wanted, found)
-
-    def _collect(
-        self, unit: Unit, at: int, wanted: list[tuple[Abbrev, int, int]], found: dict[int, Die]
-    ) -> None:
-        for offset in self._starts(unit, at, wanted):
-            if offset not in found and self._is_entry(unit, offset):
-                try:
-                    die = self.dwarf.parse(unit, offset)
-                except Truncated:
-                    continue
-                if die is not None:
-                    found[offset] = die
-
-    def _abbrevs(
-        self, unit: Unit, tags: Collection[int], attributes: tuple[int, ...]
-    ) -> list[tuple[Abbrev, int, int]]:
-        """(abbreviation, index of the attribute in it, its form)."""
-        return [
-            (abbrev, index, form)
-            for abbrev in unit.abbrevs.values()
-            if abbrev.tag in tags
-            for index, (attribute, form, _const) in enumerate(abbrev.attrs)
-            if attribute in attributes
-        ]
-
-    def _starts(self, unit: Unit, at: int, wanted: list[tuple[Abbrev, int, int]]) -> Iterator[int]:
-        """Offsets at which an entry could start whose attribute value lies at `at`.
-
-        Verified by its abbreviation code and by skipping forward exactly to `at`.
-        """
-        buf, base = unit.info.buf, unit.info.base
-        for abbrev, index, _form in wanted:
-            code = dw.uleb_bytes(abbrev.code)
-            size = 0
-            for _attribute, form, _const in abbrev.attrs[:index]:
-                fixed = unit.sizes.get(form, -1)
-                size = -1 if size < 0 or fixed < 0 else size + fixed
-            if size >= 0:
-                start = at - size - len(code)
-                if start >= unit.first and buf[base + start : base + start + len(code)] == code:
-                    yield start
-                continue
-            for start in range(max(unit.first, at - _MAX_PREFIX), at - len(code) - index + 1):
-                if buf[base + start : base + start + len(code)] != code:
-                    continue
-                try:
-                    reached = self.dwarf.skip(unit, abbrev, base + start + len(code), index)
-                except Truncated:
-                    continue
-                if reached == base + at:
-                    yield start
-
-    def _is_entry(self, unit: Unit, offset: int) -> bool:
-        """Whether the unit's chain of entries has a link at offset.
-
-        From the unit's start when that is near. Otherwise by majority: parsing from every byte of a
-        window before it, chains that once meet an entry's start stay on entries' starts for ever, and
-        wrong ones die or join them; so nearly all arrive on the true chain.
-        """
-        known = self._verified.get(offset)
-        if known is None:
-            self.dwarf.spend(100)
-            starts = range(unit.first, unit.first + 1)
-            if offset - unit.first > _SYNC_WINDOW:
-                starts = range(offset - _SYNC_WINDOW, offset - _SYNC_WINDOW // 2)
-            known = self._verified[offset] = self._synchronized(unit, starts, offset)
-        return known
-
-    def _synchronized(self, unit: Unit, starts: range, offset: int) -> bool:
-        owner: dict[int, int] = {}  # position -> chain that came by first
-        fate: dict[int, int] = {}  # chain -> chain it ended as; absent when it ran into nonsense
-        weight: dict[int, int] = {}  # surviving chain -> how many starts ended on it
-        meets = -1
-        for chain, start in enumerate(starts):
-            at, end = start, chain
-            while at <= offset:
-                if at in owner:
-                    end = fate.get(owner[at], -1)
-                    break
-                owner[at] = chain
-                if at == offset:
-                    meets = chain
-                after = self._next_entry(unit, at)
-                if after is None:
-                    end = -1
-                    break
-                at = after
-            if end >= 0:
-                fate[chain] = end
-                weight[end] = weight.get(end, 0) + 1
-        if meets < 0 or meets not in fate:
+    def _inline(
+        self, unit: Unit, pattern: str, wanted: list[Wanted], fits: Test, found: dict[int, Die]
+    ) -> bool:
+        """Names that stand in the entries themselves. False: only a scan can tell."""
+        literal = longest_literal(pattern)
+        if not literal:
             return False
-        return fate[meets] == max(weight, key=lambda chain: weight[chain])
-
-    def _next_entry(self, unit: Unit, at: int) -> int | None:
-        base = unit.info.base
-        try:
-            code, pos = uleb(unit.info.buf, base + at, base + unit.end)
-            if code == 0:
-                return at + 1
-            abbrev = unit.abbrevs.get(code)
-            return None if abbrev is None else self.dwarf.skip(unit, abbrev, pos) - base
-        except Truncated:
-            return None
+        back = 0 if pattern.encode().startswith(literal) else _MAX_BACK
+        self.charge(unit)
+        hits = unit.info.find_all(literal, unit.first, unit.end)
+        if back and len(hits) > _MAX_INLINE:
+            return False
+        for hit in hits:
+            self.dwarf.spend(1 + back)
+            for at in range(max(unit.first, hit - back), hit + 1):
+                self.collect(unit, at, wanted, fits, found)
+        return True
 
     # -- by reference ----------------------------------------------------------------------------
 
-    def referring(self, offset: int, tags: Collection[int]) -> list[Die]:
+    def referring(self, offset: int, tags: frozenset[int]) -> list[Die]:
         """Entries with one of the tags whose abstract_origin or specification is the entry at offset."""
         found: dict[int, Die] = {}
         home = self.dwarf.unit_at(offset)
-        for unit in self.dwarf.units:
-            wanted = self._abbrevs(unit, tags, _ORIGIN_ATTRS)
-            same = [w for w in wanted if w[2] in dw.UNIT_REF_FORMS] if unit is home else []
-            far: list[tuple[Abbrev, int, int]] = []
-            if home is not None and home.part.same_file(unit.part):
-                far = [w for w in wanted if w[2] == dw.FORM_ref_addr]
-            elif home is not None and home.part.same_file(unit.part.supplement):
-                far = [w for w in wanted if w[2] in dw.SUP_REF_FORMS]
-            forms = {form for _abbrev, _index, form in same}
-            if forms & {dw.FORM_ref1, dw.FORM_ref2} or any(w[2] == dw.FORM_indirect for w in wanted):
-                self._scan_referring(unit, tags, offset, found)
-                continue
-            relative = offset - unit.offset
-            self.dwarf.spend(1 + (unit.end - unit.first) // 4096)
-            for form in forms:
-                if form == dw.FORM_ref_udata:
-                    needle = dw.uleb_bytes(relative)
-                else:
-                    if relative >> (8 * unit.sizes[form]):
-                        continue
-                    needle = relative.to_bytes(unit.sizes[form], "little")
-                some = [w for w in same if w[2] == form]
-                for at in unit.info.find_all(needle, unit.first, unit.end):
-                    self._collect(unit, at, some, found)
-            plain = offset - home.part.shift if home is not None else offset
-            for form in {form for _abbrev, _index, form in far}:
-                if not plain >> (8 * unit.sizes[form]):
-                    needle = plain.to_bytes(unit.sizes[form], "little")
-                    for at in unit.info.find_all(needle, unit.first, unit.end):
-                        self._collect(unit, at, [w for w in far if w[2] == form], found)
-        return [die for _offset, die in sorted(found.items()) if self._refers(die, offset)]
+        if home is None:
+            return []
+
+        def fits(die: Die) -> bool:
+            return self._refers(die, offset)
+
+        near = self.abbrevs(home, tags, _ORIGIN_ATTRS)
+        if not self._near(home, offset - home.offset, near, fits, found):
+            self.scan_for(home, tags, fits, found)
+        for unit in self._far_units(tags):
+            self.dwarf.spend(3)
+            if not self._from_afar(unit, home, offset, self.abbrevs(unit, tags, _ORIGIN_ATTRS), fits, found):
+                self.scan_for(unit, tags, fits, found)
+        return [die for _offset, die in sorted(found.items())]
+
+    def _near(self, unit: Unit, value: int, wanted: list[Wanted], fits: Test, found: dict[int, Die]) -> bool:
+        """References inside of one unit. False: only a scan can tell."""
+        return all(
+            self._by_index(unit, value, _of(wanted, form), fits, found)
+            for form in dw.UNIT_REF_FORMS
+            if value >= 0
+        )
+
+    def _from_afar(
+        self, unit: Unit, home: Unit, offset: int, wanted: list[Wanted], fits: Test, found: dict[int, Die]
+    ) -> bool:
+        """References from any unit of the file, or of one that it supplements."""
+        if any(form == dw.FORM_indirect for _abbrev, _index, form in wanted):
+            return False
+        forms: Collection[int] = ()
+        if home.part.same_file(unit.part):
+            forms = (dw.FORM_ref_addr,)
+        elif home.part.same_file(unit.part.supplement):
+            forms = dw.SUP_REF_FORMS
+        value = offset - home.part.shift
+        return all(self._by_index(unit, value, _of(wanted, form), fits, found) for form in forms)
+
+    def _far_units(self, tags: frozenset[int]) -> list[Unit]:
+        """Units with references that may leave them."""
+        if tags not in self._far:
+            far = {dw.FORM_ref_addr, dw.FORM_indirect, *dw.SUP_REF_FORMS}
+            self._far[tags] = [
+                unit
+                for unit in self.dwarf.units
+                if any(form in far for _abbrev, _index, form in self.abbrevs(unit, tags, _ORIGIN_ATTRS))
+            ]
+        return self._far[tags]
 
     def _refers(self, die: Die, offset: int) -> bool:
         for attribute in _ORIGIN_ATTRS:
@@ -305,76 +228,41 @@ class Search:
     def subprograms_at(self, low_pc: int) -> list[Die]:
         """Subprograms with this DW_AT_low_pc (address form or index into .debug_addr)."""
         found: dict[int, Die] = {}
+        likely = self.coverage.units_at(low_pc)
+        for unit in likely:
+            self._at_low(unit, low_pc, found)
+        if not found:
+            seen = set(map(id, likely))
+            for unit in self.dwarf.units:
+                if id(unit) not in seen:
+                    self._at_low(unit, low_pc, found)
+        return list(found.values())
+
+    def _at_low(self, unit: Unit, low_pc: int, found: dict[int, Die]) -> None:
         tags = (dw.TAG_subprogram,)
-        for unit in self.dwarf.units:
-            self.dwarf.spend(1 + (unit.end - unit.first) // 4096)
-            wanted = self._abbrevs(unit, tags, (dw.AT_low_pc,))
-            plain = [w for w in wanted if w[2] == dw.FORM_addr]
-            if plain and not low_pc >> (8 * unit.addr_size):
-                needle = low_pc.to_bytes(unit.addr_size, "little")
-                for at in unit.info.find_all(needle, unit.first, unit.end):
-                    self._collect(unit, at, plain, found)
-            if any(w[2] in dw.ADDRX_FORMS for w in wanted) and self._has_address(unit, low_pc):
-                for offset, _abbrev in self.scan(unit, tags):
-                    die = self.dwarf.die(offset, unit)
-                    if die is not None and self.dwarf.address(die, dw.AT_low_pc) == low_pc:
-                        found[offset] = die
-        return [die for die in found.values() if self.dwarf.address(die, dw.AT_low_pc) == low_pc]
+        wanted = self.abbrevs(unit, tags, (dw.AT_low_pc,))
+        if not wanted or low_pc >> (8 * unit.addr_size):
+            return
 
-    def _has_address(self, unit: Unit, address: int) -> bool:
-        """Whether an indexed address of the unit may be this one: its bytes are in .debug_addr."""
-        if address >> (8 * unit.addr_size):
-            return False
-        data = unit.home.part.section(".debug_addr")
-        return data.buf.find(address.to_bytes(unit.addr_size, "little"), data.base, data.end) >= 0
+        def fits(die: Die) -> bool:
+            return self.dwarf.address(die, dw.AT_low_pc) == low_pc
 
-    # -- the linear scan -------------------------------------------------------------------------
+        plain = _of(wanted, dw.FORM_addr)
+        needle = low_pc.to_bytes(unit.addr_size, "little")
+        if plain:
+            self.hits(unit, needle, plain, fits, found)
+        if len(plain) == len(wanted):
+            return
+        data, base = unit.home.part.section(".debug_addr"), self.dwarf.addr_base(unit)
+        places = data.find_all(needle, base) if base < data.size else []
+        indices = [(at - base) // unit.addr_size for at in places if not (at - base) % unit.addr_size]
+        if len(indices) > _MAX_PASSES or not all(
+            self._by_index(unit, index, _of(wanted, form), fits, found)
+            for index in indices
+            for form in dw.ADDRX_FORMS
+        ):
+            self.scan_for(unit, tags, fits, found)
 
-    def scan(self, unit: Unit, tags: Collection[int]) -> Iterator[tuple[int, Abbrev]]:
-        """(offset, abbreviation) of every entry of a unit with one of the tags, in order."""
-        dwarf = self.dwarf
-        buf, base, end = unit.info.buf, unit.info.base, unit.info.base + unit.end
-        abbrevs, pos = unit.abbrevs, base + unit.first
-        wanted = {code for code, abbrev in abbrevs.items() if abbrev.tag in tags}
-        fixed = {code: abbrev.fixed for code, abbrev in abbrevs.items() if abbrev.fixed >= 0}
-        skip = dwarf.skip
-        while pos < end:
-            start = pos
-            code = buf[pos]
-            pos += 1
-            if code >= 0x80:
-                shift = 7
-                code &= 0x7F
-                while pos < end:
-                    byte = buf[pos]
-                    pos += 1
-                    code |= (byte & 0x7F) << shift
-                    shift += 7
-                    if byte < 0x80:
-                        break
-            if code in wanted:
-                yield start - base, abbrevs[code]
-            size = fixed.get(code)
-            if size is not None:
-                pos += size
-            elif code:
-                if code not in abbrevs:
-                    raise dwarf.bad(f"entry at {start - base:#x} has an unknown abbreviation")
-                try:
-                    pos = skip(unit, abbrevs[code], pos)
-                except Truncated:
-                    raise dwarf.bad(f"entry at {start - base:#x} is malformed") from None
 
-    def _scan_named(
-        self, unit: Unit, tags: Collection[int], regex: re.Pattern[str], found: dict[int, Die]
-    ) -> None:
-        for offset, _abbrev in self.scan(unit, tags):
-            die = self.dwarf.die(offset, unit)
-            if die is not None and self._own_name_matches(die, regex):
-                found[offset] = die
-
-    def _scan_referring(self, unit: Unit, tags: Collection[int], target: int, found: dict[int, Die]) -> None:
-        for offset, _abbrev in self.scan(unit, tags):
-            die = self.dwarf.die(offset, unit)
-            if die is not None and self._refers(die, target):
-                found[offset] = die
+def _of(wanted: list[Wanted], form: int) -> list[Wanted]:
+    return [one for one in wanted if one[2] == form]

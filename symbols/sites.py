@@ -16,12 +16,12 @@ from symbols.effects import entries_by_effect
 from symbols.entrytrace import EntryTrace
 from symbols.entryvalues import EntryValues
 from symbols.expressions import Unsupported, home_of, to_source
+from symbols.globs import matches
 from symbols.image import Image
 from symbols.instances import Instance, entry_points
 from symbols.lists import Located, locations_of
 from symbols.plan import Addr, ArgSource, EntrySite, InstanceKind, Price, Role, Site
 from symbols.scopes import Function, Scopes
-from symbols.search import matches
 
 
 @dataclass(frozen=True, slots=True)

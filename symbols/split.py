@@ -45,7 +45,7 @@ class Extra:
     next_shift: int
     images: list[Image] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # split units that could not be found, in words
-    _by_path: dict[str, list[Unit]] = field(default_factory=dict)
+    _by_path: dict[str, list[Unit] | str] = field(default_factory=dict)  # or why it cannot be used
     _package: tuple[Image, dict[int, dict[str, Data]], list[Unit]] | None = None
     _no_package: bool = False
 
@@ -95,14 +95,19 @@ class Extra:
         wrong = ""
         for path in self._places(skeleton):
             fresh = path not in self._by_path
-            try:
-                units = self._by_path.get(path) or self._dwo(path)
-            except SymbolError as error:
-                if os.path.lexists(path):
-                    wrong = wrong or f"{path}: {error.detail}"
+            if fresh:
+                try:
+                    self._by_path[path] = self._dwo(path)
+                except SymbolError as error:
+                    self._by_path[path] = f"{path}: {error.detail}" if os.path.lexists(path) else ""
+            units = self._by_path[path]
+            if isinstance(units, str):
+                wrong = wrong or units
                 continue
-            self._by_path[path] = units
             own = [unit for unit in units if self.ident_of(unit) == skeleton.ident]
+            if own and own[0].skeleton is not None:
+                wrong = f"{path}: two units of the executable have one dwo_id"
+                continue
             if own:
                 own[0].skeleton = skeleton.unit
                 types = [unit for unit in units if fresh and unit.kind in (UT_TYPE, UT_SPLIT_TYPE)]
@@ -144,7 +149,7 @@ class Extra:
         if self._package is None:
             return []
         image, index, types = self._package
-        windows = index.get(skeleton.ident)
+        windows = index.pop(skeleton.ident, None)  # once: a unit belongs to one skeleton
         if windows is None:
             return []
         units = self._window_units(image, ".debug_info", windows)

@@ -29,6 +29,7 @@ _POOLLIKE = re.compile(r"pool|slab|arena|free_?list|cache|ring", re.IGNORECASE)
 _LINK = re.compile(r"next|link|free|node|sibling", re.IGNORECASE)
 _STRUCTS = frozenset((dw.TAG_structure_type, dw.TAG_class_type, dw.TAG_union_type))
 _WORK = 6 << 30  # bytes searched for names, all in all
+_UNITS = 2_000_000  # units searched, all in all
 _MOST_NAMES = 3000
 _NESTED = 4  # anonymous members in anonymous members
 _SHOWN = 4
@@ -206,7 +207,9 @@ def _siblings(create: str, destroy: str) -> bool:
 def _functions(session: Session) -> Iterator[Die]:
     """Functions whose names have one of the verbs; the more telling names first where there are many."""
     dwarf = session.dwarf
-    if any(unit.abbrevs and unit.part.suffix for unit in dwarf.units) or dwarf.units[0].part.str.size == 0:
+    if any(unit.abbrevs and unit.part.suffix for unit in dwarf.units) or not any(
+        unit.part.str.size for unit in dwarf.units
+    ):
         names = set(_names_by_scan(session))
     else:
         names = set()
@@ -221,7 +224,7 @@ def _functions(session: Session) -> Iterator[Die]:
                         if _DESTROY.search(verb) or _CREATE.search(verb):
                             names.add(text)
     size = sum(unit.end - unit.first for unit in dwarf.units) or 1
-    most = max(24, min(_MOST_NAMES, _WORK // size))
+    most = max(24, min(_MOST_NAMES, _WORK // size, _UNITS // max(len(dwarf.units), 1)))
     seen: set[int] = set()
     for name in sorted(names, key=lambda n: (-_rate(n, _verb_of(n), _DESTROY, n), len(n), n))[:most]:
         dwarf.refill()

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from symbols import dwarf_const as dw
 from symbols.dwarf import Die, Dwarf
+from symbols.globs import matches
 from symbols.image import Image
 from symbols.plan import SlotField, SlotVariant
-from symbols.search import Search, matches
+from symbols.search import Search
 
 _MAX_FIELDS = 4096
 _MAX_DEPTH = 12

@@ -1,4 +1,6 @@
-"""`python -m tests.bench`: what watching costs, as a table and one JSON line. Needs root and BPF.
+"""`python -m tests.bench`: what watching and resolving cost, as tables and JSON lines. Needs root and BPF.
+
+`--only symbols`: only what a probe plan costs beside other tools, without root.
 
 Everything is measured on this machine in one run, the variants in turn, so that what else happens here
 hits all of them; ratios are medians over the rounds.
@@ -15,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.bench import replay, target
+from tests.bench import replay, symbols, target
 from tests.requirements import missing_for_bpf
 
 AIMS = {
@@ -99,7 +101,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=6, help="rounds over all variants (6)")
     parser.add_argument("--connections", type=int, default=20_000, help="of the replayed recording")
+    parser.add_argument("--only", choices=("symbols", "watching"), help="one section")
+    parser.add_argument("--no-big", action="store_true", help="symbols: without the 200 MB program")
     arguments = parser.parse_args()
+    if arguments.only == "symbols":
+        return _symbols(arguments.rounds, big=not arguments.no_big)
     missing = missing_for_bpf()
     if missing:
         sys.stderr.write(f"bench: this needs {missing}\n")
@@ -136,6 +142,13 @@ def main() -> int:
             f"{speed.file:,.0f} from the file; {speed.kernel_events:,} kernel events at {speed.kernel:,.0f}/s"
         )
     sys.stdout.write("\n".join([*lines, "", *_verdicts(figures), ""]) + "\n" + json.dumps(result) + "\n")
+    return 0 if arguments.only else _symbols(arguments.rounds, big=not arguments.no_big)
+
+
+def _symbols(rounds: int, *, big: bool) -> int:
+    results = symbols.measure(rounds, big=big)
+    body = {"schema": "afterfree.bench.symbols/1", "rounds": rounds, "tools": symbols.as_json(results)}
+    sys.stdout.write("\n".join(symbols.report(results)) + "\n" + json.dumps(body) + "\n")
     return 0
 
 

@@ -98,6 +98,11 @@ def test_unreadable_and_binary_files(tmp_path: Path) -> None:
     assert caught.value.line == 2
 
 
+def test_a_number_of_thousands_of_digits() -> None:
+    with pytest.raises(ProfileError):
+        parse_profile(f"name = {'9' * 5000}")
+
+
 @given(st.text(max_size=200))
 def test_any_text_is_a_profile_or_a_profile_error(text: str) -> None:
     with contextlib.suppress(ProfileError):

@@ -10,6 +10,7 @@ from elftools.elf.elffile import ELFFile
 
 from symbols import dwarf_const as dw
 from symbols.dwarf import Dwarf
+from symbols.globs import glob_regex
 from symbols.image import Image
 from symbols.lists import locations_of, ranges_of
 from symbols.search import FUNCTION_TAGS, Search
@@ -93,3 +94,52 @@ def test_entries_ranges_and_locations_agree_with_pyelftools() -> None:
                         assert dwarf.string(die, dw.AT_name) == name.value.decode()
                     count += bool(ranges_of(dwarf, die)) + bool(locations_of(dwarf, die))
             assert count > 10
+
+
+@pytest.mark.parametrize("pattern", ["*destroy", "?onn_*", "*conn*", "*.destroy", "heap.*.destroy", "*a?n"])
+def test_globs_agree_with_the_scan(binary: Path, pattern: str) -> None:
+    with Image(binary) as image:
+        dwarf = Dwarf(image)
+        search = Search(dwarf)
+        regex = glob_regex(pattern)
+        expected = {
+            die.offset
+            for unit in dwarf.units
+            for offset, _abbrev in search.scan(unit, FUNCTION_TAGS)
+            if (die := dwarf.die(offset, unit)) is not None and search._own_name_matches(die, regex)
+        }
+        dwarf.refill()
+        assert {die.offset for die in search.named(pattern, FUNCTION_TAGS)} == expected
+
+
+def test_addresses_agree_with_the_scan(binary: Path) -> None:
+    with Image(binary) as image:
+        dwarf = Dwarf(image)
+        search = Search(dwarf)
+        lows: dict[int, set[int]] = {}
+        for unit in dwarf.units:
+            for offset, _abbrev in search.scan(unit, (dw.TAG_subprogram,)):
+                die = dwarf.die(offset, unit)
+                low = dwarf.address(die, dw.AT_low_pc) if die is not None else None
+                if low is not None:
+                    lows.setdefault(low, set()).add(offset)
+        wanted = random.Random(7).sample(sorted(lows), min(25, len(lows)))
+        for low in wanted:
+            dwarf.refill()
+            assert {die.offset for die in search.subprograms_at(low)} == lows[low]
+
+
+def test_short_indices_need_no_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """strx1, addrx and wide globs are found by bytes too: clang's DWARF 5 has all of them."""
+    with Image(build_c("-g", "-gdwarf-5", "-O1", compiler="clang")) as image:
+        search = Search(Dwarf(image))
+        expected = [die.offset for die in search.named("conn_destroy", FUNCTION_TAGS)]
+
+        def refused(*_arguments: object) -> None:
+            raise AssertionError("scanned")
+
+        monkeypatch.setattr(search, "scan", refused)
+        assert [die.offset for die in search.named("conn_destroy", FUNCTION_TAGS)] == expected != []
+        assert [die.offset for die in search.named("*destroy", FUNCTION_TAGS)] == expected
+        main = next(symbol for symbol in image.functions if symbol.name == "main")
+        assert len(search.subprograms_at(main.address)) == 1

@@ -1,4 +1,4 @@
-"""How long a plan takes and what it holds in memory. Limits are loose here: machines differ."""
+"""What processor time a plan takes and what it holds in memory. Limits are loose here: machines differ."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def memory(key):
         return next(int(line.split()[1]) for line in file if line.startswith(key))
 
 before = memory("VmHWM")
-started = time.perf_counter()
+started = time.process_time()
 from symbols.profile import load_profile
 from symbols.resolve import resolve
-imported = time.perf_counter()
+imported = time.process_time()
 plan = resolve(sys.argv[1], load_profile(sys.argv[2]))
-ended = time.perf_counter()
+ended = time.process_time()
 print(json.dumps({
     "sites": len(plan.sites), "import_s": imported - started, "resolve_s": ended - imported,
     "peak_kb": memory("VmHWM") - before, "anon_kb": memory("RssAnon"),
