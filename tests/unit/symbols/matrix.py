@@ -6,6 +6,7 @@ of one: the program's own account of a scripted run against gdb's stops at the p
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import re
@@ -13,7 +14,8 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,14 +87,15 @@ class Case:
         for command in commands:
             key.update(_version(command[0]))
         folder = CACHE / f"matrix-{key.hexdigest()[:16]}-{re.sub(r'[^a-z0-9.+-]+', '-', self.name)}"
-        if not (folder / "done").exists():  # split debug information names the folder: no rename
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            for command in commands:
-                made = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-                if made.returncode:
-                    raise RuntimeError(f"{' '.join(command)}: {made.stderr[-2000:]}")
-            (folder / "done").touch()
+        with _locked(folder.name):
+            if not (folder / "done").exists():  # split debug information names the folder: no rename
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                for command in commands:
+                    made = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+                    if made.returncode:
+                        raise RuntimeError(f"{' '.join(command)}: {made.stderr[-2000:]}")
+                (folder / "done").touch()
         return folder / "server"
 
 
@@ -108,22 +111,27 @@ def _zig_of(package: Path) -> Path:
     return package / "zig"
 
 
-@functools.cache
 def _old_zig() -> Path:
     """A second Zig, beside the one of the environment."""
     home = CACHE / f"ziglang-{OLD_ZIG}"
-    if not (home / "done").exists():
-        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--disable-pip-version-check"]
-        made = subprocess.run(
-            [*command, "--upgrade", "--target", str(home), f"ziglang=={OLD_ZIG}"],
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        if made.returncode:
-            skip_or_fail(f"ziglang {OLD_ZIG} cannot be installed: {made.stderr.strip()[-300:]}")
-        (home / "done").touch()
+    with _locked("ziglang"):
+        if not (home / "done").exists():
+            pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--disable-pip-version-check"]
+            command = [*pip, "--upgrade", "--target", str(home), f"ziglang=={OLD_ZIG}"]
+            made = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            if made.returncode:
+                skip_or_fail(f"ziglang {OLD_ZIG} cannot be installed: {made.stderr.strip()[-300:]}")
+            (home / "done").touch()
     return _zig_of(home / "ziglang")
+
+
+@contextmanager
+def _locked(name: str) -> Iterator[None]:
+    """One builder of a thing at a time, among threads and processes."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @functools.cache
