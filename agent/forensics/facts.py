@@ -23,10 +23,6 @@ class CodePlace:
         """Code of the program itself, not of a library that it was called through."""
         return bool(self.file) and not library_file(self.file)
 
-    def __str__(self) -> str:
-        name = self.function
-        return f"{name} ({self.file.rpartition('/')[2]}:{self.line}:{self.column})" if self.line else name
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Named:

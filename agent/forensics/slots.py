@@ -179,7 +179,7 @@ class Slots:
         seen: set[int] = set()
         while queue and len(seen) < _MOST_LIVE:
             address = queue.popleft()
-            if address in seen or address % 8 or self._view.read(address, self._layout.size or 8) is None:
+            if address in seen or not (address == slot or self._believable(address)):
                 continue
             seen.add(address)
             for part in self._parts:
@@ -188,6 +188,24 @@ class Slots:
                     if value:
                         queue.append(value)
         return tuple(sorted(seen)), tuple(dict.fromkeys(holders))
+
+    def _believable(self, address: int) -> bool:
+        """Whether a slot in use can lie there: stacks also hold variables that were never set."""
+        data = (
+            self._view.evidence.memory.read(address, max(self._layout.size, 8)) if not address % 8 else None
+        )
+        if data is None or 2 * data.count(_FILL) > len(data):
+            return False
+        for field in self._layout.fields:
+            if field.kind == "union" and field.tag_offset is not None and field.variants:
+                tag = int.from_bytes(data[field.tag_offset : field.tag_offset + field.tag_size], "little")
+                known = {variant.tag for variant in field.variants}
+                if tag not in known and not (
+                    field.tag_mask and tag & field.tag_mask in known and tag != 0xAA
+                ):
+                    return False
+        target = self._object_of(address)
+        return target is None or (target >= _LOWEST and self._view.read(target, 8) is not None)
 
     def _to_slot(self, kind: Type) -> bool:
         target = self._view.variables.pointee(kind)

@@ -69,7 +69,9 @@ def test_like_the_truth(watch: Watch, switch: Switch, tmp_path: Path) -> None:
         return
     assert item.thread == "loop" or switch.name == "sweep"  # which may take a slot from under a worker
     assert item.closer == real.get("close_tid", 0)
-    assert (item.field.rpartition(".")[2], item.offset, item.slot_field) == ("_state", 0x2F8, "protocol.http")
+    if switch.name != "sweep" or item.slot_field == "protocol.http":  # that one may also die in a list
+        assert (item.field.rpartition(".")[2], item.offset) == ("_state", 0x2F8)
+        assert item.slot_field == "protocol.http"
     assert item.fix_kind == ("deferred-free" if item.cause is Cause.FREED_IN_BATCH else "del-before-close")
     assert item.certainty in (Certainty.CONFIRMED, Certainty.OBSERVED, Certainty.UNCERTAIN)
     assert (item.certainty is Certainty.UNCERTAIN) == any("lost" in sentence for sentence in item.unknown)
