@@ -30,6 +30,8 @@ class Slots:
         self._type = slot_type
         self._layout: SlotLayout = view.plan.slot
         self._parts: tuple[Part, ...] = objects.parts(slot_type) if slot_type is not None else ()
+        tops = [thread.registers.get("rsp", 0) for thread in view.evidence.threads]
+        self._stacks = [r for r in view.evidence.regions if any(r.start <= top < r.end for top in tops)]
 
     # -- which slot ------------------------------------------------------------------------------
 
@@ -196,6 +198,8 @@ class Slots:
         )
         if data is None or 2 * data.count(_FILL) > len(data):
             return False
+        if any(stack.start <= address < stack.end for stack in self._stacks):
+            return False  # a pool's slots lie elsewhere
         for field in self._layout.fields:
             if field.kind == "union" and field.tag_offset is not None and field.variants:
                 tag = int.from_bytes(data[field.tag_offset : field.tag_offset + field.tag_size], "little")
