@@ -103,7 +103,7 @@ class FreeList:
 
     head: int  # run-time address of the head pointer
     path: str  # "poolserver.the_worker.conn_mem_pool.free_list.first"
-    nodes: tuple[int, ...]  # slots in order, at most the first thousand
+    nodes: tuple[int, ...]  # slots in order, at most the first 65,536
     length: int  # walked nodes
     end: ListEnd
     last: int  # the value that ended the walk; with CYCLE the node that came a second time

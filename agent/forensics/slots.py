@@ -162,8 +162,11 @@ class Slots:
 
     # -- the others ------------------------------------------------------------------------------
 
-    def reachable(self, slot: int | None) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """(slots that the program's own pointers lead to, paths of those that lead to this slot)."""
+    def reachable(self, slot: int | None, pool: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """(slots that the program's own pointers lead to, paths of those that lead to this slot).
+
+        pool: path of the pool, whose own pointers are no use of a slot.
+        """
         if self._type is None:
             return (), ()
         queue: deque[int] = deque()
@@ -172,8 +175,9 @@ class Slots:
             if count >= _MOST_POINTERS:
                 break
             value = self._view.word(found.address)
-            # a free list's own head is no use of a slot
-            if not value or "free" in found.path.rpartition(".")[2].lower():
+            if not value or (pool and found.path.rpartition(".")[0] == pool):
+                continue
+            if "free" in found.path.rpartition(".")[2].lower():
                 continue
             queue.append(value)
             if value == slot:
