@@ -118,11 +118,10 @@ def _calls(view: View, evidence: CrashEvidence) -> Iterator[tuple[int, int, tupl
             continue
         seen.add((moment.ip, moment.stack))
         kept = stacks.get(moment.stack)
-        pcs = kept.pcs if kept is not None and kept.pcs else (moment.ip,)
+        pcs = view.callers(kept, _MOST_PCS) if kept is not None and kept.pcs else [(moment.ip, False)]
         places: list[CodePlace] = []
-        for index, pc in enumerate(pcs[:_MOST_PCS]):
-            exact = index == 0 and pc == moment.ip
-            places += view.places_at(pc, exact=exact)
+        for pc, exact in pcs:
+            places += view.places_at(pc, exact=exact or pc == moment.ip)
         own = tuple(place for place in places if place.own)
         yield moment.ip, moment.stack, (own or tuple(places))[:_MOST_PLACES]
 

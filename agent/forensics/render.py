@@ -127,7 +127,7 @@ def _step(step: Step) -> Line:
         gap = "concurrent with the step before" if step.concurrent else f"{duration(step.gap_ns)} later"
     note = f"  {printable(step.note, 40)}" if step.note else ""
     where = f"  in {printable(step.place, 56)}" if step.place else ""
-    return line(" ", label, f"by {name}".ljust(24), gap.ljust(16), Span(where, "source"), Span(note, "dim"))
+    return line(" ", label, f"by {name} ".ljust(24), gap.ljust(16), Span(where, "source"), Span(note, "dim"))
 
 
 def _others(rows: tuple[Alternative, ...]) -> list[Line]:
