@@ -16,6 +16,7 @@ from agent.forensics.examine import examine
 from agent.forensics.explain import explain
 from agent.forensics.from_events import Gathered, evidence
 from agent.forensics.render import text
+from agent.forensics.statements import place_text
 from agent.forensics.view import OpenImage, View
 from agent.text import plain
 from probes.events import Event, TargetAttached
@@ -165,7 +166,7 @@ def _threads(view: View) -> Iterator[dict[str, Any]]:
     """threads.json: registers and unwound frames of every thread that has any."""
     for thread in view.threads():
         frames = [
-            {"pc": hex(spot.frame.pc), "at": str(place), "inlined": place.inlined}
+            {"pc": hex(spot.frame.pc), "at": place_text(place), "inlined": place.inlined}
             for spot in view.spots(thread)[:_MOST_FRAMES]
             for place in view.places(spot)
         ]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from agent.forensics.batches import batches
 from agent.forensics.evidence import CrashEvidence
-from agent.forensics.facts import CodePlace, Examination, Fault, FreeList
+from agent.forensics.facts import CodePlace, Examination, Fault, FreeList, SlotSeen
 from agent.forensics.faultsite import Site, field_of, find_site, loads_of, with_added
 from agent.forensics.freelist import Pools
 from agent.forensics.objects import Objects
@@ -62,7 +62,8 @@ def examine(
         free = pools.behind(slot.address)
     if slot is not None and history is not None and any(life.addr == slot.address for life in history.lives):
         slot = with_way(slot, "history")
-    reachable, holders = slots.reachable(slot.address if slot is not None else None)
+    pool = free.path.rpartition(".")[0] if free is not None and not free.partial else ""
+    reachable, holders = slots.reachable(slot.address if slot is not None else None, pool)
     return Examination(
         fault=site.fault if site is not None else None,
         loads=loads,
@@ -73,7 +74,7 @@ def examine(
         free_list=free,
         free_list_reason=reason,
         batches=found,
-        live=_not_free(reachable, free),
+        live=_not_free(reachable, free, slot),
         calls=tuple(_calls(view, evidence)),
         holders=holders,
         notes=tuple(notes),
@@ -117,11 +118,10 @@ def _calls(view: View, evidence: CrashEvidence) -> Iterator[tuple[int, int, tupl
             continue
         seen.add((moment.ip, moment.stack))
         kept = stacks.get(moment.stack)
-        pcs = kept.pcs if kept is not None and kept.pcs else (moment.ip,)
+        pcs = view.callers(kept, _MOST_PCS) if kept is not None and kept.pcs else [(moment.ip, False)]
         places: list[CodePlace] = []
-        for index, pc in enumerate(pcs[:_MOST_PCS]):
-            exact = index == 0 and pc == moment.ip
-            places += view.places_at(pc, exact=exact)
+        for pc, exact in pcs:
+            places += view.places_at(pc, exact=exact or pc == moment.ip)
         own = tuple(place for place in places if place.own)
         yield moment.ip, moment.stack, (own or tuple(places))[:_MOST_PLACES]
 
@@ -132,6 +132,7 @@ def _destroyed(evidence: CrashEvidence, slot: int) -> bool:
     return bool(lives) and max(lives, key=lambda life: life.gen).state is SlotState.FREE
 
 
-def _not_free(slots: tuple[int, ...], free: FreeList | None) -> tuple[int, ...]:
+def _not_free(slots: tuple[int, ...], free: FreeList | None, crashed: SlotSeen | None) -> tuple[int, ...]:
     taken = set(free.nodes) if free is not None else set()
+    taken |= {crashed.address} if crashed is not None else set()
     return tuple(slot for slot in slots if slot not in taken)

@@ -64,17 +64,20 @@ def _corruption(seen: Examination, found: Diagnosis) -> Alternative:
     elif found.cause is Cause.DESTROYED_TWICE and free.end is not ListEnd.NULL:
         outcome, because = Outcome.UNLIKELY, "the list is broken as the second destroy leaves it"
     elif free.end is ListEnd.NULL:
-        nodes = f"{free.length} node{'s' if free.length != 1 else ''}"
-        nodes = f"the list leads on through {nodes}" if free.partial else nodes
+        nodes, then = f"{free.length} node{'s' if free.length != 1 else ''}", ", then null"
+        if free.partial:
+            nodes = f"the list leads on through {nodes}"
+        if free.partial and not free.length:
+            nodes, then = "the list ends with it", ""
         if slot is not None and slot.filled and (_on_list(seen) or free.partial):
             outcome, because = (
                 Outcome.EXCLUDED,
-                f"{nodes}, then null; besides the link the slot is 0xaa throughout",
+                f"{nodes}{then}; besides the link the slot is 0xaa throughout",
             )
         else:
             outcome, because = (
                 Outcome.UNLIKELY,
-                f"{nodes}, then null; this build leaves a freed slot's bytes as they were",
+                f"{nodes}{then}; this build leaves a freed slot's bytes as they were",
             )
     elif free.end is ListEnd.MISPLACED:
         outcome = Outcome.POSSIBLE

@@ -13,7 +13,7 @@ from agent.forensics.diagnosis import Diagnosis, Past, diagnose, past_of
 from agent.forensics.evidence import CrashEvidence
 from agent.forensics.exclusions import alternatives
 from agent.forensics.explanation import Cause, Explanation, Statement, Step, Topic
-from agent.forensics.facts import CodePlace, Examination
+from agent.forensics.facts import CodePlace, Examination, Fault
 from agent.forensics.statements import (
     about_connections,
     about_delivery,
@@ -23,6 +23,7 @@ from agent.forensics.statements import (
     about_slot,
     field_name,
     own_frame,
+    place_text,
 )
 from probes.events import Moment, SlotLife
 
@@ -71,7 +72,7 @@ def explain(evidence: CrashEvidence, seen: Examination) -> Explanation:
         statements=statements,
         steps=steps,
         alternatives=alternatives(seen, past, found),
-        stack=tuple(str(frame) for frame in (*fault.frames, *fault.callers)[:_MOST_STACK]) if fault else (),
+        stack=_stack(fault) if fault is not None else (),
         memory=seen.slot.lines if seen.slot is not None and same else (),
         unknown=tuple(_unknown(evidence, seen, past, found)),
     )
@@ -110,7 +111,7 @@ def _steps(evidence: CrashEvidence, seen: Examination, past: Past) -> tuple[Step
             ts=actor.moment.ts,
             tid=actor.moment.tid,
             comm=evidence.thread_name(actor.moment.tid),
-            place=_where(places.get((actor.moment.ip, actor.moment.stack), ())),
+            place=_where(actor.role, places.get((actor.moment.ip, actor.moment.stack), ())),
             gap_ns=actor.gap_ns,
             concurrent=actor.concurrent,
             note=actor.note,
@@ -129,8 +130,15 @@ def _deliveries(life: SlotLife) -> Iterator[Actor]:
     yield from seen_actor("delivered", last, note)
 
 
-def _where(places: tuple[CodePlace, ...]) -> str:
-    return str(places[0]) if places else ""
+def _stack(fault: Fault) -> tuple[str, ...]:
+    return tuple(place_text(frame) for frame in (*fault.frames, *fault.callers)[:_MOST_STACK])
+
+
+def _where(role: str, places: tuple[CodePlace, ...]) -> str:
+    """A create shows at its end, where an optimizer has mixed in what follows: the function that holds it."""
+    if role == "created":
+        places = tuple(place for place in places if not place.inlined) or places
+    return place_text(places[0]) if places else ""
 
 
 def _judgement(found: Diagnosis) -> Iterator[Statement]:
@@ -156,7 +164,12 @@ def _headline(evidence: CrashEvidence, seen: Examination, found: Diagnosis) -> s
     place = own_frame(fault)
     where = f" in {place.function.rpartition('.')[2]}" if place is not None else ""
     if fault is not None and fault.address is not None:
-        name += f" at {fault.address:#x}"
+        # with a handler of its own the program dies of what the handler raises
+        name = (
+            f"fault at {fault.address:#x}, then {name},"
+            if fault.in_handler
+            else f"{name} at {fault.address:#x}"
+        )
     freed = found.cause not in (Cause.NOT_A_SLOT, Cause.UNKNOWN, Cause.LIST_BROKEN, Cause.RECYCLED)
     kind = (
         seen.slot_type.rpartition(".")[2] if "(" not in seen.slot_type else seen.slot_type.partition("(")[0]

@@ -23,10 +23,6 @@ class CodePlace:
         """Code of the program itself, not of a library that it was called through."""
         return bool(self.file) and not library_file(self.file)
 
-    def __str__(self) -> str:
-        name = self.function
-        return f"{name} ({self.file.rpartition('/')[2]}:{self.line}:{self.column})" if self.line else name
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Named:
@@ -107,7 +103,7 @@ class FreeList:
 
     head: int  # run-time address of the head pointer
     path: str  # "poolserver.the_worker.conn_mem_pool.free_list.first"
-    nodes: tuple[int, ...]  # slots in order, at most the first thousand
+    nodes: tuple[int, ...]  # slots in order, at most the first 65,536
     length: int  # walked nodes
     end: ListEnd
     last: int  # the value that ended the walk; with CYCLE the node that came a second time

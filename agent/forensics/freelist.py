@@ -16,7 +16,7 @@ from symbols.sites import pointee
 from symbols.types import Type
 
 _MOST_NODES = 1 << 20
-_MOST_KEPT = 1000
+_MOST_KEPT = 1 << 16
 _MOST_HEADS = 32
 _HIGHEST = 0x0000_7FFF_FFFF_F000
 

@@ -105,7 +105,7 @@ class Objects:
             return
         for member in self._types.members(kind):
             if not member.bits:
-                name = f"{path}.{member.name}" if member.name not in ("payload", "?") else path
+                name = f"{path}.{member.name}" if member.name not in ("", "payload", "?") else path
                 self._collect(member.type, name, offset + member.offset, depth + 1, found)
 
     # -- roots -----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import textwrap
 
 from agent.forensics.explanation import Alternative, Explanation, Outcome, Statement, Step, Topic
 from agent.sanitize import printable
-from agent.text import Line, Span, duration, line, short_name
+from agent.text import Line, Span, duration, line
 
 WIDTH = 96
 _BAR = "─" * WIDTH
@@ -90,7 +90,7 @@ def _who(item: Explanation) -> list[Line]:
 def _frames(item: Explanation) -> list[Line]:
     rows = []
     for index, frame in enumerate(item.stack[:_STACK]):
-        rows.append(_labelled("at" if not index else "", short_name(frame, WIDTH - _LABEL - 2)))
+        rows.append(_labelled("at" if not index else "", printable(frame, WIDTH - _LABEL - 2)))
     return rows
 
 
@@ -126,8 +126,8 @@ def _step(step: Step) -> Line:
     if step.gap_ns is not None:
         gap = "concurrent with the step before" if step.concurrent else f"{duration(step.gap_ns)} later"
     note = f"  {printable(step.note, 40)}" if step.note else ""
-    where = f"  in {short_name(step.place, 44)}" if step.place else ""
-    return line(" ", label, f"by {name}".ljust(24), gap.ljust(16), Span(where, "source"), Span(note, "dim"))
+    where = f"  in {printable(step.place, 56)}" if step.place else ""
+    return line(" ", label, f"by {name} ".ljust(24), gap.ljust(16), Span(where, "source"), Span(note, "dim"))
 
 
 def _others(rows: tuple[Alternative, ...]) -> list[Line]:

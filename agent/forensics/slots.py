@@ -30,6 +30,8 @@ class Slots:
         self._type = slot_type
         self._layout: SlotLayout = view.plan.slot
         self._parts: tuple[Part, ...] = objects.parts(slot_type) if slot_type is not None else ()
+        tops = [thread.registers.get("rsp", 0) for thread in view.evidence.threads]
+        self._stacks = [r for r in view.evidence.regions if any(r.start <= top < r.end for top in tops)]
 
     # -- which slot ------------------------------------------------------------------------------
 
@@ -160,8 +162,11 @@ class Slots:
 
     # -- the others ------------------------------------------------------------------------------
 
-    def reachable(self, slot: int | None) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """(slots that the program's own pointers lead to, paths of those that lead to this slot)."""
+    def reachable(self, slot: int | None, pool: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """(slots that the program's own pointers lead to, paths of those that lead to this slot).
+
+        pool: path of the pool, whose own pointers are no use of a slot.
+        """
         if self._type is None:
             return (), ()
         queue: deque[int] = deque()
@@ -170,8 +175,9 @@ class Slots:
             if count >= _MOST_POINTERS:
                 break
             value = self._view.word(found.address)
-            # a free list's own head is no use of a slot
-            if not value or "free" in found.path.rpartition(".")[2].lower():
+            if not value or (pool and found.path.rpartition(".")[0] == pool):
+                continue
+            if "free" in found.path.rpartition(".")[2].lower():
                 continue
             queue.append(value)
             if value == slot:
@@ -179,7 +185,7 @@ class Slots:
         seen: set[int] = set()
         while queue and len(seen) < _MOST_LIVE:
             address = queue.popleft()
-            if address in seen or address % 8 or self._view.read(address, self._layout.size or 8) is None:
+            if address in seen or not (address == slot or self._believable(address)):
                 continue
             seen.add(address)
             for part in self._parts:
@@ -188,6 +194,26 @@ class Slots:
                     if value:
                         queue.append(value)
         return tuple(sorted(seen)), tuple(dict.fromkeys(holders))
+
+    def _believable(self, address: int) -> bool:
+        """Whether a slot in use can lie there: stacks also hold variables that were never set."""
+        data = (
+            self._view.evidence.memory.read(address, max(self._layout.size, 8)) if not address % 8 else None
+        )
+        if data is None or 2 * data.count(_FILL) > len(data):
+            return False
+        if any(stack.start <= address < stack.end for stack in self._stacks):
+            return False  # a pool's slots lie elsewhere
+        for field in self._layout.fields:
+            if field.kind == "union" and field.tag_offset is not None and field.variants:
+                tag = int.from_bytes(data[field.tag_offset : field.tag_offset + field.tag_size], "little")
+                known = {variant.tag for variant in field.variants}
+                if tag not in known and not (
+                    field.tag_mask and tag & field.tag_mask in known and tag != 0xAA
+                ):
+                    return False
+        target = self._object_of(address)
+        return target is None or (target >= _LOWEST and self._view.read(target, 8) is not None)
 
     def _to_slot(self, kind: Type) -> bool:
         target = self._view.variables.pointee(kind)

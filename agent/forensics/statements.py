@@ -25,7 +25,8 @@ def own_frame(fault: Fault | None) -> CodePlace | None:
     return next((frame for frame in frames if frame.own), frames[0] if frames else None)
 
 
-def _place(frame: CodePlace) -> str:
+def place_text(frame: CodePlace) -> str:
+    """`function (file:line)`, with long generic arguments left out."""
     name = short_name(frame.function, 48)
     return f"{name} ({frame.file.rpartition('/')[2]}:{frame.line})" if frame.line else name
 
@@ -79,8 +80,8 @@ def about_fault(evidence: CrashEvidence, seen: Examination) -> Iterator[Statemen
     if fault.in_handler:
         rests.append(Evidence("stack", "the signal frame below the program's own handler"))
     verb = "writes" if fault.writes else "reads"
-    where = f" in {_place(fault.frames[0])}" if fault.frames else ""
-    via = f", inlined into {_place(fault.frames[1])}" if fault.frames and fault.frames[0].inlined else ""
+    where = f" in {place_text(fault.frames[0])}" if fault.frames else ""
+    via = f", inlined into {place_text(fault.frames[1])}" if fault.frames and fault.frames[0].inlined else ""
     name = field_name(fault)
     if name:
         what = f"{name} (offset {fault.offset:#x}) of {pointer_kind(fault.base_value)}"

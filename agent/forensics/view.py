@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from agent.forensics.evidence import CrashEvidence, ThreadState
+from agent.forensics.evidence import CrashEvidence, Fragments, ThreadState
 from agent.forensics.facts import CodePlace
+from agent.stack_worker import merged
+from probes.events import StackSeen
 from symbols.cfi import FrameTable
 from symbols.code import FunctionCode
 from symbols.errors import STRAY_ERRORS, SymbolError
@@ -124,6 +126,19 @@ class View:
         if module is None or module.image is not self._executable:
             return ()
         return self._described(address - module.bias)
+
+    def callers(self, stack: StackSeen, most: int) -> list[tuple[int, bool]]:
+        """(pc, whether it is exact) of a recorded stack: unwound where its bytes were kept."""
+        pcs = [(pc, False) for pc in stack.pcs]
+        top = stack.registers.get("rsp")
+        if top is None or not stack.memory:
+            return pcs[:most]
+        kept = Fragments([(top, stack.memory)])
+        trace = Unwinder(self._modules, kept.read).unwind(stack.registers, most)
+        try:
+            return merged(trace, stack.pcs, stack.registers)[:most]
+        except ValueError:
+            return pcs[:most]
 
     def _described(self, address: int) -> tuple[CodePlace, ...]:
         return tuple(

@@ -27,6 +27,7 @@ class Switch:
     mix: str
     concurrency: int
     modes: tuple[str, ...] = ("Debug", "ReleaseSafe", "ReleaseFast")
+    program: str = "poolserver"
 
 
 SWITCHES = (
@@ -47,6 +48,11 @@ SWITCHES = (
     Switch("recycled", ("--bug", "recycled"), "recycle", 2),
     # ReleaseFast goes on for ever with a broken list: it does not die of it
     Switch("double", ("--bug", "double-destroy", "--every", "50"), "correct", 8, ("Debug", "ReleaseSafe")),
+)
+
+C_SWITCHES = (
+    Switch("dup", ("--bug", "dup-outlives-close"), "dup", 1, ("gcc-O0", "gcc-O2"), "cserver"),
+    Switch("batch", ("--bug", "free-in-batch"), "poke", 16, ("gcc-O0", "gcc-O2"), "cserver"),
 )
 
 CONNECTIONS = 400
@@ -85,7 +91,7 @@ def cause(one: dict[str, Any]) -> Cause:
 
 def core_of(switch: Switch, mode: str, tmp: Path) -> tuple[Path, Path, Truth]:
     """(core, executable, truth): the kernel's core where it writes plain files, else one of gdb's."""
-    exe, truth = build("poolserver", mode), tmp / "truth.jsonl"
+    exe, truth = build(switch.program, mode), tmp / "truth.jsonl"
     command = [str(exe), "--port", "0", "--workers", "3", *switch.server, "--duration-s", "60"]
     command += ["--truth", str(truth)]
     if "/" in pattern() or pattern().startswith("|"):

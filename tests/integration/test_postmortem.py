@@ -8,7 +8,8 @@ import pytest
 
 from agent.forensics.explanation import Cause, Certainty, Outcome, Topic
 from agent.forensics.postmortem import explain_core
-from tests.integration.crashing import SWITCHES, Switch, core_of, life
+from tests.integration.crashing import C_SWITCHES, SWITCHES, Switch, core_of, life
+from tests.targets.build import SOURCE_DIR
 
 CASES = [(switch, mode) for switch in SWITCHES for mode in switch.modes]
 
@@ -38,4 +39,20 @@ def test_like_the_truth(switch: Switch, mode: str, tmp_path: Path) -> None:
     outcomes = {one.name: one.outcome for one in item.alternatives}
     assert outcomes["a pointer that was never initialised"] is Outcome.EXCLUDED
     assert outcomes["a recycled slot"] is Outcome.EXCLUDED
+    assert outcomes["a bad pointer from elsewhere"] is Outcome.EXCLUDED
+
+
+@pytest.mark.parametrize("mode", ["gcc-O0", "gcc-O2"])
+@pytest.mark.parametrize("switch", C_SWITCHES, ids=lambda switch: switch.name)
+def test_the_c_server(switch: Switch, mode: str, tmp_path: Path) -> None:
+    core, exe, truth = core_of(switch, mode, tmp_path)
+    item = explain_core(str(core), str(exe), profile=str(SOURCE_DIR / "cserver.toml"))
+    assert (item.field, item.offset, item.slot_field) == ("session.state", 0xC8, "session")
+    assert (item.cause, item.certainty) == (Cause.FREED_BEFORE_USE, Certainty.CONFIRMED)
+    assert item.function == "session_state"
+    assert life(truth, item.slot)["destroys"] >= 1
+    said = {statement.topic: statement for statement in item.statements}
+    assert "server.pool.head holds" in said[Topic.FREE_LIST].text
+    assert f"slot {item.slot:#x} is number" in said[Topic.FREE_LIST].text
+    outcomes = {one.name: one.outcome for one in item.alternatives}
     assert outcomes["a bad pointer from elsewhere"] is Outcome.EXCLUDED
