@@ -130,6 +130,14 @@ def test_letting_go_interrupts_nothing(capturer: Capturer) -> None:
         assert target.counters() == {"segv": 0, "usr1": 0, "eintr": 0}
 
 
+def test_seized_again_at_once(capturer: Capturer) -> None:
+    with crasher(20) as target:
+        for _ in range(30):
+            assert isinstance(capturer.seize(target.pid), Seized)
+            capturer.release(target.pid)
+        assert target.counters() == {"segv": 0, "usr1": 0, "eintr": 0}
+
+
 def test_a_stop_interrupts_others_as_any_stop_does(capturer: Capturer) -> None:
     """epoll_wait(2) ends with EINTR when its thread is stopped (signal(7)); once, and only for a capture."""
     with crasher(2) as target:
