@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 
-from probes.capture import snapshot
+from probes.capture import process, snapshot
 from probes.capture.facts import (
     MOST_RANGES,
     Captured,
@@ -30,6 +30,7 @@ from probes.capture.facts import (
 
 _ANSWER_S = 5.0
 _END_S = 5.0
+_LEAVING_S = 1.0  # for a tracing process of ours to end
 _START = (
     "import sys, os; sys.path[:0] = sys.argv[1].split(os.pathsep); "
     "from probes.capture.helper_main import main; main()"
@@ -142,7 +143,19 @@ class Capturer:
         options = options or CaptureOptions()
         if pid in self._targets:
             return Refused(pid=pid, why=Refusal.BUSY, detail="it is seized already")
-        self.start()
+        try:
+            self.start()
+        except OSError as error:
+            return Refused(pid=pid, why=Refusal.NO_HELPER, detail=str(error))
+        patience = time.monotonic() + _LEAVING_S
+        while True:
+            answer = self._ask(pid, options, start_time)
+            ours = isinstance(answer, Refused) and answer.tracer and self._is_ours(answer.tracer)
+            if not ours or time.monotonic() > patience:
+                return answer
+            time.sleep(0.005)  # one that was let go a moment ago
+
+    def _ask(self, pid: int, options: CaptureOptions, start_time: int | None) -> Seized | Refused:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         request = {"pid": pid, "options": asdict(options), "start_time": start_time}
         try:
@@ -232,6 +245,10 @@ class Capturer:
         for message in messages[1:]:
             self._note(target, message)
         return answer
+
+    def _is_ours(self, tracer: int) -> bool:
+        """Whether a process is one of our helper's tracing processes."""
+        return process.facts_of(tracer).ppid == self.helper_pid
 
     def _note(self, target: _Target, message: Message) -> None:
         if isinstance(message, Captured):

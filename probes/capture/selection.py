@@ -179,8 +179,10 @@ class Selection:
     def _fillers(self) -> list[Vma]:
         """Anonymous memory: what slots lie in, the heap, then the small before the large."""
 
+        of_slots = {vma.start for one in self._ranges if (vma := self._mappings.find(one.address))}
+
         def rank(vma: Vma) -> tuple[int, int]:
-            if any(vma.start <= one.address < vma.end for one in self._ranges[:4096]):
+            if vma.start in of_slots:
                 return 0, vma.start
             return (1, vma.start) if vma.path == "[heap]" else (2, vma.end - vma.start)
 

@@ -49,6 +49,7 @@ def under_load(rounds: int, tmp: Path) -> list[str]:
         cpu = statistics.median(a.cpu_us / b.cpu_us for a, b in pairs)
         free = statistics.median(b.rate for _, b in pairs)
         lines.append(f"{kind}: {rate:.4f} of the throughput ({free:,.0f}/s), {cpu:.4f} of the processor time")
+        lines.append("    by round: " + " ".join(f"{a.rate / b.rate:.2f}" for a, b in pairs))
     return lines
 
 

@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from probes.capture.capturer import Capturer
 from probes.capture.facts import Captured, Event, Released
+from tests.requirements import skip_or_fail
 from tests.unit.symbols.builds import build_c
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -20,6 +23,21 @@ PROGRAMS = Path(__file__).parent / "programs"
 
 def program() -> Path:
     return build_c("-g", "-O2", "-pthread", source="crasher.c", folder=PROGRAMS)
+
+
+@pytest.fixture(autouse=True)
+def needs_root() -> None:
+    if os.geteuid() != 0:
+        skip_or_fail("root")
+
+
+@pytest.fixture
+def capturer(tmp_path: Path) -> Iterator[Capturer]:
+    """With a folder of its own."""
+    folder = tmp_path / "spool"
+    folder.mkdir(mode=0o700)
+    with Capturer(folder) as one:
+        yield one
 
 
 @dataclass(slots=True)

@@ -18,19 +18,14 @@ import pytest
 from probes.capture.capturer import Capturer
 from probes.capture.facts import CaptureOptions, MemoryRange
 from symbols.corefile import CoreFile
-from tests.integration.capturing import Crasher, crasher, runs_free, tasks
+from tests.integration.capturing import Crasher, crasher, needs_root, runs_free, tasks
 from tests.integration.harness import descendants, load, server, wait_for
-from tests.requirements import skip_or_fail
+
+__all__ = ["needs_root"]  # a fixture
 
 pytestmark = pytest.mark.slow
 
 KILLS = 240
-
-
-@pytest.fixture(autouse=True)
-def _root() -> None:
-    if os.geteuid() != 0:
-        skip_or_fail("root")
 
 
 class Client(threading.Thread):

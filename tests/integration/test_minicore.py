@@ -14,21 +14,17 @@ from probes.capture.capturer import Capturer
 from probes.capture.facts import Captured, MemoryRange, Seized
 from symbols.corefile import CoreFile
 from tests.integration import debuggers
-from tests.integration.capturing import captured, crasher
+from tests.integration.capturing import captured, crasher, needs_root, program
 from tests.integration.debuggers import AtCrash
 from tests.integration.harness import load, server
-from tests.requirements import require_program, skip_or_fail
+from tests.requirements import require_program
 from tests.unit.symbols import backtraces
 from tests.unit.symbols.backtraces import Gdb
 from tests.unit.symbols.builds import build_c
 
+__all__ = ["needs_root"]  # a fixture
+
 MOST = 250  # frames that the oracles' scripts ask for
-
-
-@pytest.fixture(autouse=True)
-def _root() -> None:
-    if os.geteuid() != 0:
-        skip_or_fail("root")
 
 
 def capture_again(pid: int, tid: int, number: int, folder: Path, ranges: list[MemoryRange]) -> Captured:
@@ -147,8 +143,6 @@ def test_debuggers_read_variables_and_libraries(tmp_path: Path) -> None:
         target.ask("n")
         core = captured(capturer).path
         exe = os.readlink(f"/proc/{target.pid}/exe") if target.process.poll() is None else ""
-    from tests.integration.capturing import program
-
     command = [require_program("gdb"), "-nx", "-batch", "-ex", "set debuginfod enabled off"]
     for text in (
         f"file {exe or program()}",
