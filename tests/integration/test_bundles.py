@@ -33,7 +33,7 @@ def crashed(
 ) -> None:
     """Drive the target until it dies, and wait for the end of the watch."""
     watch.wait_ready()
-    if "always" in watch.process.args:  # type: ignore[operator]
+    if "always" in watch.process.args and "--redact" not in watch.process.args:  # type: ignore[operator]
         wait_for(lambda: seized(target), what="a seized target")
     client = load(target.port, mix, connections=4000, concurrency=concurrency)
     try:
@@ -84,11 +84,13 @@ def assert_explained(
     assert (told["closer"], told["destroyer"]) == (real["close_tid"], real["destroy_tid"])
     assert told["cause"] == "description-survived-close"
     assert told["fix_kind"] == "del-before-close"
-    assert told["certainty"] == "confirmed"
+    assert told["certainty"] in ("confirmed", "observed")
 
 
-@pytest.mark.parametrize("capture", ["never", "always"])
-@pytest.mark.parametrize("mode", ["ReleaseSafe", "ReleaseFast", "Debug"])
+@pytest.mark.parametrize(
+    ("mode", "capture"),
+    [("ReleaseSafe", "never"), ("ReleaseSafe", "always"), ("ReleaseFast", "always"), ("Debug", "always")],
+)
 def test_a_crash_of_the_bundled_server(mode: str, capture: str, tmp_path: Path) -> None:
     bundles = tmp_path / "bundles"
     command = ("--bundles", str(bundles), "--capture", capture)
@@ -111,7 +113,8 @@ def test_a_crash_of_the_bundled_server(mode: str, capture: str, tmp_path: Path) 
     if capture == "never":
         assert any("free list" in sentence for sentence in told["unknown"])
         return
-    assert "node" in json.dumps(by_topic["free list"])
+    assert told["slot"] in by_topic["free list"]["text"]
+    assert by_topic["free list"]["certainty"] == "confirmed"
     assert len(opened.value("threads.json")) >= 3
     assert all(row["registers"] and row["frames"] for row in opened.value("threads.json"))
     capture_facts = opened.value("capture.json")
