@@ -21,7 +21,7 @@ from symbols.types import Type
 
 _MOST_MOMENTS = 512
 _MOST_PCS = 16
-_MOST_PLACES = 4
+_MOST_PLACES = 8
 
 
 def examine(

@@ -138,7 +138,10 @@ def _where(role: str, places: tuple[CodePlace, ...]) -> str:
     """A create shows at its end, where an optimizer has mixed in what follows: the function that holds it."""
     if role == "created":
         places = tuple(place for place in places if not place.inlined) or places
-    return place_text(places[0]) if places else ""
+    if not places:
+        return ""
+    caller = f" < {places[1].function.rpartition('.')[2]}" if len(places) > 1 else ""
+    return place_text(places[0]) + caller
 
 
 def _judgement(found: Diagnosis) -> Iterator[Statement]:

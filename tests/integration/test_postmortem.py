@@ -27,6 +27,15 @@ def test_like_the_truth(switch: Switch, mode: str, tmp_path: Path) -> None:
         assert item.cause in (Cause.DESTROYED_TWICE, Cause.LIST_BROKEN)
         assert item.rule == "double-destroy"
         return
+    if switch.name == "sweep" and item.cause is Cause.DESTROYED_TWICE:
+        # Unfilled builds survive the second destroy: the list is a ring by then.
+        assert any(row.get("destroys", 0) > 1 for row in truth)
+        return
+    if switch.name == "sweep" and not item.field.endswith("._state"):
+        # It may also die in the sweep itself, which goes on through the links of a freed slot.
+        assert item.cause is Cause.FREED_BEFORE_USE
+        assert item.slot_field in ("protocol.http", "next", "prev")
+        return
     assert (item.field.rpartition(".")[2], item.offset, item.slot_field) == ("_state", 0x2F8, "protocol.http")
     assert item.function.endswith("HTTPConn.getState")
     assert (item.cause, item.certainty) == (Cause.FREED_BEFORE_USE, Certainty.CONFIRMED)
