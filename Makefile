@@ -29,7 +29,8 @@ demo: $(VENV)/.ready-bpf ## build a server with the bug, attach to it, prove the
 	$(BIN)/afterfree demo
 
 test: $(VENV)/.ready-bpf ## unit, property and integration tests on real BPF (root)
-	$(PYTEST) $(SUITES)
+	$(PYTEST) -n 2 --dist worksteal -m 'not bpf' --durations=10 $(SUITES)
+	$(PYTEST) -m bpf --durations=25 $(SUITES)
 
 lint: $(VENV)/.ready-python ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
@@ -38,7 +39,7 @@ lint: $(VENV)/.ready-python ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports
 
 check: lint ## lint, then the unit and property tests: no root, no bcc
-	$(PYTEST) -q -m 'not bpf' $(wildcard tests/unit tests/property)
+	$(PYTEST) -q -n 2 --dist worksteal -m 'not bpf' $(wildcard tests/unit tests/property)
 
 bench: $(VENV)/.ready-bpf ## what watching costs, and resolving beside other tools, as ratios (root)
 	$(BIN)/python -m tests.bench
