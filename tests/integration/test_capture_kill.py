@@ -95,10 +95,13 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
                     os.kill(helper, signal.SIGKILL)
 
             if not kill_tracer and capturer.helper_pid:
+                helper = capturer.helper_pid
                 killer = threading.Thread(target=kill_helper)
                 killer.start()
                 capturer.seize(target.pid, options)
                 killer.join()
+                if capturer.helper_pid not in (0, helper):  # killed so early that another was started
+                    os.kill(capturer.helper_pid, signal.SIGKILL)
             else:
                 capturer.seize(target.pid, options)
                 capturer.ranges(target.pid, [MemoryRange(target.slot - target.slot % 4096, 512 << 10)])
@@ -106,7 +109,14 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
                 phases[_phase(target.pid, tmp_path)] += 1
                 for pid in descendants(capturer.helper_pid):
                     os.kill(pid, signal.SIGKILL)
-            wait_for(lambda: runs_free(target.pid), 5, "a thread is stopped or traced")
+            deadline = time.monotonic() + 5
+            while not runs_free(target.pid):
+                held = {
+                    task: state for task, state in tasks(target.pid).items() if state[1] or state[0] in "Tt"
+                }
+                living = descendants(capturer.helper_pid)
+                assert time.monotonic() < deadline, f"stopped or traced: {held}; {living}; kill {number}"
+                time.sleep(0.01)
             deadline = time.monotonic() + 5
             while capturer.seized and time.monotonic() < deadline:
                 capturer.poll(0.1)
