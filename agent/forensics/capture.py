@@ -23,7 +23,15 @@ from probes.capture.facts import (
     Refused,
     to_json,
 )
-from probes.events import CrashSeen, Event, SuspicionRaised, TargetAttached, TargetGone
+from probes.events import (
+    CrashSeen,
+    Event,
+    ProcessCaptured,
+    SuspicionRaised,
+    TargetAttached,
+    TargetGone,
+    ThreadStatus,
+)
 
 _FOLDER = ".cores"
 _MOST_SLOTS = min(4096, MOST_RANGES)
@@ -44,6 +52,7 @@ class Core:
     path: str
     note: str
     facts: dict[str, Any]
+    process: ProcessCaptured | None = None  # /proc as it was at the stop
 
 
 @dataclass(slots=True)
@@ -180,4 +189,12 @@ class CaptureControl:
         else:
             left = f", {seen.left_out_bytes} bytes left out" if seen.left_out_bytes else ""
             note = f"mini core of {len(seen.threads)} threads, {seen.file_bytes} bytes{left}; {pause}"
-        self._done.append(Core(tgid=seen.pid, path=seen.path, note=note, facts=to_json(seen)))
+        process = ProcessCaptured(
+            ts=seen.at_ns,
+            tgid=seen.pid,
+            maps=seen.maps,
+            threads=tuple(ThreadStatus(tid=one.tid, comm=one.name, state="t") for one in seen.threads),
+            fdinfo=seen.fdinfo,
+        )
+        facts = {key: value for key, value in to_json(seen).items() if key not in ("maps", "fdinfo")}
+        self._done.append(Core(tgid=seen.pid, path=seen.path, note=note, facts=facts, process=process))

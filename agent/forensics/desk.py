@@ -101,6 +101,8 @@ class CrashDesk:
         capturing: frozenset[int] = frozenset()
         if self._capture is not None:
             for core in self._capture.take():
+                if core.process is not None:
+                    self._keeper.feed(core.process)
                 if not self._keeper.core(core.tgid, core.path, core.note, core.facts) and core.path:
                     Path(core.path).unlink(missing_ok=True)
             capturing = self._capture.seized

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -153,6 +153,8 @@ class Captured:
     threads: tuple[ThreadStop, ...]
     left_out: tuple[LeftOut, ...]  # the largest, at most MOST_LEFT_OUT
     left_out_bytes: int  # of all of it
+    maps: str = ""  # /proc/PID/maps at the stop; untrusted text
+    fdinfo: Mapping[int, str] = field(default_factory=dict)  # epoll instance -> its fdinfo at the stop
 
 
 MOST_LEFT_OUT = 512
@@ -182,6 +184,7 @@ def from_json(fields: dict[str, Any]) -> Message:
         values["why"] = Ending(values["why"])
     elif kind is Captured:
         values["siginfo"] = bytes.fromhex(values["siginfo"])
+        values["fdinfo"] = {int(epfd): str(text) for epfd, text in values.get("fdinfo", {}).items()}
         values["threads"] = tuple(ThreadStop(**row) for row in values["threads"])
         values["left_out"] = tuple(LeftOut(**{**row, "why": Left(row["why"])}) for row in values["left_out"])
     return kind(**values)

@@ -14,8 +14,10 @@ import sys
 import threading
 import time
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
+from probes import procfs
 from probes.capture import snapshot
 from probes.capture.facts import (
     MOST_RANGES,
@@ -52,6 +54,7 @@ class Session:
         self._orphaned = False  # the daemon has let go, or is gone
         self._written: deque[Captured] = deque()
         self._writers = 0
+        self._maps, self._fdinfo = "", list[tuple[int, str]]()  # of /proc at the last stop
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def run(self) -> None:
@@ -141,6 +144,7 @@ class Session:
     def _before(self) -> None:
         os.write(self._watchdog, STANDS)
         self._receive()
+        self._maps, _, self._fdinfo = procfs.process(self._pid)
 
     def _after(self, capture: Capture) -> None:
         os.write(self._watchdog, RUNS)
@@ -160,7 +164,8 @@ class Session:
         except Exception as error:  # noqa: BLE001 - the daemon must hear of everything
             failure = capture.copy.failure or f"{type(error).__name__}: {error}"
             name = ""
-        self._written.append(_captured(self._pid, capture, name, failure, copied, size, began))
+        seen = _captured(self._pid, capture, name, failure, copied, size, began)
+        self._written.append(replace(seen, maps=self._maps, fdinfo=dict(self._fdinfo)))
         os.write(self._wake_write, b"\0")
 
     def _collect(self) -> None:

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of attach, seize, capture and write: the target runs on, nothing half-written stays.
+"""SIGKILL at random moments of attach, seize, capture and write: the target runs on, nothing half stays.
 
 AFTERFREE_KILLS sets how many (12): `AFTERFREE_KILLS=200 python -m pytest tests/integration/test_killed.py`.
 """
