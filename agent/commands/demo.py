@@ -159,6 +159,7 @@ def _watch(
     from agent.commands.live import LiveOptions, attached, correlator
     from agent.correlator.findings import RuleId, Severity
     from agent.exhibit import Answers, CrashExhibit, Exhibit
+    from agent.forensics.capture import CaptureControl, CaptureMode
     from agent.forensics.desk import CrashDesk
     from agent.forensics.store import BundleStore
     from agent.plan_text import plan_lines
@@ -168,6 +169,7 @@ def _watch(
     from agent.supervisor import Wanted
     from agent.symbolize import SymbolClient
     from agent.text import Printer
+    from probes.capture.facts import CaptureOptions
 
     assert isinstance(printer, Printer)
     out = printer
@@ -194,9 +196,9 @@ def _watch(
             pass
 
     show = Show()
-    desk = CrashDesk(
-        BundleStore(Path(tempfile.mkdtemp(prefix="afterfree-demo-"))), configuration={}, on_bundle=show.bundle
-    )
+    store = BundleStore(Path(tempfile.mkdtemp(prefix="afterfree-demo-")))
+    capture = CaptureControl(store.folder, CaptureMode.ON_SUSPICION, CaptureOptions())
+    desk = CrashDesk(store, configuration={"demo": True}, on_bundle=show.bundle, capture=capture)
     stop = Stop()
     options = LiveOptions(wanted=Wanted(pids=(process.pid,)))
     with (
