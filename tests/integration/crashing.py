@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.forensics.explanation import Cause
+from agent.forensics.explanation import Cause, Certainty, Explanation
 from tests.integration.harness import load
 from tests.requirements import require_program
 from tests.targets.build import build
@@ -87,6 +87,33 @@ def cause(one: dict[str, Any]) -> Cause:
     if one.get("description_outlives_close"):
         return Cause.DESCRIPTION_SURVIVED
     return Cause.NEVER_REMOVED if one.get("freed_while_registered") else Cause.UNKNOWN
+
+
+def assert_like_truth(item: Explanation, truth: Truth, switch: Switch) -> None:
+    """The explanation of a watched crash names what the target knows it did."""
+    if item.cause is Cause.STALE_LINK:
+        # The sweep's second pass met a slot that had ended in order: the truth writes only what was wrong.
+        assert switch.name == "sweep"
+        assert any("sweepStaleLinks" in frame or "disown" in frame for frame in item.stack)
+        assert (item.rule, item.fix_kind) == ("", "unlink-first")
+        return
+    real = life(truth, item.slot, item.generation)
+    assert item.cause is (Cause.DESTROYED_TWICE if switch.name == "double" else cause(real))
+    assert item.destroyer == real.get("destroy_tid", 0)
+    if switch.name == "double":
+        assert (item.rule, item.fix_kind) == ("double-destroy", "destroy-once")
+        return
+    assert item.thread == "loop" or switch.name == "sweep"  # which may take a slot from under a worker
+    assert item.closer == real.get("close_tid", 0)
+    if switch.name != "sweep" or item.slot_field == "protocol.http":  # that one may also die in a list
+        assert (item.field.rpartition(".")[2], item.offset) == ("_state", 0x2F8)
+        assert item.slot_field == "protocol.http"
+    assert item.fix_kind == ("deferred-free" if item.cause is Cause.FREED_IN_BATCH else "del-before-close")
+    assert item.certainty in (Certainty.CONFIRMED, Certainty.OBSERVED, Certainty.UNCERTAIN)
+    assert (item.certainty is Certainty.UNCERTAIN) == any("lost" in sentence for sentence in item.unknown)
+    roles = [step.role for step in item.steps]
+    assert roles[-1] == "crashed"
+    assert roles.index("registered") < roles.index("destroyed")
 
 
 def core_of(switch: Switch, mode: str, tmp: Path) -> tuple[Path, Path, Truth]:

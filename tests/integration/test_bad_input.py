@@ -132,13 +132,21 @@ def test_no_such_executable() -> None:
 def test_stripped(command: str, profile: str) -> None:
     stripped = str(tiny("-fstrip", "-OReleaseSmall"))
     result = cli(*command.split(), stripped, "--profile", profile)
-    screen(result, 1, "no debug information", "--debug-file")
+    screen(result, 3, "no debug information", "--debug-file")
+
+
+def test_another_architecture_is_resolved_and_not_watched(profile: str) -> None:
+    foreign = str(tiny("-fno-strip", "-OReleaseSmall", "-target", "aarch64-linux"))
+    plan = cli("symbols", foreign, "--profile", profile)
+    assert (plan.returncode, plan.stderr) == (0, "")
+    assert "aarch64" in plan.stdout
+    screen(cli("watch", "--exe", foreign, "--profile", profile), 3, "aarch64", "x86_64", "afterfree symbols")
 
 
 @pytest.mark.parametrize("command", ["symbols", "watch --exe"])
 def test_wrong_architecture(command: str, profile: str) -> None:
-    foreign = str(tiny("-fno-strip", "-OReleaseSmall", "-target", "aarch64-linux"))
-    screen(cli(*command.split(), foreign, "--profile", profile), 1, "aarch64", "x86-64")
+    foreign = str(tiny("-fno-strip", "-OReleaseSmall", "-target", "riscv64-linux"))
+    screen(cli(*command.split(), foreign, "--profile", profile), 3, "machine")
 
 
 def test_no_shipped_profile_fits(program: str) -> None:

@@ -9,11 +9,21 @@ import pytest
 
 from agent.forensics.examine import examine
 from agent.forensics.explain import explain
-from agent.forensics.explanation import Cause, Certainty, Explanation
+from agent.forensics.explanation import Cause, Explanation
 from agent.forensics.from_events import evidence, gather
 from symbols.image import Image
 from symbols.resolve import close_session, open_session
-from tests.integration.crashing import C_SWITCHES, CONNECTIONS, SWITCHES, Switch, Truth, cause, life, rows
+from tests.integration.crashing import (
+    C_SWITCHES,
+    CONNECTIONS,
+    SWITCHES,
+    Switch,
+    Truth,
+    assert_like_truth,
+    cause,
+    life,
+    rows,
+)
 from tests.integration.harness import Run, Watch, load, plan_of, pump_until, watching
 from tests.requirements import require_bpf
 from tests.targets.build import SOURCE_DIR
@@ -61,29 +71,7 @@ def test_like_the_truth(watch: Watch, switch: Switch, tmp_path: Path) -> None:
     if watch.mode not in switch.modes:
         pytest.skip(f"{switch.name} does not kill a {watch.mode} build")  # by design, not by lack
     item, truth = _died(watch, switch, tmp_path)
-    if item.cause is Cause.STALE_LINK:
-        # The sweep's second pass met a slot that had ended in order: the truth writes only what was wrong.
-        assert switch.name == "sweep"
-        assert any("sweepStaleLinks" in frame or "disown" in frame for frame in item.stack)
-        assert (item.rule, item.fix_kind) == ("", "unlink-first")
-        return
-    real = life(truth, item.slot, item.generation)
-    assert item.cause is (Cause.DESTROYED_TWICE if switch.name == "double" else cause(real))
-    assert item.destroyer == real.get("destroy_tid", 0)
-    if switch.name == "double":
-        assert (item.rule, item.fix_kind) == ("double-destroy", "destroy-once")
-        return
-    assert item.thread == "loop" or switch.name == "sweep"  # which may take a slot from under a worker
-    assert item.closer == real.get("close_tid", 0)
-    if switch.name != "sweep" or item.slot_field == "protocol.http":  # that one may also die in a list
-        assert (item.field.rpartition(".")[2], item.offset) == ("_state", 0x2F8)
-        assert item.slot_field == "protocol.http"
-    assert item.fix_kind == ("deferred-free" if item.cause is Cause.FREED_IN_BATCH else "del-before-close")
-    assert item.certainty in (Certainty.CONFIRMED, Certainty.OBSERVED, Certainty.UNCERTAIN)
-    assert (item.certainty is Certainty.UNCERTAIN) == any("lost" in sentence for sentence in item.unknown)
-    roles = [step.role for step in item.steps]
-    assert roles[-1] == "crashed"
-    assert roles.index("registered") < roles.index("destroyed")
+    assert_like_truth(item, truth, switch)
 
 
 @pytest.fixture(scope="module", params=["gcc-O0", "gcc-O2"])
