@@ -14,30 +14,14 @@ from typing import Any, BinaryIO
 
 import zstandard
 
-from agent.errors import AgentError, OutputFailed
-
-SCHEMA = "afterfree.bundle/1"
-SUFFIX = ".tar.zst"
-MANIFEST = "manifest.json"
-RECORDING = "recording.afrec"
-FINDINGS = "findings.jsonl"
-REPORT = "report.txt"
-EXPLANATION = "explanation.json"
-THREADS = "threads.json"
-SLOTS = "slots.json"
-MAPS = "maps"
-CORE = "core"
-CAPTURE = "capture.json"
-CASE = "case.json"  # in a spooled case only: what the manifest takes over
+from agent.errors import AgentError
+from agent.forensics.layout import MANIFEST, SCHEMA, SUFFIX, sync_folder
 
 MOST_BYTES = 1 << 30  # of everything in a bundle that is opened
 MOST_FILES = 256
 _MOST_TEXT = 64 << 20
 _CHUNK = 1 << 20
 _LEVEL = 6
-
-NEWEST_DETAIL_FIRST = (CORE, RECORDING, CAPTURE, SLOTS, THREADS, "fdinfo", MAPS, FINDINGS, EXPLANATION)
-"""What is given up, in this order, when the disk is full."""
 
 
 class BadBundle(AgentError):
@@ -110,15 +94,6 @@ def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
         member.mode = 0o600
         member.mtime = int(os.fstat(file.fileno()).st_mtime)
         tar.addfile(member, file)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in a folder durable (fsync(2))."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,22 +221,3 @@ def _damaged(manifest: Mapping[str, Any], files: Mapping[str, Path]) -> tuple[st
             if not isinstance(entry, dict) or hash_of(file) != entry.get("sha256"):
                 wrong.append(f"{name} is not what was written")
     return tuple(wrong)
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """A new file, 0600, durable. Raises OutputFailed on anything but a full disk, OSError on that."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    try:
-        fd = os.open(path, flags, 0o600)
-    except OSError as error:
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT
-            raise
-        raise OutputFailed(
-            f"cannot write {path}",
-            detail=error.strerror or str(error),
-            remedy="name a folder that you may write to: --bundles DIR",
-        ) from error
-    with os.fdopen(fd, "wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import AgentError
-from agent.forensics import bundle
+from agent.forensics import bundle, layout
 from agent.forensics.casework import Explained, explained
 from agent.forensics.from_events import Gathered, gather
 from agent.replay_source import RecordingSource
@@ -65,24 +65,24 @@ def events_of(path: Path) -> tuple[list[Event], str]:
 
 def make(spool: Path, target: Path, *, plain: bool = False) -> dict[str, Any]:
     """Write the bundle `target` from a case. plain: without an explanation. Raises OSError, ValueError."""
-    case = json.loads((spool / bundle.CASE).read_bytes())
+    case = json.loads((spool / layout.CASE).read_bytes())
     notes = [str(note) for note in case.get("notes", [])]
     work = spool / "bundle"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(mode=0o700)
-    events, broken = events_of(spool / bundle.RECORDING)
+    events, broken = events_of(spool / layout.RECORDING)
     if broken:
         notes.append(f"the recording cannot be read: {broken}")
     gathered = gather(events)
     debug = case.get("configuration", {}).get("debug_file")
-    core = _existing(spool / bundle.CORE)
+    core = _existing(spool / layout.CORE)
     told = Explained() if plain else explained(gathered, events, core=core, debug_file=debug or None)
     if plain:
         notes.append("it could not be explained: the first try died or took too long")
     left_out: list[str] = []
     for name, data in _parts(gathered, told, case, notes).items():
         _put(work / name, data, left_out)
-    for name in (bundle.FINDINGS, bundle.RECORDING, bundle.CAPTURE, bundle.CORE):
+    for name in (layout.FINDINGS, layout.RECORDING, layout.CAPTURE, layout.CORE):
         if (spool / name).exists():
             os.link(spool / name, work / name)
     size = _packed(work, target, case, notes, left_out)
@@ -106,15 +106,15 @@ def _parts(
     """The files made here, the ones that matter most first."""
     lines = [f"afterfree: crash of {printable(str(case.get('exe', '?')))}, process {case.get('pid')}"]
     text = told.text or "\n".join([*lines, "", *(printable(note) for note in notes)])
-    parts = {bundle.REPORT: text.encode() + b"\n"}
+    parts = {layout.REPORT: text.encode() + b"\n"}
     if told.value:
-        parts[bundle.EXPLANATION] = _json(told.value)
+        parts[layout.EXPLANATION] = _json(told.value)
     process = gathered.process
     if process is not None:
-        parts[bundle.MAPS] = process.maps.encode()
+        parts[layout.MAPS] = process.maps.encode()
         parts |= {f"fdinfo/{epfd}": text.encode() for epfd, text in process.fdinfo.items()}
-    parts[bundle.THREADS] = _json(told.threads or _threads(gathered))
-    parts[bundle.SLOTS] = _json(told.slots or _slots(gathered))
+    parts[layout.THREADS] = _json(told.threads or _threads(gathered))
+    parts[layout.SLOTS] = _json(told.slots or _slots(gathered))
     return parts
 
 
@@ -155,7 +155,7 @@ def _put(path: Path, data: bytes, left_out: list[str]) -> None:
     """Write one file; on a full disk it is left out, and named."""
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        bundle.write_private(path, data)
+        layout.write_private(path, data)
     except OSError as error:
         if error.errno not in _FULL:
             raise
@@ -165,18 +165,18 @@ def _put(path: Path, data: bytes, left_out: list[str]) -> None:
 
 def _packed(work: Path, target: Path, case: Mapping[str, Any], notes: list[str], left_out: list[str]) -> int:
     """Pack; while the disk is full, once more without the newest detail. Never touches other bundles."""
-    giving_up = [name for name in bundle.NEWEST_DETAIL_FIRST if (work / name).exists()]
+    giving_up = [name for name in layout.NEWEST_DETAIL_FIRST if (work / name).exists()]
     while True:
         manifest = {
-            "schema": bundle.SCHEMA,
+            "schema": layout.SCHEMA,
             **{key: value for key, value in case.items() if key not in ("key", "notes")},
             "notes": notes,
             "left_out": left_out,
             "files": bundle.listing(work),
         }
         try:
-            (work / bundle.MANIFEST).unlink(missing_ok=True)
-            bundle.write_private(work / bundle.MANIFEST, _json(manifest))
+            (work / layout.MANIFEST).unlink(missing_ok=True)
+            layout.write_private(work / layout.MANIFEST, _json(manifest))
             return bundle.pack(work, target)
         except OSError as error:
             if error.errno not in _FULL or not giving_up:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from agent.forensics import bundle
+from agent.forensics import layout
 from agent.forensics.bundle import Bundle
 from agent.forensics.bundler import events_of
 from agent.forensics.casework import Explained, explained
@@ -16,16 +16,16 @@ from agent.sanitize import printable
 def reread(opened: Bundle, *, exe: Path | None = None, debug_file: str | None = None) -> Explained:
     """What the bundle says. With `exe` it is explained anew. Raises BadBundle, AgentError."""
     notes = list(_notes(opened))
-    recording = opened.files.get(bundle.RECORDING)
+    recording = opened.files.get(layout.RECORDING)
     if exe is not None and recording is not None:
         events, broken = events_of(recording)
         told = explained(
-            gather(events), events, core=opened.files.get(bundle.CORE), exe=exe, debug_file=debug_file
+            gather(events), events, core=opened.files.get(layout.CORE), exe=exe, debug_file=debug_file
         )
         notes += [*([f"the recording: {broken}"] if broken else []), *told.notes]
         return Explained(text=told.text, value=told.value, notes=tuple(notes))
-    value = opened.value(bundle.EXPLANATION)
-    text = "\n".join(printable(line) for line in opened.text(bundle.REPORT).splitlines())
+    value = opened.value(layout.EXPLANATION)
+    text = "\n".join(printable(line) for line in opened.text(layout.REPORT).splitlines())
     return Explained(text=text, value=value if isinstance(value, dict) else {}, notes=tuple(notes))
 
 

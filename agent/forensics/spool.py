@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import __version__
-from agent.forensics import bundle
+from agent.forensics import layout
 from agent.forensics.case import Case
 from agent.recording import RecordingWriter
 from probes.events import CountersRead
@@ -34,22 +34,22 @@ def write(folder: Path, case: Case, configuration: Mapping[str, Any]) -> None:
 
 def _write(folder: Path, case: Case, configuration: Mapping[str, Any]) -> None:
     notes = list(case.notes)
-    writer = RecordingWriter.open(folder / bundle.RECORDING, options={"crash": True, **configuration})
+    writer = RecordingWriter.open(folder / layout.RECORDING, options={"crash": True, **configuration})
     for event in case.events:
         writer.write(event)
     writer.close({"findings": len(case.findings)})
     if writer.notice:
         notes.append(f"the recording is not whole: {writer.notice}")
-        (folder / bundle.RECORDING).unlink(missing_ok=True)
+        (folder / layout.RECORDING).unlink(missing_ok=True)
     lines = "".join(f"{line}\n" for line in case.findings)
-    bundle.write_private(folder / bundle.FINDINGS, lines.encode())
+    layout.write_private(folder / layout.FINDINGS, lines.encode())
     if case.core:
         with contextlib.suppress(OSError):
-            os.rename(case.core, folder / bundle.CORE)
-        if not (folder / bundle.CORE).exists():
+            os.rename(case.core, folder / layout.CORE)
+        if not (folder / layout.CORE).exists():
             notes.append("the mini core could not be taken over")
     if case.capture:
-        bundle.write_private(folder / bundle.CAPTURE, json.dumps(case.capture, indent=1).encode())
+        layout.write_private(folder / layout.CAPTURE, json.dumps(case.capture, indent=1).encode())
     counters = next((event for event in case.events if isinstance(event, CountersRead)), None)
     uname = platform.uname()
     value = {
@@ -71,5 +71,5 @@ def _write(folder: Path, case: Case, configuration: Mapping[str, Any]) -> None:
         "counters": dict(counters.counters) if counters is not None else {},
         "notes": notes,
     }
-    bundle.write_private(folder / bundle.CASE, json.dumps(value).encode())
-    bundle.sync_folder(folder)
+    layout.write_private(folder / layout.CASE, json.dumps(value).encode())
+    layout.sync_folder(folder)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import OutputFailed
-from agent.forensics.bundle import SUFFIX
+from agent.forensics.layout import SUFFIX
 
 DEFAULT = Path("/var/lib/afterfree/bundles")
 _COUNTERS = "counters.json"

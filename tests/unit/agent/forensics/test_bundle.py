@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from agent.forensics import bundle
+from agent.forensics import bundle, layout
 from agent.forensics.bundle import BadBundle, open_bundle, pack
 
 
@@ -23,8 +23,8 @@ def folder(tmp: Path, **files: str) -> Path:
     for name, text in (files or {"report.txt": "it crashed\n", "maps": "m"}).items():
         (made / name).write_text(text)
     (made / "fdinfo" / "5").write_text("tfd")
-    manifest = {"schema": bundle.SCHEMA, "files": bundle.listing(made), "notes": ["one"]}
-    (made / bundle.MANIFEST).write_text(json.dumps(manifest))
+    manifest = {"schema": layout.SCHEMA, "files": bundle.listing(made), "notes": ["one"]}
+    (made / layout.MANIFEST).write_text(json.dumps(manifest))
     return made
 
 

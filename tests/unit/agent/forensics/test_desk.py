@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.forensics import bundle, bundler, spool
+from agent.forensics import bundle, bundler, layout, spool
 from agent.forensics.bundle import open_bundle
 from agent.forensics.bundler import events_of
 from agent.forensics.desk import BundleDone, CrashDesk
@@ -155,7 +155,7 @@ def test_a_full_disk_loses_the_newest_detail_and_says_so(
     core.write_bytes(b"core")
     made.core = str(core)
     spool.write(store.spool("crash-x"), made, {})
-    Full(monkeypatch, bundle.CORE, bundle.RECORDING)
+    Full(monkeypatch, layout.CORE, layout.RECORDING)
     answer = bundler.make(store.spool("crash-x"), store.path("crash-x"), plain=True)
     assert [note for note in answer["notes"] if "disk is full" in note] == [
         "left out, the disk is full: core",
@@ -178,7 +178,7 @@ def test_a_disk_without_any_room_loses_the_bundle_only(
     held = Desk(tmp_path)
     older = held.store.path("crash-older")
     older.write_bytes(b"older")
-    monkeypatch.setattr(bundle, "write_private", full)
+    monkeypatch.setattr(layout, "write_private", full)
     held.crash()
     held.desk.finish(5)
     assert [path.name for path in held.store.bundles()] == ["crash-older.tar.zst"]
