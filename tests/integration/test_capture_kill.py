@@ -169,5 +169,5 @@ def test_the_bundled_server_under_load(tmp_path: Path) -> None:
         assert {key: said[key] for key in ("connect_failures", "timeouts", "responses_other")} == {
             "connect_failures": 0, "timeouts": 0, "responses_other": 0
         }  # fmt: skip
-        assert kills >= 30
+        assert kills >= 10
         print(f"\n{kills} kills, {said['completed']} connections completed")
