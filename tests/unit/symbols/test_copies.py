@@ -8,27 +8,12 @@ from pathlib import Path
 import pytest
 
 from symbols.plan import Role
-from symbols.profile import parse_profile
 from symbols.resolve import resolve
 from tests.requirements import require_program
-from tests.unit.symbols.matrix import CASES, Case, judge
+from tests.unit.symbols.matrix import CASES, judge, repeats_case
 from tests.unit.symbols.oracle import run
 
-_PROFILE = parse_profile("""
-name = "repeats"
-[slot]
-type = "conn"
-destroy = { function = "pool_destroy", slot = "slot" }
-dispatch = { function = "session_state", object = "s" }
-freelist_link = { offset = 0 }
-""")
 _CALLS = {"same": 4, "through": 4, "each": 7, "four": 4, "chain": 7}
-
-
-def _case(compiler: str, *flags: str) -> Case:
-    command = (compiler, "-g", *flags, "{p}/repeats.c", "{p}/truth.c", "-o", "server")
-    sources = ("repeats.c", "truth.c", "truth.h")
-    return Case(f"{compiler} repeats {' '.join(flags)}", _PROFILE, sources, (command,), (compiler,))
 
 
 @pytest.mark.parametrize("level", ["-O1", "-O2", "-Os"])
@@ -37,8 +22,9 @@ def test_every_copy_of_a_dispatch_is_probed_or_all_are_refused(
     compiler: str, level: str, tmp_path: Path
 ) -> None:
     require_program("gdb")
-    path = _case(compiler, level).build()
-    plan = resolve(path, _PROFILE)
+    case = repeats_case(compiler, level)
+    path = case.build()
+    plan = resolve(path, case.profile)
     hits, output = run(path, plan, tmp_path)
     truth = [int(value, 16) for value in re.findall(r"^S 0x([0-9a-f]+)$", output, re.MULTILINE)]
     assert len(truth) == sum(_CALLS.values())
