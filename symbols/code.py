@@ -283,14 +283,26 @@ class FunctionCode:
                 break
         return best
 
+    @property
+    def frame_registers(self) -> frozenset[str]:
+        """Registers that point into the function's own frame, all through it."""
+        return frozenset(self._frame_bases) - {"rip"}
+
     def writes_foreign(self, at: int) -> bool:
         """Whether the instruction may write memory outside the frame (calls do)."""
+        return self._foreign(at, capstone.CS_AC_WRITE)
+
+    def touches_foreign(self, at: int) -> bool:
+        """Whether the instruction may read or write memory outside the frame (calls do)."""
+        return self._foreign(at, capstone.CS_AC_READ | capstone.CS_AC_WRITE)
+
+    def _foreign(self, at: int, access: int) -> bool:
         insn = self.detail(at)
         if insn is None or insn.mnemonic.startswith("call"):
             return True
         return any(
             operand.type == x86.X86_OP_MEM
-            and operand.access & capstone.CS_AC_WRITE
+            and operand.access & access
             and not (operand.mem.base and insn.reg_name(operand.mem.base) in self._frame_bases)
             for operand in insn.operands
         )

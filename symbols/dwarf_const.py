@@ -79,6 +79,7 @@ AT_GNU_dwo_name: Final = 0x2130
 AT_GNU_dwo_id: Final = 0x2131
 AT_GNU_ranges_base: Final = 0x2132
 AT_GNU_addr_base: Final = 0x2133
+AT_GNU_locviews: Final = 0x2137
 
 FORM_addr: Final = 0x01
 FORM_block2: Final = 0x03

@@ -46,6 +46,20 @@ def ranges_of(dwarf: Dwarf, die: Die) -> list[Range]:
 
 def locations_of(dwarf: Dwarf, die: Die, attribute: int = dw.AT_location) -> list[Located]:
     """Where a variable lives, by address. Empty when DWARF does not say."""
+    return [(lo, hi, expr) for lo, hi, expr in _located(dwarf, die, attribute) if hi > lo]
+
+
+def views_of(dwarf: Dwarf, die: Die) -> list[Located]:
+    """Where a variable lives between two views of one address, before its instruction runs: low == high.
+
+    gcc's location views (gcc.gnu.org, "LVu"): without DW_AT_GNU_locviews such an entry means nothing.
+    """
+    if not die.has(dw.AT_GNU_locviews):
+        return []
+    return [(lo, hi, expr) for lo, hi, expr in _located(dwarf, die, dw.AT_location) if hi == lo]
+
+
+def _located(dwarf: Dwarf, die: Die, attribute: int) -> list[Located]:
     entry = die.values.get(attribute)
     if entry is None:
         return []
@@ -66,7 +80,7 @@ def locations_of(dwarf: Dwarf, die: Die, attribute: int = dw.AT_location) -> lis
             raw = _list4(dwarf, unit, data, value, locations=True)
     found: list[Located] = []
     for lo, hi, (at, size) in raw:
-        if hi > lo and size:
+        if hi >= lo and size:
             found.append((lo, hi, data.read(at, size)))
     return found
 

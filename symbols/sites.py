@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from capstone import x86_const as x86
 
 from symbols import dwarf_const as dw
 from symbols.code import full_register
-from symbols.copies import all_entries
+from symbols.copies import access, all_entries
 from symbols.dwarf import Die, Dwarf
 from symbols.effects import entries_by_effect
 from symbols.entrytrace import EntryTrace
@@ -19,7 +20,7 @@ from symbols.expressions import Unsupported, home_of, to_source
 from symbols.globs import matches
 from symbols.image import Image
 from symbols.instances import Instance, entry_points
-from symbols.lists import Located, locations_of
+from symbols.lists import Located, locations_of, views_of
 from symbols.plan import Addr, ArgSource, EntrySite, InstanceKind, Price, Role, Site
 from symbols.scopes import Function, Scopes
 
@@ -213,7 +214,8 @@ class SiteBuilder:
             return next((source for source in values if isinstance(source, ArgSource)), None)
 
         starts = [lo for lo, _hi, _expr in located]
-        return all_entries(instance.code, inside, points, source_at, starts)
+        once = instance.role is Role.DESTROY
+        return all_entries(instance.code, inside, points, source_at, starts, once=once)
 
     def _values(
         self, instance: Instance, located: list[Located], entry: int
@@ -288,7 +290,8 @@ class SiteBuilder:
     def _at_entry(self, instance: Instance, variable: Die, name: str, entry: int) -> Found:
         """The argument at an entry, or where it first has a location behind it. Raises Unsupported."""
         located = locations_of(self._dwarf, variable)
-        if not located:
+        viewed = self._viewed(instance, variable, entry)
+        if not located and viewed is None:
             raise Unsupported(f"parameter {name!r} was optimized out (no location)")
         reason = ""
         for at, source in self._values(instance, located, entry):
@@ -296,9 +299,26 @@ class SiteBuilder:
                 note = "" if at == entry else f"the value has a location only from +{at - entry:#x}"
                 return Found(at, source, name, note)
             reason = reason or str(source)
+        if viewed is not None:
+            return Found(entry, viewed, name, "the value has a location at the very first address only")
         if reason:
             raise Unsupported(f"parameter {name!r}: {reason}")
         raise Unsupported(f"parameter {name!r} has no location at the entry, nor before its first effect")
+
+    def _viewed(self, instance: Instance, variable: Die, entry: int) -> ArgSource | None:
+        """The argument at an entry by gcc's location views; None where they do not say one thing.
+
+        Not of destroy: copies of it are told apart by locations that cover code. Of others not where the
+        code does a thing twice: it may be two copies that follow each other.
+        """
+        exprs = {expr for lo, _hi, expr in views_of(self._dwarf, variable) if lo == entry}
+        done = [access(instance.code, at) for at in instance.code.inside(instance.ranges)]
+        twice = Counter(one for one in done if one).most_common(1)
+        if len(exprs) != 1 or instance.role is Role.DESTROY or (twice and twice[0][1] > 1):
+            return None
+        with contextlib.suppress(Unsupported):
+            return to_source(exprs.pop(), variable.unit, self._scopes.place(instance.function, entry))
+        return None
 
     def _by_link(self, instance: Instance, entry: int) -> Found | None:
         """destroy whose parameter was lost: the code itself says which register is the slot.

@@ -62,6 +62,14 @@ destroy = { function = "destroy<pools::Conn>", slot = "slot" }
 disown = { function = "disown", slot = "conn" }
 freelist_link = { offset = 0 }
 """
+_REPEATS = """
+name = "repeats"
+[slot]
+type = "conn"
+destroy = { function = "pool_destroy", slot = "slot" }
+dispatch = { function = "session_state", object = "s" }
+freelist_link = { offset = 0 }
+"""
 _LETTERS = {"C": Role.CREATE, "D": Role.DESTROY, "O": Role.DISOWN, "S": Role.DISPATCH}
 
 
@@ -168,6 +176,14 @@ def _cpp_case(compiler: str, *flags: str) -> Case:
     sources = ("templates.cpp", "truth.c", "truth.h")
     name = f"{compiler} templates {' '.join(flags)}"
     return Case(name, parse_profile(_CPP), sources, commands, (compiler, plain))
+
+
+def repeats_case(compiler: str, *flags: str) -> Case:
+    """Dispatches in unrolled loops (no case of the matrix: it has neither creates nor disowns)."""
+    command = (compiler, "-g", *flags, "{p}/repeats.c", "{p}/truth.c", "-o", "server")
+    sources = ("repeats.c", "truth.c", "truth.h")
+    name = f"{compiler} repeats {' '.join(flags)}"
+    return Case(name, parse_profile(_REPEATS), sources, (command,), (compiler,))
 
 
 def _rust_case(*flags: str) -> Case:

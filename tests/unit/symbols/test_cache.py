@@ -16,6 +16,7 @@ from symbols.cache import PlanCache
 from symbols.cached import resolve_cached
 from symbols.errors import DebugFileMismatch
 from symbols.image import Image
+from symbols.plan import Role
 from tests.unit.symbols.builds import C_PROFILE, build_c
 
 
@@ -77,11 +78,11 @@ def test_hit_is_fast(profile: Path, cache: PlanCache) -> None:
 
 
 def test_key_is_image_profile_and_version(profile: Path, cache: PlanCache) -> None:
-    resolve_cached(build_c("-g", "-O2"), profile, cache=cache)
+    assert list(resolve_cached(build_c("-g", "-O2"), profile, cache=cache).by_role(Role.DISOWN))
     resolve_cached(build_c("-g", "-O1"), profile, cache=cache)
     assert len(entries(cache)) == 2
     profile.write_text(C_PROFILE.replace('disown = { function = "conn_disown", slot = "conn" }\n', ""))
-    assert len(resolve_cached(build_c("-g", "-O2"), profile, cache=cache).sites) == 3
+    assert not list(resolve_cached(build_c("-g", "-O2"), profile, cache=cache).by_role(Role.DISOWN))
     assert len(entries(cache)) == 3
     other = replace(cache, version="another")
     with Image(build_c("-g", "-O2")) as image:

@@ -19,7 +19,8 @@ from tests.unit.symbols.builds import C_PROFILE, build_c
 
 @pytest.fixture(scope="module")
 def plan() -> ProbePlan:
-    return resolve(build_c("-g", "-O2"), parse_profile(C_PROFILE))
+    profile = C_PROFILE.replace('object = "s"', 'object = "no such parameter"')  # unprobed, with its reason
+    return resolve(build_c("-g", "-O2"), parse_profile(profile))
 
 
 def test_round_trip(plan: ProbePlan) -> None:
