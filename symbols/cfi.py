@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from symbols.data import Data
 from symbols.errors import STRAY_ERRORS, SymbolError
-from symbols.image import Data, Image
+from symbols.image import Image
 from symbols.leb import Buffer, Truncated, sleb, uleb
 
 _MAX_ENTRIES = 2_000_000

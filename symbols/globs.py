@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from symbols.image import Data
+from symbols.data import Data
 
 _MAX_HITS = 100_000
 _LONGEST = 1 << 16  # bytes of a name that is looked at; mangled names have a few thousand at most

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import re
 import stat
 import struct
 import zlib
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from symbols.data import WINDOW, Data
 from symbols.errors import MalformedImage, NotElf, NotReadable, WrongMachine
 from symbols.plan import Segment
 from symbols.registers import MACHINES
@@ -24,7 +24,6 @@ _MAX_FILE = 64 << 30
 _MAX_SECTIONS = 65_536
 _MAX_SEGMENTS = 4_096
 _MAX_INFLATED = 8 << 30
-_WINDOW = 1 << 20  # bytes looked at before they may leave the memory again
 
 _MACHINES = {
     3: "i386", 8: "mips", 20: "ppc", 21: "ppc64", 22: "s390", 40: "arm", 62: "x86_64", 183: "aarch64",
@@ -47,102 +46,6 @@ class SectionHeader:
     size: int
     link: int
     entsize: int
-
-
-class Data:
-    """A read-only window on a buffer: section bytes without a copy.
-
-    Offsets are relative to the window. Reads beyond its end raise MalformedImage.
-    """
-
-    __slots__ = ("_touched", "base", "buf", "end", "name", "path", "size")
-
-    def __init__(self, buf: bytes | mmap.mmap, base: int, size: int, name: str, path: str) -> None:
-        self.buf = buf
-        self.base = base
-        self.size = size
-        self.end = base + size
-        self.name = name
-        self.path = path
-        self._touched = (1 << 62, 0, 0)  # lowest, highest, bytes searched since they last left memory
-
-    def bad(self, detail: str) -> MalformedImage:
-        return MalformedImage(detail, path=self.path, where=self.name)
-
-    def read(self, offset: int, count: int) -> bytes:
-        if offset < 0 or count < 0 or offset + count > self.size:
-            raise self.bad(f"{count} bytes at {offset:#x} lie beyond its end ({self.size:#x})")
-        start = self.base + offset
-        return self.buf[start : start + count]
-
-    def uint(self, offset: int, count: int) -> int:
-        return int.from_bytes(self.read(offset, count), "little")
-
-    def cstr(self, offset: int) -> bytes:
-        if offset < 0 or offset >= self.size:
-            raise self.bad(f"string at {offset:#x} lies beyond its end ({self.size:#x})")
-        start = self.base + offset
-        stop = self.buf.find(b"\0", start, self.end)
-        if stop < 0:
-            raise self.bad(f"string at {offset:#x} has no end")
-        return self.buf[start:stop]
-
-    def same(self, other: Data) -> bool:
-        """Whether both windows show the same bytes."""
-        step = 1 << 20
-        return self.size == other.size and all(
-            self.read(at, min(step, self.size - at)) == other.read(at, min(step, self.size - at))
-            for at in range(0, self.size, step)
-        )
-
-    def position(self, pattern: bytes, low: int, high: int) -> int:
-        """Buffer position of the pattern's first occurrence between two positions; -1 without one.
-
-        mmap.find of CPython before 3.11.4 reads one byte behind the end (gh-105235), which need not be mapped
-        where the end is the map's.
-        """
-        if high < len(self.buf):
-            return self.buf.find(pattern, low, high)
-        at = self.buf.find(pattern, low, high - 1)
-        last = high - len(pattern)
-        return last if at < 0 and last >= low and self.buf[last:high] == pattern else at
-
-    def find_all(self, pattern: bytes, start: int = 0, stop: int | None = None) -> list[int]:
-        """Offsets of every (also overlapping) occurrence of pattern."""
-        found = []
-        limit = self.end if stop is None else min(self.base + stop, self.end)
-        low = self.base + start
-        while low < limit:
-            high = min(low + _WINDOW, limit)
-            reach = min(high + len(pattern) - 1, limit)
-            at = self.position(pattern, low, reach)
-            while at >= 0:
-                found.append(at - self.base)
-                at = self.position(pattern, at + 1, reach)
-            self._forget(low, high)
-            low = high
-        return found
-
-    def search(self, regex: re.Pattern[bytes], start: int, stop: int, reach: int) -> Iterator[int]:
-        """Offsets at which a look-ahead matches that sees at most `reach` bytes."""
-        limit = min(self.base + stop, self.end)
-        for low in range(self.base + start, limit, _WINDOW):
-            high = min(low + _WINDOW, limit)
-            for match in regex.finditer(self.buf, low, min(high + reach, limit)):
-                if match.start() >= high:
-                    break  # the next window has it whole
-                yield match.start() - self.base
-            self._forget(low, high)
-
-    def _forget(self, low: int, high: int) -> None:
-        """What was looked at leaves the memory from time to time: sections are larger than it should be."""
-        first, last, total = self._touched
-        first, last, total = min(first, low), max(last, high), total + high - low
-        if total >= _WINDOW and isinstance(self.buf, mmap.mmap):
-            page = first & -mmap.PAGESIZE
-            self.buf.madvise(mmap.MADV_DONTNEED, page, last - page)
-            first, last, total = 1 << 62, 0, 0
-        self._touched = (first, last, total)
 
 
 class Image:
@@ -330,8 +233,8 @@ class Image:
     def _pieces(self) -> Iterator[memoryview]:
         """The whole file, without a copy and without keeping it in memory."""
         with memoryview(self._map) as whole:
-            for start in range(0, len(whole), _WINDOW):
-                with whole[start : start + _WINDOW] as piece:
+            for start in range(0, len(whole), WINDOW):
+                with whole[start : start + WINDOW] as piece:
                     yield piece
                     self._map.madvise(mmap.MADV_DONTNEED, start, len(piece))
 
@@ -395,7 +298,7 @@ class Image:
                 count = max(0, min(count, segment.vaddr + segment.filesz - address))
                 start = address - segment.vaddr + segment.offset
                 found = self._map[start : start + count]
-                if count > _WINDOW // 2:  # who reads so much goes through all of it
+                if count > WINDOW // 2:  # who reads so much goes through all of it
                     page = start & -mmap.PAGESIZE
                     self._map.madvise(mmap.MADV_DONTNEED, page, start + count - page)
                 return found

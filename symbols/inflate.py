@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, cast
 from symbols.errors import MalformedImage
 
 if TYPE_CHECKING:
-    from symbols.image import Data
+    from symbols.data import Data
 
 _CHUNK = 1 << 20
 _IN_MEMORY = 8 << 20  # sections up to this size stay in memory

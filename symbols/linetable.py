@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from symbols import dwarf_const as dw
+from symbols.data import Data
 from symbols.dwarf import Dwarf, Unit
 from symbols.errors import MalformedImage
-from symbols.image import Data
 from symbols.leb import Truncated, sleb, uleb
 from symbols.plan import SourceLine
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from symbols import dwarf_const as dw
+from symbols.data import Data
 from symbols.dwarf import Die, Dwarf, Unit
-from symbols.image import Data
 from symbols.leb import Truncated, uleb
 
 _MAX_ENTRIES = 200_000

@@ -8,10 +8,10 @@ from collections.abc import Callable, Collection
 
 from symbols import dwarf_const as dw
 from symbols.coverage import Coverage
+from symbols.data import Data
 from symbols.dwarf import Die, Dwarf, Unit
 from symbols.entries import Entries, Test, Wanted
 from symbols.globs import glob_regex, longest_literal, string_offsets
-from symbols.image import Data
 
 _NAME_ATTRS = (dw.AT_linkage_name, dw.AT_MIPS_linkage_name, dw.AT_name)
 _ORIGIN_ATTRS = (dw.AT_abstract_origin, dw.AT_specification)

@@ -2,11 +2,10 @@
 # a plan decides which bytes of which file get a probe. Must not touch the file system.
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from enum import Enum
-from typing import Any, TypeVar
+from typing import Any
 
 from symbols.errors import BadPlan
+from symbols.jsonobject import MAX_ITEMS, U64, JsonObject, integer, string
 from symbols.plan import (
     LOAD_BIAS,
     MAX_STEPS,
@@ -36,11 +35,6 @@ from symbols.registers import MACHINES
 
 VERSION = 2
 _REGISTERS = frozenset(name for machine in MACHINES.values() for name in machine.registers) | {LOAD_BIAS}
-_U64 = (1 << 64) - 1
-_MAX_ITEMS = 100_000
-_MAX_TEXT = 1 << 20
-
-E = TypeVar("E", bound=Enum)
 
 
 def plan_to_json(plan: ProbePlan) -> dict[str, Any]:
@@ -169,8 +163,8 @@ def _line(line: SourceLine | None) -> dict[str, Any] | None:
 
 def plan_from_json(data: object) -> ProbePlan:
     """The plan a JSON value holds. Raises BadPlan (with the key) for anything that does not validate."""
-    top = _Reader(data, "plan")
-    version = top.number("version", 0, _U64)
+    top = JsonObject(data, "plan")
+    version = top.number("version", 0, U64)
     if version != VERSION:
         raise BadPlan(f"version {version}, this program reads {VERSION}", key="version")
     userdata, slot = top.inner("userdata"), top.inner("slot")
@@ -200,8 +194,8 @@ def plan_from_json(data: object) -> ProbePlan:
         guard=top.text_or_none("guard"),
         userdata=Userdata(
             kind=kind,
-            mask=userdata.number("mask", 0, _U64),
-            reserved=tuple(_integer(n, "userdata.reserved", 0, _U64) for n in reserved),
+            mask=userdata.number("mask", 0, U64),
+            reserved=tuple(integer(n, "userdata.reserved", 0, U64) for n in reserved),
         ),
         slot=SlotLayout(
             type_name=slot.text("type_name"),
@@ -215,7 +209,7 @@ def plan_from_json(data: object) -> ProbePlan:
         segments=segments,
         sites=sites,
         unprobed=tuple(_read_unprobed(u) for u in top.readers("unprobed")),
-        warnings=tuple(_string(w, "warnings") for w in top.items("warnings")),
+        warnings=tuple(string(w, "warnings") for w in top.items("warnings")),
         entries=entries,
     )
 
@@ -237,24 +231,24 @@ def _in_segment(segment: Segment, site: Site | EntrySite) -> bool:
     return segment.executable and 0 <= at < segment.filesz and site.file_offset == segment.offset + at
 
 
-def _read_segment(data: _Reader) -> Segment:
+def _read_segment(data: JsonObject) -> Segment:
     return Segment(
-        vaddr=data.number("vaddr", 0, _U64),
-        offset=data.number("offset", 0, _U64),
-        filesz=data.number("filesz", 0, _U64),
-        memsz=data.number("memsz", 0, _U64),
+        vaddr=data.number("vaddr", 0, U64),
+        offset=data.number("offset", 0, U64),
+        filesz=data.number("filesz", 0, U64),
+        memsz=data.number("memsz", 0, U64),
         executable=data.flag("executable"),
     )
 
 
-def _read_field(data: _Reader) -> SlotField:
+def _read_field(data: JsonObject) -> SlotField:
     variants = []
     for item in data.items("variants"):
         if not isinstance(item, list) or len(item) != 4:
             raise BadPlan("not [tag, name, type, kind]", key=data.key("variants"))
         key = data.key("variants")
-        tag = _integer(item[0], key, -(1 << 63), _U64)
-        name, type_name, kind = (_string(part, key) for part in item[1:])
+        tag = integer(item[0], key, -(1 << 63), U64)
+        name, type_name, kind = (string(part, key) for part in item[1:])
         variants.append(SlotVariant(tag=tag, name=name, type=type_name, kind=kind))
     return SlotField(
         path=data.text("path"),
@@ -264,19 +258,19 @@ def _read_field(data: _Reader) -> SlotField:
         kind=data.text("kind"),
         tag_offset=data.number_or_none("tag_offset", 0, 1 << 32),
         tag_size=data.number("tag_size", 0, 8),
-        tag_mask=data.number("tag_mask", 0, _U64),
+        tag_mask=data.number("tag_mask", 0, U64),
         variants=tuple(variants),
     )
 
 
-def _read_site(data: _Reader) -> Site:
+def _read_site(data: JsonObject) -> Site:
     return Site(
-        index=data.number("index", 0, _MAX_ITEMS),
+        index=data.number("index", 0, MAX_ITEMS),
         role=data.enum("role", Role),
         function=data.text("function"),
         kind=data.enum("kind", InstanceKind),
-        address=Addr(data.number("address", 0, _U64)),
-        file_offset=data.number("file_offset", 0, _U64),
+        address=Addr(data.number("address", 0, U64)),
+        file_offset=data.number("file_offset", 0, U64),
         enclosing=data.text("enclosing"),
         call_site=data.line("call_site"),
         declared_at=data.line("declared_at"),
@@ -285,17 +279,17 @@ def _read_site(data: _Reader) -> Site:
         argument=data.text("argument"),
         source=_read_source(data.inner("source")),
         note=data.text("note"),
-        entry=data.number_or_none("entry", 0, _MAX_ITEMS),
+        entry=data.number_or_none("entry", 0, MAX_ITEMS),
         frame=None if data.absent("frame") else _read_source(data.inner("frame")),
     )
 
 
-def _read_entry(data: _Reader) -> EntrySite:
+def _read_entry(data: JsonObject) -> EntrySite:
     return EntrySite(
-        index=data.number("index", 0, _MAX_ITEMS),
+        index=data.number("index", 0, MAX_ITEMS),
         function=data.text("function"),
-        address=Addr(data.number("address", 0, _U64)),
-        file_offset=data.number("file_offset", 0, _U64),
+        address=Addr(data.number("address", 0, U64)),
+        file_offset=data.number("file_offset", 0, U64),
         instruction=data.text("instruction"),
         price=data.enum("price", Price),
         value=_read_source(data.inner("value")),
@@ -303,7 +297,7 @@ def _read_entry(data: _Reader) -> EntrySite:
     )
 
 
-def _read_source(data: _Reader, depth: int = 0) -> ArgSource:
+def _read_source(data: JsonObject, depth: int = 0) -> ArgSource:
     if depth > MAX_STEPS:
         raise BadPlan(f"nested deeper than {MAX_STEPS}", key=data.key("steps"))
     register = data.text_or_none("register")
@@ -313,7 +307,7 @@ def _read_source(data: _Reader, depth: int = 0) -> ArgSource:
     if entry is not None and register is not None:
         raise BadPlan("starts from a register and from the entry", key=data.key("register"))
     steps = tuple(_read_step(item, data.key("steps"), depth) for item in data.items("steps"))
-    source = ArgSource(register=register, constant=data.number("constant", 0, _U64), steps=steps, entry=entry)
+    source = ArgSource(register=register, constant=data.number("constant", 0, U64), steps=steps, entry=entry)
     if source.weight() > MAX_STEPS:
         raise BadPlan(f"more than {MAX_STEPS} steps", key=data.key("steps"))
     return source
@@ -322,21 +316,21 @@ def _read_source(data: _Reader, depth: int = 0) -> ArgSource:
 def _read_step(item: object, key: str, depth: int) -> Step:
     match item:
         case ["add", amount]:
-            return Add(_integer(amount, key, -(1 << 63), _U64))
+            return Add(integer(amount, key, -(1 << 63), U64))
         case ["deref", 1 | 2 | 4 | 8 as size]:
-            return Deref(_integer(size, key, 1, 8))
+            return Deref(integer(size, key, 1, 8))
         case ["extend", 1 | 2 | 4 | 8 as size, bool(signed)]:
-            return Extend(_integer(size, key, 1, 8), signed)
+            return Extend(integer(size, key, 1, 8), signed)
         case ["apply", op, operand]:
             try:
-                return Apply(Op(op), _read_source(_Reader(operand, key), depth + 1))
+                return Apply(Op(op), _read_source(JsonObject(operand, key), depth + 1))
             except ValueError:
                 raise BadPlan("unknown operation", key=key) from None
     raise BadPlan("neither add, deref, extend nor apply with what belongs to it", key=key)
 
 
-def _read_unprobed(data: _Reader) -> Unprobed:
-    address = data.number_or_none("address", 0, _U64)
+def _read_unprobed(data: JsonObject) -> Unprobed:
+    address = data.number_or_none("address", 0, U64)
     return Unprobed(
         role=data.enum("role", Role),
         function=data.text("function"),
@@ -346,79 +340,3 @@ def _read_unprobed(data: _Reader) -> Unprobed:
         call_site=data.line("call_site"),
         reason=data.text("reason"),
     )
-
-
-def _integer(value: object, key: str, low: int, high: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise BadPlan(f"not an integer from {low} to {high}", key=key)
-    return value
-
-
-def _string(value: object, key: str) -> str:
-    if not isinstance(value, str) or len(value) > _MAX_TEXT:
-        raise BadPlan("not a text", key=key)
-    return value
-
-
-class _Reader:
-    """Typed access to one JSON object; every failure names its key."""
-
-    def __init__(self, data: object, where: str) -> None:
-        if not isinstance(data, Mapping):
-            raise BadPlan("not an object", key=where)
-        self._data = data
-        self._where = where
-
-    def key(self, name: str) -> str:
-        return f"{self._where}.{name}"
-
-    def _get(self, name: str) -> object:
-        if name not in self._data:
-            raise BadPlan("is missing", key=self.key(name))
-        return self._data[name]
-
-    def absent(self, name: str) -> bool:
-        return self._get(name) is None
-
-    def text(self, name: str) -> str:
-        return _string(self._get(name), self.key(name))
-
-    def text_or_none(self, name: str) -> str | None:
-        return None if self._get(name) is None else self.text(name)
-
-    def flag(self, name: str) -> bool:
-        value = self._get(name)
-        if not isinstance(value, bool):
-            raise BadPlan("neither true nor false", key=self.key(name))
-        return value
-
-    def number(self, name: str, low: int, high: int) -> int:
-        return _integer(self._get(name), self.key(name), low, high)
-
-    def number_or_none(self, name: str, low: int, high: int) -> int | None:
-        return None if self._get(name) is None else self.number(name, low, high)
-
-    def enum(self, name: str, kind: type[E]) -> E:
-        try:
-            return kind(self._get(name))
-        except ValueError:
-            raise BadPlan("unknown value", key=self.key(name)) from None
-
-    def items(self, name: str) -> Sequence[object]:
-        value = self._get(name)
-        if not isinstance(value, list) or len(value) > _MAX_ITEMS:
-            raise BadPlan("not a list of bearable length", key=self.key(name))
-        return value
-
-    def inner(self, name: str) -> _Reader:
-        return _Reader(self._get(name), self.key(name))
-
-    def readers(self, name: str) -> list[_Reader]:
-        return [_Reader(item, f"{self.key(name)}[{i}]") for i, item in enumerate(self.items(name))]
-
-    def line(self, name: str) -> SourceLine | None:
-        if self._get(name) is None:
-            return None
-        data = self.inner(name)
-        column = data.number("column", 0, _U64)
-        return SourceLine(file=data.text("file"), line=data.number("line", 0, _U64), column=column)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from symbols import dwarf_const as dw
+from symbols.data import Data
 from symbols.debugfiles import Searched, find_supplement, mount_prefix
 from symbols.errors import DebugFileMismatch, SymbolError
-from symbols.image import Data, Image
+from symbols.image import Image
 from symbols.units import UT_SPLIT_TYPE, UT_TYPE, Part, Unit, UnitReader
 
 _MAX_FILES = 20_000

@@ -7,7 +7,7 @@ import struct
 from array import array
 from dataclasses import dataclass
 
-from symbols.image import Data
+from symbols.data import Data
 
 _MAX_SYMBOLS = 4_000_000
 _INDEX = (1 << 24) - 1  # more than that

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from symbols import dwarf_const as dw
+from symbols.data import Data
 from symbols.errors import MalformedImage
-from symbols.image import Data, Image
+from symbols.image import Image
 from symbols.leb import Truncated, sleb, uleb
 
 _MAX_ABBREVS = 100_000

@@ -13,9 +13,9 @@ import pytest
 
 from probes.readers import generate
 from symbols.cfi_expr import evaluate
+from symbols.data import Data
 from symbols.dwarf import Part, Unit
 from symbols.expressions import Place, Unsupported, to_source
-from symbols.image import Data
 from symbols.plan import Addr, ArgSource, EntrySite, Price, Role
 from symbols.registers import REGISTERS
 from tests.unit.probes.test_readers import plan, site

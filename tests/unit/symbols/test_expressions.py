@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.plan_text import source_text
+from symbols.data import Data
 from symbols.dwarf import Dwarf, Part, Unit
 from symbols.expressions import Place, Unsupported, to_source, value_of
-from symbols.image import Data
 from symbols.plan import Add, Apply, ArgSource, Deref, Extend, Op
 from symbols.registers import AARCH64
 from symbols.serial import source_to_json

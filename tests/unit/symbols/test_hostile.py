@@ -121,7 +121,7 @@ def test_a_search_stays_inside_the_map() -> None:
     """CPython before 3.11.4 looks one byte behind it (gh-105235): SIGSEGV where nothing is mapped there."""
     code = """
 import mmap, os, tempfile
-from symbols.image import Data
+from symbols.data import Data
 with tempfile.TemporaryFile() as file:
     file.write(b"ab" * (mmap.PAGESIZE // 2))
     file.flush()
