@@ -64,7 +64,9 @@ def about_fault(evidence: CrashEvidence, seen: Examination) -> Iterator[Statemen
     if fault.aborted:
         through = f" through {', '.join(fault.panic[-2:])}" if fault.panic else ""
         text = (
-            f"the program ended itself{through}, called from {place}" if place else "the program ended itself"
+            f"the program ended itself{through}, called from {place_text(place)}"
+            if place
+            else "the program ended itself"
         )
         yield Statement(topic=Topic.FAULT, text=text, certainty=Certainty.OBSERVED, evidence=tuple(rests))
         return
