@@ -25,6 +25,7 @@ LIFETIMES_INTERVAL_S = 0.1
 COUNTERS_INTERVAL_S = 1.0
 SCAN_INTERVAL_S = 5.0
 DISCOVER_INTERVAL_S = 2.0
+CRASH_SPAN_NS = 10_000_000_000
 STACK_DEPTH = 32
 URGENT_AT_ONCE = 512
 SIZES = {
@@ -94,6 +95,7 @@ class LiveSession:
         self.targets: dict[int, events.TargetAttached] = {}
         self._examples: set[int] = set()
         self._deaths: dict[int, str] = {}
+        self._crashes: dict[int, int] = {}  # tgid -> ts of its last fatal signal
         self._reported: dict[str, int] = {}
         self._losses_since = time.monotonic_ns()
         self._confirms: tuple[int, int] = (0, 0)  # second, how many in it
@@ -219,6 +221,7 @@ class LiveSession:
             return
         yield from self._leftovers.unreported(tgid)
         self._context.forget(tgid)
+        self._crashes.pop(tgid, None)
         for name, tgid_at in (("slots", 0), ("regs", 0), ("fds", 0), ("orphans", 0), ("waiters", 0)):
             held = self._maps[name]
             wanted = tgid.to_bytes(4, "little")
@@ -300,11 +303,12 @@ class LiveSession:
                 yield from self._lifecycle(message)
 
     def _crashed(self, crash: events.CrashSeen) -> Iterator[events.Event]:
-        """The crash with what the recorder still holds of it: the first fatal signal of a process only, a
-        handler that aborts sends others."""
-        first = crash.tgid not in self._deaths
+        """The crash with what the recorder still holds of it: once for all the signals that a handler which
+        reports and then aborts raises."""
+        last = self._crashes.get(crash.tgid, 0)
+        self._crashes[crash.tgid] = crash.ts
         self._deaths[crash.tgid] = f"killed by signal {crash.signal}"
-        if not first:
+        if last and crash.ts - last < CRASH_SPAN_NS:
             yield crash
             return
         records, overwritten = last_records(

@@ -32,7 +32,7 @@ _FINDINGS = 256
 _STACKS = 16384
 _THREADS = 8192
 _RECORDS_AT_ONCE = 4096
-_SETTLE_NS = 2_000_000_000
+_SETTLE_NS = 10_000_000_000  # a handler that prints a stack of a debug build takes seconds
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,6 +46,7 @@ class Case:
     notes: list[str] = field(default_factory=list)
     core: str = ""  # path of the mini core; "" when none was taken
     capture: dict[str, Any] = field(default_factory=dict)  # what the capture says of itself
+    alive: bool = False  # it handled the signal, and was still there afterwards
 
     @property
     def key(self) -> str:
@@ -82,7 +83,6 @@ class CaseKeeper:
     def __init__(self, redact: Callable[[Event, Case], Event] | None = None) -> None:
         self._kept: dict[int, _Kept] = {}
         self._counters: CountersRead | None = None
-        self._done: list[Case] = []
         self._now = 0
         self._redact = redact
         self._gone: set[int] = set()
@@ -163,7 +163,11 @@ class CaseKeeper:
                 continue
             settled = ended or self._now - kept.since >= _SETTLE_NS
             if everything or (settled and tgid not in waiting):
-                yield self._case(kept)
+                case = self._case(kept)
+                case.alive = settled and not ended
+                if case.alive:
+                    case.notes.append("the process handled the signal and was still there ten seconds later")
+                yield case
                 self._gone.discard(tgid)
                 if ended:
                     del self._kept[tgid]

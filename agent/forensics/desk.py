@@ -135,6 +135,14 @@ class CrashDesk:
     # -- one case -------------------------------------------------------------------------------
 
     def _take(self, case: Case) -> None:
+        if case.alive and not case.findings:
+            signal = f"signal {case.crash.signal}"
+            self._notice(
+                f"process {case.crash.tgid} handled {signal} and lives on; nothing was found: no bundle"
+            )
+            if case.core:
+                Path(case.core).unlink(missing_ok=True)
+            return
         repeated = self._store.again(case.key)
         if repeated:
             if repeated & (repeated - 1) == 0:  # said at 2, 4, 8, …

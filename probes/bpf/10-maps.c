@@ -66,6 +66,7 @@ struct af_thread {
 	u64 fault_ip;
 	u64 fault_ts;
 	u64 hit_ip;        /* the last uprobe this thread ran into */
+	u64 crashed_at;    /* of the first of the fatal signals counted in `crashed` */
 	u32 call;
 	u32 op;
 	s32 epfd;

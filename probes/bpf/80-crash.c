@@ -3,6 +3,7 @@
  * A fatal signal: everything that explains it and will be gone with the process, in one message.
  */
 
+#define AF_CRASH_SPAN_NS 1000000000ull
 #define AF_LOOP _Pragma("clang loop unroll(disable)")
 
 /* The entry of `addr` among the slots of this message; a new one when it is known and there is room. */
@@ -170,10 +171,17 @@ int af_signaled(struct af_tp_signal *ctx)
 	if (!af_target_now())
 		return 0;
 	struct af_thread *t = af_thread_now();
-	if (!t || t->crashed >= 4)
+	if (!t)
+		return 0;
+	/* a program may live on its faults (a null check by SIGSEGV): a few each second are enough */
+	u64 now = bpf_ktime_get_ns();
+	if (now - t->crashed_at > AF_CRASH_SPAN_NS) {
+		t->crashed_at = now;
+		t->crashed = 0;
+	}
+	if (t->crashed >= 4)
 		return 0;
 	t->crashed += 1;
-	u64 now = bpf_ktime_get_ns();
 	struct af_crash *c = urgent.ringbuf_reserve(sizeof(struct af_crash));
 	if (!c) {
 		af_count(AF_C_URGENT_LOST);

@@ -16,7 +16,7 @@ from agent.forensics.bundle import open_bundle
 from agent.forensics.bundler import events_of
 from agent.forensics.desk import BundleDone, CrashDesk
 from agent.forensics.store import BundleStore
-from probes.events import CrashSeen, TargetGone
+from probes.events import CrashSeen, TargetGone, ThreadSeen, Tick
 from tests.unit.agent.correlator.playbook import TGID
 from tests.unit.agent.forensics.cases import case, crash, history
 
@@ -80,6 +80,20 @@ def test_the_loop_is_not_held_up(tmp_path: Path) -> None:
     assert held.done == []
     held.desk.finish(60)
     assert len(held.done) == 1
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_a_signal_that_was_handled_is_a_crash_only_with_a_finding(tmp_path: Path, found: bool) -> None:
+    held = Desk(tmp_path)
+    for event in [*history(), crash(), Tick(ts=1000), ThreadSeen(tgid=TGID, tid=1, comm="x")]:
+        held.desk.feed(event)
+    if found:
+        held.desk.finding(TGID, '{"rule":"stale-delivery"}')
+    held.desk.feed(Tick(ts=20_000_000_000))
+    held.desk.pump()
+    held.desk.finish(60)
+    assert len(held.store.bundles()) == found
+    assert any("handled signal 11 and lives on" in notice for notice in held.notices) is not found
 
 
 def test_a_crash_loop_makes_one_bundle_and_a_counter(tmp_path: Path) -> None:
