@@ -276,9 +276,17 @@ class LiveSession:
                 tgid = self._pidfds[fd]
                 yield from self._read_urgent()
                 yield from self._read_lifetimes()
-                yield from self._gone(tgid, self._deaths.pop(tgid, "exited"))
+                yield from self._gone(tgid, self._death(tgid))
         # A burst is taken in portions: the rings without wake-up must be read meanwhile.
         yield from self._read_urgent(URGENT_AT_ONCE)
+
+    def _death(self, tgid: int) -> str:
+        """Why a process is gone. A signal that it outlived for long did not kill it."""
+        reason = self._deaths.pop(tgid, "exited")
+        last = self._crashes.get(tgid, 0)
+        if last and time.monotonic_ns() - last > CRASH_SPAN_NS:
+            return reason.replace("killed by", "exited some time after")
+        return reason
 
     def _is_due(self, what: str, now: float, interval: float) -> bool:
         if now < self._due[what]:

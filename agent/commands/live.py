@@ -185,7 +185,7 @@ def _desk(options: LiveOptions, outputs: Sequence[Sink]) -> CrashDesk | None:
         limits = CaptureOptions(
             freeze_max_ns=int(crashes.freeze_max * 1e9), limit_bytes=max(store.limits.core, 1 << 20)
         )
-        capture = CaptureControl(store.folder, mode, limits, notice)
+        capture = CaptureControl(store.folder, mode, limits, notice, sole=store.sole)
     return CrashDesk(
         store,
         configuration=configuration,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -65,7 +66,14 @@ def events_of(path: Path) -> tuple[list[Event], str]:
 
 def make(spool: Path, target: Path, *, plain: bool = False) -> dict[str, Any]:
     """Write the bundle `target` from a case. plain: without an explanation. Raises OSError, ValueError."""
-    case = json.loads((spool / layout.CASE).read_bytes())
+    with (spool / layout.CASE).open("rb") as file:
+        # a bundler that its killed daemon left behind may still be at it: the one that comes first makes it
+        fcntl.flock(file, fcntl.LOCK_EX)
+        case = json.loads(file.read())
+        return _made(spool, target, case, plain)
+
+
+def _made(spool: Path, target: Path, case: Mapping[str, Any], plain: bool) -> dict[str, Any]:
     notes = [str(note) for note in case.get("notes", [])]
     work = spool / "bundle"
     shutil.rmtree(work, ignore_errors=True)

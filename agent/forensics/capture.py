@@ -73,15 +73,20 @@ class CaptureControl:
         mode: CaptureMode,
         options: CaptureOptions,
         on_notice: Callable[[str], None] = lambda _text: None,
+        *,
+        sole: bool = True,
     ) -> None:
-        """folder: of the bundles. Raises OSError."""
+        """folder: of the bundles; sole: nobody else uses it. Raises OSError."""
         self._mode = mode
         self._options = options
         self._notice = on_notice
         self._targets: dict[int, _Target] = {}
         self._done: list[Core] = []
-        cores = folder / _FOLDER
-        shutil.rmtree(cores, ignore_errors=True)  # of a run that was killed: no case refers to them
+        if sole:  # of runs that were killed: no case refers to them
+            for left in folder.glob(f"{_FOLDER}-*"):
+                shutil.rmtree(left, ignore_errors=True)
+        cores = folder / f"{_FOLDER}-{os.getpid()}"
+        shutil.rmtree(cores, ignore_errors=True)
         cores.mkdir(mode=0o700)
         self._capturer = Capturer(cores)
         self._started = False

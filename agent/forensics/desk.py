@@ -201,6 +201,9 @@ class CrashDesk:
             for name in self._store.rotate(Path(done.path)):
                 self._notice(f"{name} was removed: the limits on bundles (--bundles-keep)")
             self._done(done)
+        elif self._store.path(job.name).exists():  # a bundler of an earlier run was quicker
+            path = self._store.path(job.name)
+            self._done(BundleDone(path=str(path), size=path.stat().st_size))
         elif not job.plain:
             job.plain = True
             self._waiting.appendleft(job)

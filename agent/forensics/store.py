@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -11,12 +12,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from agent.errors import OutputFailed
 from agent.forensics.layout import SUFFIX
 
 DEFAULT = Path("/var/lib/afterfree/bundles")
 _COUNTERS = "counters.json"
+_LOCK = ".lock"
 _MOST_KEYS = 1024
 _MOST_COUNTERS = 1 << 20
 
@@ -65,6 +68,7 @@ class BundleStore:
                 remedy="--bundles DIR   names another folder\n--no-bundles   watches without",
             ) from error
         self._seen = self._read()
+        self._lock = _locked(folder)
 
     # -- names ----------------------------------------------------------------------------------
 
@@ -153,8 +157,21 @@ class BundleStore:
                 total -= sizes[path]
         return removed
 
+    @property
+    def sole(self) -> bool:
+        """No other process of ours keeps its bundles here: what lies half done was left by a dead one."""
+        return self._lock is not None
+
+    def close(self) -> None:
+        """Let another process be the sole one."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     def leftovers(self) -> list[Path]:
         """Cases whose bundle was never finished (the process was killed); half-written files are removed."""
+        if not self.sole:
+            return []
         for path in self.folder.glob(f".crash-*{SUFFIX}.tmp"):
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -165,3 +182,15 @@ class BundleStore:
             else:
                 shutil.rmtree(path, ignore_errors=True)
         return whole
+
+
+def _locked(folder: Path) -> IO[bytes] | None:
+    """Held until this process ends, however it ends (flock(2)); None while somebody else holds it."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    file = os.fdopen(os.open(folder / _LOCK, flags, 0o600), "r+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file

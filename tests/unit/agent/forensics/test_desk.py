@@ -121,6 +121,7 @@ def test_another_crash_during_a_bundle_is_not_lost(tmp_path: Path) -> None:
 def test_what_a_killed_run_left_is_finished_by_the_next(tmp_path: Path) -> None:
     store = BundleStore(tmp_path / "bundles")
     spool.write(store.spool("crash-x"), case(), {})
+    store.close()
     held = Desk(tmp_path)
     assert "a crash of an earlier run" in held.notices[0]
     held.desk.finish(60)

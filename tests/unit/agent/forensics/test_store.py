@@ -98,6 +98,16 @@ def test_counters_are_bounded(tmp_path: Path) -> None:
     assert len(json.loads((held.folder / "counters.json").read_text())) == 1024
 
 
+def test_what_another_process_is_at_is_left_alone(tmp_path: Path) -> None:
+    first = store(tmp_path)
+    first.spool("crash-c").mkdir()
+    (first.spool("crash-c") / "case.json").write_text("{}")
+    second = store(tmp_path)
+    assert (first.sole, second.sole) == (True, False)
+    assert second.leftovers() == []
+    assert first.leftovers() == [first.spool("crash-c")]
+
+
 def test_half_written_things_are_removed_and_whole_cases_found(tmp_path: Path) -> None:
     held = store(tmp_path)
     half = held.folder / ".crash-a.tar.zst.tmp"
