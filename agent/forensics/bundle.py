@@ -133,6 +133,8 @@ def open_bundle(path: str | Path, scratch: Path) -> Bundle:
     try:
         if given.is_dir():
             folder = given
+            if not (folder / MANIFEST).is_file():  # not every folder is worth a walk through all of it
+                raise _bad(str(path), f"it holds no {MANIFEST}")
             files = {name: folder / name for name in listing_names(folder)[:MOST_FILES]}
             if any(file.is_symlink() for file in files.values()):
                 raise _bad(str(path), "it holds symbolic links")

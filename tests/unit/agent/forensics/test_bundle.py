@@ -142,6 +142,11 @@ def test_a_small_file_that_unpacks_to_a_huge_one_is_refused(
         open_bundle(path, scratch(tmp_path))
 
 
+def test_a_folder_that_is_no_bundle_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(BadBundle, match="holds no manifest"):
+        open_bundle("/", scratch(tmp_path))
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadBundle, match="No such file"):
         open_bundle(tmp_path / "none.tar.zst", scratch(tmp_path))
