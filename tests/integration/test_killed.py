@@ -59,7 +59,7 @@ def while_it_crashes(target: Server, watch: Daemon) -> None:
     watch.wait_ready()
     wait_for(lambda: seized(target), what="a seized target")
     client = load(target.port, "dup", connections=4000, concurrency=1)
-    time.sleep(MOMENTS.uniform(0.0, 5.0))
+    time.sleep(MOMENTS.uniform(0.0, 7.0))
     if watch.process.poll() is None:  # otherwise its bundle was quicker
         killed(watch)
     try:
