@@ -92,10 +92,6 @@ class CrashDesk:
     def finding(self, tgid: int, line: str) -> None:
         self._keeper.finding(tgid, line)
 
-    @property
-    def busy(self) -> bool:
-        return self._job is not None or bool(self._waiting) or self._keeper.open
-
     def pump(self, *, ending: bool = False) -> None:
         """Take what is complete, start what waits, collect what is done. Never blocks."""
         capturing: frozenset[int] = frozenset()
