@@ -88,6 +88,10 @@ class Exhibit:
         if self.memory is not None:
             yield self.memory
 
+    @property
+    def tgid(self) -> int:
+        return self.finding.tgid
+
     def memory_lines(self, answers: Answers) -> tuple[list[str], str]:
         """(what the bytes look like as the slot's type, or why that is not known)."""
         if self.memory is None:
@@ -121,6 +125,10 @@ class CrashExhibit:
     crash: CrashSeen
     target: Target | None
     pc: Pc
+
+    @property
+    def tgid(self) -> int:
+        return self.crash.tgid
 
     def questions(self) -> Iterator[Question]:
         if self.pc.question is not None:

@@ -200,8 +200,8 @@ class Runner:
         self._symbols.pump()
         self._emit()
         self._draw()
-        if self._desk is not None and not self._pending:
-            self._desk.pump()  # findings that wait for symbols belong to the case
+        if self._desk is not None:
+            self._desk.pump(waiting=frozenset(item.tgid for item in self._pending))
         if self._recorder is not None and self._recorder.notice and not self._recorder_said:
             self._recorder_said = True
             self._notice(f"{self._recorder.notice}; watching goes on without recording")

@@ -101,6 +101,7 @@ def _made(spool: Path, target: Path, case: Mapping[str, Any], plain: bool) -> di
         "report": told.text,
         "notes": [*told.notes, *notes, *(f"left out, the disk is full: {name}" for name in left_out)],
         "explained": bool(told.value),
+        "key": told.key,
     }
 
 
@@ -177,7 +178,7 @@ def _packed(work: Path, target: Path, case: Mapping[str, Any], notes: list[str],
     while True:
         manifest = {
             "schema": layout.SCHEMA,
-            **{key: value for key, value in case.items() if key not in ("key", "notes")},
+            **{key: value for key, value in case.items() if key not in ("key", "notes", "whole")},
             "notes": notes,
             "left_out": left_out,
             "files": bundle.listing(work),

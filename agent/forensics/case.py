@@ -47,6 +47,7 @@ class Case:
     core: str = ""  # path of the mini core; "" when none was taken
     capture: dict[str, Any] = field(default_factory=dict)  # what the capture says of itself
     alive: bool = False  # it handled the signal, and was still there afterwards
+    whole: bool = True  # False: as it was right after the crash, its end and its findings are to come
 
     @property
     def key(self) -> str:
@@ -75,6 +76,8 @@ class _Kept:
     core: str = ""
     capture: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    unsaved: bool = False  # a crash or a mini core has come that `fresh` has not yielded yet
+    handled: bool = False  # it lived on after an earlier crash
 
 
 class CaseKeeper:
@@ -124,6 +127,7 @@ class CaseKeeper:
             if event.maps or kept.process is None:
                 kept.process = event  # an earlier one stays when the crash was too quick
         elif isinstance(event, CrashSeen):
+            kept.unsaved = kept.unsaved or not kept.crashes
             kept.crashes.append(event)
             kept.since = kept.since or event.ts
         elif isinstance(event, TargetGone):
@@ -143,6 +147,7 @@ class CaseKeeper:
             return False
         kept.core = path or kept.core
         kept.capture = facts or kept.capture
+        kept.unsaved = kept.unsaved or bool(path)
         if note:
             kept.notes.append(note)
         return True
@@ -152,8 +157,19 @@ class CaseKeeper:
         """A target has crashed and its case is not taken yet."""
         return any(kept.crashes for kept in self._kept.values())
 
+    def fresh(self) -> Iterator[Case]:
+        """Cases that are not complete yet, to be kept safe at once: each when its crash was seen, and again
+        when its mini core has come. A process that is known to handle its signals is waited for."""
+        for kept in self._kept.values():
+            if kept.unsaved and kept.crashes and (kept.findings or not kept.handled):
+                kept.unsaved = False
+                case = self._case(kept)
+                case.whole = False
+                case.notes.append("afterfree was killed right after the crash: later findings are not in it")
+                yield case
+
     def take(self, *, waiting: frozenset[int] = frozenset(), everything: bool = False) -> Iterator[Case]:
-        """The complete cases. waiting: targets whose mini core is still being written."""
+        """The complete cases. waiting: targets whose mini core or findings are still to come."""
         for tgid, kept in list(self._kept.items()):
             ended = tgid in self._gone
             if not kept.crashes:
@@ -176,6 +192,7 @@ class CaseKeeper:
                     kept.since, kept.core, kept.flight, kept.process = 0, "", None, None
                     kept.capture = {}
                     kept.notes.clear()
+                    kept.unsaved, kept.handled = False, case.alive
 
     def _case(self, kept: _Kept) -> Case:
         first = kept.crashes[0]

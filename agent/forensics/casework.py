@@ -14,6 +14,7 @@ from agent.errors import AgentError
 from agent.forensics.evidence import CrashEvidence, ThreadState
 from agent.forensics.examine import examine
 from agent.forensics.explain import explain
+from agent.forensics.explanation import Cause
 from agent.forensics.from_events import Gathered, evidence
 from agent.forensics.render import text
 from agent.forensics.statements import place_text
@@ -38,6 +39,7 @@ class Explained:
 
     text: str = ""
     value: dict[str, Any] = field(default_factory=dict)
+    key: str = ""  # equal for crashes that one report explains; "" where the cause is not known
     threads: list[dict[str, Any]] = field(default_factory=list)
     slots: list[dict[str, Any]] = field(default_factory=list)
     notes: tuple[str, ...] = ()
@@ -95,6 +97,7 @@ def _told(
     return Explained(
         text=plain(text(item)).rstrip("\n"),
         value=item.to_json(),
+        key="" if item.cause in (Cause.UNKNOWN, Cause.NOT_A_SLOT) else item.key,
         threads=list(_threads(View(found, plan, session, open_image))),
         slots=list(_slots(gathered, plan)),
         notes=found.notes,

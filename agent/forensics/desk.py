@@ -2,6 +2,7 @@
 # its time; repeated crashes become counters. Must not block the loop, and must not explain anything itself.
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from agent.forensics.capture import CaptureControl
 from agent.forensics.case import Case, CaseKeeper
 from agent.forensics.redact import redacted
 from agent.forensics.store import BundleStore
+from probes.capture import process
 from probes.events import Event
 
 _MOST_WAITING = 4  # spooled cases; later ones stay in the spool and are bundled at the next start
@@ -37,6 +39,7 @@ class BundleDone:
     report: str = ""  # the explanation as text, already safe for a terminal
     notes: tuple[str, ...] = ()
     explained: bool = False
+    key: str = ""  # of the explanation: equal for crashes that one report explains
 
 
 @dataclass(slots=True)
@@ -71,13 +74,17 @@ class CrashDesk:
         self._on_bundle = on_bundle
         self._clock = clock
         self._capture = capture
+        self._begun: dict[int, str] = {}  # tgid -> name of the case of a crash that is not complete yet
         self._waiting: deque[_Job] = deque()
         self._job: _Job | None = None
         self._child: subprocess.Popen[bytes] | None = None
-        for folder in store.leftovers()[:_MOST_WAITING]:
+        for folder in store.leftovers():
             name = folder.name.removeprefix(".").removesuffix(".case")
-            on_notice(f"{folder}: a crash of an earlier run, now made into a bundle")
-            self._waiting.append(_Job(name, folder, ""))
+            if _lives_on(folder):
+                shutil.rmtree(folder, ignore_errors=True)  # it handled its signal
+            elif len(self._waiting) < _MOST_WAITING:
+                on_notice(f"{folder}: a crash of an earlier run, now made into a bundle")
+                self._waiting.append(_Job(name, folder, ""))
 
     def feed(self, event: Event) -> None:
         self._keeper.feed(event)
@@ -92,8 +99,12 @@ class CrashDesk:
     def finding(self, tgid: int, line: str) -> None:
         self._keeper.finding(tgid, line)
 
-    def pump(self, *, ending: bool = False) -> None:
-        """Take what is complete, start what waits, collect what is done. Never blocks."""
+    def pump(self, *, waiting: frozenset[int] = frozenset(), ending: bool = False) -> None:
+        """Keep safe what is new, take what is complete, start what waits, collect what is done.
+
+        waiting: targets with findings that are not shown yet; they belong to the case. Waits for nothing but
+        the disk: a crash is written down at once, because afterfree may be killed at any moment.
+        """
         capturing: frozenset[int] = frozenset()
         if self._capture is not None:
             for core in self._capture.take():
@@ -102,8 +113,10 @@ class CrashDesk:
                 if not self._keeper.core(core.tgid, core.path, core.note, core.facts) and core.path:
                     Path(core.path).unlink(missing_ok=True)
             capturing = self._capture.seized
-        for case in self._keeper.take(waiting=capturing, everything=ending):
+        for case in self._keeper.take(waiting=capturing | waiting, everything=ending):
             self._take(case)
+        for case in self._keeper.fresh():
+            self._keep_safe(case)
         if self._child is not None:
             self._poll(self._child)
         if self._job is None and self._waiting:
@@ -130,37 +143,59 @@ class CrashDesk:
 
     # -- one case -------------------------------------------------------------------------------
 
+    def _keep_safe(self, case: Case) -> None:
+        """Write an incomplete case down, so that not even the end of this process loses it."""
+        name = self._begun.get(case.crash.tgid)
+        if name is None:
+            if not self._store.due(case.key):
+                return
+            name = self._store.name(case.target.comm, case.crash.tgid)
+        with contextlib.suppress(OSError, AgentError):  # said when the whole case cannot be written either
+            spool.write(self._store.spool(name), case, self._configuration)
+            self._begun[case.crash.tgid] = name
+
     def _take(self, case: Case) -> None:
+        begun = self._begun.pop(case.crash.tgid, "")
         if case.alive and not case.findings:
             signal = f"signal {case.crash.signal}"
             self._notice(
                 f"process {case.crash.tgid} handled {signal} and lives on; nothing was found: no bundle"
             )
-            if case.core:
-                Path(case.core).unlink(missing_ok=True)
+            self._drop(case, begun)
             return
         repeated = self._store.again(case.key)
         if repeated:
-            if repeated & (repeated - 1) == 0:  # said at 2, 4, 8, …
-                self._notice(
-                    f"process {case.crash.tgid} crashed like one before: {repeated} times by now, "
-                    f"one bundle in {self._store.limits.period:.0f} s"
-                )
-            if case.core:
-                Path(case.core).unlink(missing_ok=True)
+            self._repeated(f"process {case.crash.tgid}", repeated)
+            self._drop(case, begun)
             return
-        name = self._store.name(case.target.comm, case.crash.tgid)
+        name = begun or self._store.name(case.target.comm, case.crash.tgid)
         folder = self._store.spool(name)
         try:
             spool.write(folder, case, self._configuration)
         except (OSError, AgentError) as error:
-            self._store.forget(case.key)
-            self._done(BundleDone(path="", notes=(f"the crash could not be written to {folder}: {error}",)))
-            return
+            if not begun:
+                self._store.forget(case.key)
+                why = f"the crash could not be written to {folder}: {error}"
+                self._done(BundleDone(path="", notes=(why,)))
+                return
+            self._notice(f"{folder}: only what was written right after the crash is kept: {error}")
         if len(self._waiting) >= _MOST_WAITING:
             self._notice(f"{folder}: too many crashes at once; the next start makes a bundle of it")
             return
         self._waiting.append(_Job(name, folder, case.key))
+
+    def _drop(self, case: Case, begun: str) -> None:
+        if case.core:
+            Path(case.core).unlink(missing_ok=True)
+        if begun:
+            shutil.rmtree(self._store.spool(begun), ignore_errors=True)
+
+    def _repeated(self, what: str, times: int) -> None:
+        if times & (times - 1) == 0:  # said at 2, 4, 8, …
+            period = self._store.limits.period
+            self._notice(
+                f"{what} crashed like one before: {times} times by now, one bundle in {period:.0f} s"
+            )
 
     def _start(self, job: _Job) -> None:
         arguments = [str(job.folder), str(self._store.path(job.name)), *(["--plain"] if job.plain else [])]
@@ -193,7 +228,11 @@ class CrashDesk:
             child.stdout.close()
         self._child, self._job = None, None
         done = _answer(raw) if child.returncode == 0 else None
-        if done is not None:
+        repeated = self._store.again(done.key) if done is not None and done.key else 0
+        if done is not None and repeated:
+            Path(done.path).unlink(missing_ok=True)  # at another place, for the same cause
+            self._repeated(job.name, repeated)
+        elif done is not None:
             for name in self._store.rotate(Path(done.path)):
                 self._notice(f"{name} was removed: the limits on bundles (--bundles-keep)")
             self._done(done)
@@ -213,6 +252,12 @@ class CrashDesk:
         self._on_bundle(done)
 
 
+def _lives_on(folder: Path) -> bool:
+    """The process of this case was not seen to end, nothing was found in it, and it is still there."""
+    known = spool.unfinished(folder)
+    return known is not None and process.lives(*known)
+
+
 def _answer(raw: bytes) -> BundleDone | None:
     """The bundler's one line; None when it is none."""
     try:
@@ -223,6 +268,7 @@ def _answer(raw: bytes) -> BundleDone | None:
             report=str(value["report"]),
             notes=tuple(str(note) for note in value["notes"]),
             explained=bool(value["explained"]),
+            key=str(value["key"]),
         )
     except (ValueError, LookupError, TypeError):
         return None

@@ -51,3 +51,11 @@ def write_private(path: Path, data: bytes) -> None:
         out.write(data)
         out.flush()
         os.fsync(out.fileno())
+
+
+def replace_private(path: Path, data: bytes) -> None:
+    """As write_private; an older file of that name stays whole until the new one is. Raises the same."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    write_private(temporary, data)
+    temporary.rename(path)

@@ -20,42 +20,62 @@ from probes.events import CountersRead
 
 
 def write(folder: Path, case: Case, configuration: Mapping[str, Any]) -> None:
-    """Write a case into a new folder, 0700. `case.json` comes last: without it the case is not whole.
+    """Write a case into a folder, 0700, or what has become of it over what was written before.
 
-    Raises OSError, OutputFailed; nothing is left then.
+    `case.json` comes last: without it nothing in the folder counts. Every file is replaced in one step, so
+    that the case can be read at any moment from the first one on. Raises OSError, OutputFailed; then nothing
+    is left of a new case, and an older state stays.
     """
+    new = not (folder / layout.CASE).exists()
     try:
-        folder.mkdir(mode=0o700)
+        folder.mkdir(mode=0o700, exist_ok=True)
         _write(folder, case, configuration)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        if new:
+            shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def unfinished(folder: Path) -> tuple[int, int] | None:
+    """(pid, start time) of a case without findings whose process had not ended when it was written."""
+    try:
+        value = json.loads((folder / layout.CASE).read_bytes())
+        if value["whole"] or (folder / layout.FINDINGS).stat().st_size:
+            return None
+        return int(value["pid"]), int(value["start_time"])
+    except (OSError, ValueError, TypeError, LookupError):
+        return None
 
 
 def _write(folder: Path, case: Case, configuration: Mapping[str, Any]) -> None:
     notes = list(case.notes)
-    writer = RecordingWriter.open(folder / layout.RECORDING, options={"crash": True, **configuration})
+    recording = folder / f"{layout.RECORDING}.tmp"
+    writer = RecordingWriter.open(recording, options={"crash": True, **configuration})
     for event in case.events:
         writer.write(event)
     writer.close({"findings": len(case.findings)})
     if writer.notice:
         notes.append(f"the recording is not whole: {writer.notice}")
-        (folder / layout.RECORDING).unlink(missing_ok=True)
+        recording.unlink(missing_ok=True)
+    else:
+        recording.rename(folder / layout.RECORDING)
     lines = "".join(f"{line}\n" for line in case.findings)
-    layout.write_private(folder / layout.FINDINGS, lines.encode())
+    layout.replace_private(folder / layout.FINDINGS, lines.encode())
     if case.core:
         with contextlib.suppress(OSError):
             os.rename(case.core, folder / layout.CORE)
         if not (folder / layout.CORE).exists():
             notes.append("the mini core could not be taken over")
     if case.capture:
-        layout.write_private(folder / layout.CAPTURE, json.dumps(case.capture, indent=1).encode())
+        layout.replace_private(folder / layout.CAPTURE, json.dumps(case.capture, indent=1).encode())
     counters = next((event for event in case.events if isinstance(event, CountersRead)), None)
     uname = platform.uname()
     value = {
         "key": case.key,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "pid": case.crash.tgid,
+        "start_time": case.target.start_time,
+        "whole": case.whole,
         "tid": case.crash.tid,
         "comm": case.crash.comm,
         "signal": case.crash.signal,
@@ -71,5 +91,5 @@ def _write(folder: Path, case: Case, configuration: Mapping[str, Any]) -> None:
         "counters": dict(counters.counters) if counters is not None else {},
         "notes": notes,
     }
-    layout.write_private(folder / layout.CASE, json.dumps(value).encode())
+    layout.replace_private(folder / layout.CASE, json.dumps(value).encode())
     layout.sync_folder(folder)

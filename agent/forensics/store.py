@@ -97,11 +97,16 @@ class BundleStore:
 
     # -- crash loops ----------------------------------------------------------------------------
 
+    def due(self, key: str) -> bool:
+        """The next crash of that kind gets a bundle."""
+        now, seen = self._clock(), self._seen.get(key)
+        return seen is None or now - seen.bundled >= self.limits.period or now < seen.bundled
+
     def again(self, key: str) -> int:
         """Count one more crash of that kind. 0: bundle it; else how often it was seen since its bundle."""
         now = self._clock()
         seen = self._seen.get(key)
-        if seen is None or now - seen.bundled >= self.limits.period or now < seen.bundled:
+        if seen is None or self.due(key):
             self._seen[key] = _Seen(seen.first if seen else now, now, now, 1)
             while len(self._seen) > _MOST_KEYS:
                 del self._seen[min(self._seen, key=lambda one: self._seen[one].last)]

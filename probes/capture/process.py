@@ -139,6 +139,12 @@ def start_time(pid: int) -> int | None:
     return int(fields[19]) if len(fields) > 19 else None
 
 
+def lives(pid: int, since: int) -> bool:
+    """The process that began at `since` (clock ticks) is there, and no zombie."""
+    _, fields = _stat(pid)
+    return start_time(pid) == since and fields[0] not in (b"Z", b"X")
+
+
 def facts_of(pid: int) -> ProcessFacts:
     """Zeros where the process is gone."""
     comm, fields = _stat(pid)

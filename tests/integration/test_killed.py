@@ -5,9 +5,11 @@ AFTERFREE_KILLS sets how many (12): `AFTERFREE_KILLS=200 python -m pytest tests/
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -28,12 +30,17 @@ KILLS = int(os.environ.get("AFTERFREE_KILLS", "12"))
 MOMENTS = random.Random(20261122)
 
 
-def killed(watch: Daemon) -> None:
-    """SIGKILL; what it had started ends with it. The bundler alone may finish its bundle."""
-    children = {
-        pid: command for pid, command in descendants(watch.pid).items() if "forensics.bundler" not in command
-    }
+def killed(watch: Daemon, *, bundler: bool = False) -> None:
+    """SIGKILL; what it had started ends with it. The bundler alone may finish its bundle, unless it is
+    killed as well, as systemd does."""
+    children = descendants(watch.pid)
+    packing = [pid for pid, command in children.items() if "forensics.bundler" in command]
     assert watch.end(signal.SIGKILL) == -signal.SIGKILL
+    for pid in packing:
+        if bundler:
+            os.kill(pid, signal.SIGKILL)
+        else:
+            del children[pid]
     wait_for(lambda: not alive(children), 20, f"children that end: {children}")
 
 
@@ -59,9 +66,35 @@ def while_it_crashes(target: Server, watch: Daemon) -> None:
     watch.wait_ready()
     wait_for(lambda: seized(target), what="a seized target")
     client = load(target.port, "dup", connections=4000, concurrency=1)
-    time.sleep(MOMENTS.uniform(0.0, 7.0))
+    time.sleep(MOMENTS.uniform(0.0, MOMENTS.choice((0.3, 1.5))))
+    kill_and_see_it_die(target, watch, client)
+
+
+def while_it_writes(target: Server, watch: Daemon) -> None:
+    """From the first file about the crash on."""
+    kill_after(target, watch, ".crash-*.case", MOMENTS.uniform(0.0, 5.0))
+
+
+def while_it_packs(target: Server, watch: Daemon) -> None:
+    """While the bundler is at it."""
+    kill_after(target, watch, ".crash-*.case/bundle", MOMENTS.uniform(0.0, 1.5))
+
+
+def kill_after(target: Server, watch: Daemon, pattern: str, seconds: float) -> None:
+    watch.wait_ready()
+    wait_for(lambda: seized(target), what="a seized target")
+    client = load(target.port, "dup", connections=4000, concurrency=1)
+    bundles = target.truth_file.parent / "bundles"
+    wait_for(lambda: list(bundles.glob(pattern)), 30, pattern)
+    time.sleep(seconds)
+    kill_and_see_it_die(target, watch, client, bundler=MOMENTS.random() < 0.5)
+
+
+def kill_and_see_it_die(
+    target: Server, watch: Daemon, client: subprocess.Popen[str], *, bundler: bool = False
+) -> None:
     if watch.process.poll() is None:  # otherwise its bundle was quicker
-        killed(watch)
+        killed(watch, bundler=bundler)
     try:
         assert target.process.wait(20) == -signal.SIGABRT, "Zig's handler aborts"
     finally:
@@ -71,14 +104,30 @@ def while_it_crashes(target: Server, watch: Daemon) -> None:
     assert "Segmentation fault at address 0x2f8" in said
 
 
-PHASES: tuple[Callable[[Server, Daemon], None], ...] = (while_attaching, while_seized, while_it_crashes)
+PHASES: tuple[Callable[[Server, Daemon], None], ...] = (
+    while_attaching,
+    while_seized,
+    while_it_crashes,
+    while_it_writes,
+    while_it_packs,
+)
+
+
+def bundlers(folder: Path) -> list[str]:
+    """Processes that still make a bundle in `folder`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_text(errors="replace"))
+    return [line for line in found if "forensics.bundler" in line and str(folder) in line]
 
 
 def assert_only_whole_bundles(folder: Path, scratch: Path) -> str:
     """What lies there, and what the next start makes of it."""
     if not folder.is_dir():
         return "no folder yet"
-    wait_for(lambda: not list(folder.glob(".*.tmp")) or not list(folder.glob(".*.case/bundle")), 60)
+    wait_for(lambda: not bundlers(folder), 60, "the end of the bundler")
+    partly = {path.name for path in folder.glob(".crash-*.case/bundle")}
     before = {path.name.removesuffix(".tar.zst") for path in folder.glob("crash-*.tar.zst")}
     cases = {
         path.name.removeprefix(".").removesuffix(".case")
@@ -95,7 +144,7 @@ def assert_only_whole_bundles(folder: Path, scratch: Path) -> str:
     assert before | cases <= {path.name.removesuffix(".tar.zst") for path in names}, (
         "a whole case is not lost"
     )
-    return f"{len(before)} bundled, {len(cases - before)} to be finished"
+    return f"{len(before)} bundled, {len(cases - before)} to be finished ({len(partly)} partly packed)"
 
 
 def test_killed_at_any_moment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

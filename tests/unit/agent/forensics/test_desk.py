@@ -7,15 +7,19 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from agent import children
 from agent.forensics import bundle, bundler, layout, spool
 from agent.forensics.bundle import open_bundle
 from agent.forensics.bundler import events_of
+from agent.forensics.casework import Explained
 from agent.forensics.desk import BundleDone, CrashDesk
 from agent.forensics.store import BundleStore
+from probes import procfs
 from probes.events import CrashSeen, TargetGone, ThreadSeen, Tick
 from tests.unit.agent.correlator.playbook import TGID
 from tests.unit.agent.forensics.cases import case, crash, history
@@ -126,6 +130,118 @@ def test_what_a_killed_run_left_is_finished_by_the_next(tmp_path: Path) -> None:
     assert "a crash of an earlier run" in held.notices[0]
     held.desk.finish(60)
     assert [path.name for path in store.bundles()] == ["crash-x.tar.zst"]
+
+
+def test_a_crash_is_on_the_disk_before_its_process_has_ended(tmp_path: Path) -> None:
+    held = Desk(tmp_path)
+    for event in [*history(), crash()]:
+        held.desk.feed(event)
+    held.desk.pump(waiting=frozenset({TGID}))
+    (folder,) = held.store.folder.glob(".crash-*.case")
+    held.store.close()  # killed here
+    another = Desk(tmp_path)
+    assert "a crash of an earlier run" in another.notices[0]
+    another.desk.finish(60)
+    opened = open_bundle(another.done[0].path, new(tmp_path / "scratch"))
+    assert opened.damaged == ()
+    assert any("killed right after the crash" in note for note in opened.manifest["notes"])
+    events, broken = events_of(opened.files["recording.afrec"])
+    assert not broken
+    assert [event for event in events if isinstance(event, CrashSeen)] == [crash()]
+    assert not folder.exists()
+
+
+def test_what_comes_later_replaces_what_was_written_first(tmp_path: Path) -> None:
+    held = Desk(tmp_path)
+    for event in [*history(), crash()]:
+        held.desk.feed(event)
+    held.desk.pump(waiting=frozenset({TGID}))
+    held.crash()
+    held.desk.pump(waiting=frozenset({TGID}))
+    assert not held.store.bundles()
+    held.desk.finish(60)
+    opened = open_bundle(held.done[0].path, new(tmp_path / "scratch"))
+    assert json.loads(opened.text("findings.jsonl")) == {"rule": "stale-delivery"}
+    assert not any("killed" in note for note in opened.manifest["notes"])
+    assert not list(held.store.folder.glob(".crash*"))
+
+
+def test_a_mini_core_is_taken_over_when_it_comes(tmp_path: Path) -> None:
+    folder, core, made = tmp_path / ".crash-x.case", tmp_path / "core", case()
+    made.whole = False
+    spool.write(folder, made, {})
+    core.write_bytes(b"core")
+    made.core = str(core)
+    spool.write(folder, made, {})
+    made.whole = True
+    spool.write(folder, made, {})  # the keeper still names the old place
+    assert (folder / layout.CORE).read_bytes() == b"core"
+    assert not core.exists()
+    assert json.loads((folder / layout.CASE).read_text())["notes"] == made.notes
+
+
+@pytest.mark.parametrize("name", [layout.RECORDING, layout.FINDINGS, layout.CASE])
+def test_a_disk_that_fills_up_keeps_the_first_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    held = Desk(tmp_path)
+    for event in [*history(), crash()]:
+        held.desk.feed(event)
+    held.desk.pump(waiting=frozenset({TGID}))
+    rename = Path.rename
+
+    def full(path: Path, target: Path) -> Path:
+        if target.name == name:
+            raise OSError(28, os.strerror(28))
+        return rename(path, target)
+
+    held.desk.feed(TargetGone(ts=1100, tgid=TGID, reason="killed by signal 11"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", full)
+        held.desk.pump()
+    held.desk.finish(60)
+    assert len(held.store.bundles()) == 1
+    assert any("only what was written right after the crash" in notice for notice in held.notices)
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_a_survivor_of_a_killed_run_is_no_crash(tmp_path: Path, found: bool) -> None:
+    """The process handled its signal after all: it is this one, and runs."""
+    store = BundleStore(tmp_path / "bundles")
+    made = case()
+    me = procfs.identity(os.getpid())
+    assert me is not None
+    made.whole, made.findings = False, ["{}"] if found else []
+    made.crash = replace(made.crash, tgid=me.pid)
+    made.target = replace(made.target, start_time=me.start_time)
+    spool.write(store.spool("crash-x"), made, {})
+    store.close()
+    held = Desk(tmp_path)
+    held.desk.finish(60)
+    assert len(held.store.bundles()) == found
+
+
+def test_one_explanation_has_one_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At another place, but for the same cause."""
+    held = Desk(tmp_path)
+    told = Explained(text="because", value={"cause": "x"}, key="build|x|f|a.b|c")
+    script = (
+        "import sys; from agent.forensics import bundler; from agent.forensics.casework import Explained; "
+    )
+    script += f"bundler.explained = lambda *a, **k: {told!r}; sys.exit(bundler.main())"
+    monkeypatch.setattr(children, "command", lambda _module, *given: [sys.executable, "-c", script, *given])
+    for at in (0x2F8, 0x300, 0x308):
+        for event in [*history(), crash(fault_addr=at), TargetGone(ts=1100, tgid=TGID, reason="killed")]:
+            held.desk.feed(event)
+        held.desk.pump()
+    held.desk.finish(60)
+    assert len(held.store.bundles()) == len(held.done) == 1
+    assert ["crashed like one before" in notice for notice in held.notices] == [True]
+
+
+def new(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def test_a_case_that_kills_its_explainer_is_bundled_without(
