@@ -77,7 +77,7 @@ def while_it_writes(target: Server, watch: Daemon) -> None:
 
 def while_it_packs(target: Server, watch: Daemon) -> None:
     """While the bundler is at it."""
-    kill_after(target, watch, ".crash-*.case/bundle", MOMENTS.uniform(0.0, 1.5))
+    kill_after(target, watch, ".crash-*.case/bundle", MOMENTS.uniform(0.0, 0.4))
 
 
 def kill_after(target: Server, watch: Daemon, pattern: str, seconds: float) -> None:
