@@ -1,18 +1,23 @@
-# The only module that imports bcc, and only inside the short-lived loader child: compile, verify, attach,
-# hand out file descriptors. Must not outlive its job: its LLVM stays out of the daemon.
+# The only module that imports bcc, and only inside the short-lived loader child: compile (or take what was
+# compiled before), verify, attach, hand out file descriptors. Must not outlive its job: its LLVM stays out of
+# the daemon.
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
 import re
+import struct
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from probes.compiled import Compiled, MapShape, ProgramCache, cache_key, unbound
 from probes.errors import BccMissing, LoaderFailed, TargetGoneWhileAttaching, WrongBcc
+from probes.sysbpf import Map
 
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE / "bpf"
@@ -85,6 +90,13 @@ MAPS = (
 CHAIN = ("af_wait_more", "af_report")
 """Programs of the tail-call chain, by index (AF_PROG_* in 40-epoll.c)."""
 
+_KPROBE, _TRACEPOINT = 2, 5  # BPF_PROG_TYPE_* (linux/bpf.h)
+_LICENSE = b"Dual MIT/GPL"
+_NAME = 15  # BPF_OBJ_NAME_LEN with its end
+_LOG = 1 << 20
+_LOG_LINES = 12
+_SLOW = ("af_signaled", "af_report", "af_exit_wait", "af_wait_more")  # to verify
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadRequest:
@@ -96,6 +108,7 @@ class LoadRequest:
     defines: tuple[str, ...]
     pids: tuple[int, ...]
     empty: bool = False  # attach empty programs instead: the baseline of the benchmark
+    fresh: bool = False  # compile, whatever was compiled before
 
 
 @dataclass(slots=True)
@@ -133,20 +146,57 @@ def empty_text(readers: str) -> str:
     return "\n".join(f"int {name}(void *ctx) {{ return 0; }}" for name in sorted(names))
 
 
-def load(request: LoadRequest) -> Loaded:
+def load(request: LoadRequest, cache: ProgramCache | None = None) -> Loaded:
     """Compile, verify and attach. The caller passes the fds on; when the last holder dies, all goes."""
     os.environ["BCC_KERNEL_SOURCE"] = str(KERNEL_HEADERS)
     bcc = import_bcc()
     text = empty_text(request.readers) if request.empty else source_text(request.readers)
     version = [int(part) for part in re.findall(r"\d+", platform.release())[:3]] + [0, 0, 0]
-    flags = [
+    flags = (
         f"-I{SOURCES}",
         f"-DAF_LINUX_VERSION_CODE={(version[0] << 16) + (version[1] << 8) + min(version[2], 255)}",
         "-Wno-unused-function",
         *request.defines,
-    ]
+    )
+    cache = cache or ProgramCache()
+    key = cache_key(text, flags, f"bcc {bcc.__version__}", (SOURCES, KERNEL_HEADERS))
+    compiled = None if request.fresh else cache.load(key)
+    if compiled is None:
+        compiled, fds = _compile(bcc, text, flags)
+        cache.store(key, compiled)
+    else:
+        fds = {name: _created(name, shape) for name, shape in compiled.maps.items()}
+    uprobes = {program for _, program in request.programs}
+    programs = _verified(compiled, fds, uprobes)
+    loaded = Loaded(maps={}, links=[])
+    if not request.empty:
+        loaded.maps = {name: fds[name] for name in MAPS}
+        chain = Map(fds["prog"], 4, 4)
+        for index, name in enumerate(CHAIN):
+            chain.put(struct.pack("<i", index), struct.pack("<i", programs[name]))
+    _attach_tracepoints(programs, loaded)
+    _attach_uprobes(programs, request, loaded)
+    return loaded
+
+
+def _compile(bcc: Any, text: str, flags: Sequence[str]) -> tuple[Compiled, dict[str, int]]:
+    """(what the compiler made, descriptors of the maps that bcc created with it). Raises LoaderFailed."""
+    from bcc import lib
+
+    table_count = _native("bpf_num_tables", ctypes.c_size_t, ctypes.c_void_p)
+    table_name = _native("bpf_table_name", ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
     try:
-        module = bcc.BPF(text=text, cflags=flags)
+        module = bcc.BPF(text=text, cflags=list(flags))
+        fds = {}
+        for number in range(table_count(module.module)):
+            name = table_name(module.module, number)
+            fds[name.decode()] = int(lib.bpf_table_fd(module.module, name))
+        names = {fd: name for name, fd in fds.items()}
+        found = [lib.bpf_function_name(module.module, i) for i in range(lib.bpf_num_functions(module.module))]
+        compiled = Compiled(
+            maps={name: _shape(fd) for name, fd in fds.items()},
+            programs={name.decode(): unbound(module.dump_func(name), names) for name in found},
+        )
     except Exception as error:
         raise LoaderFailed(
             "the BPF program does not compile",
@@ -154,43 +204,97 @@ def load(request: LoadRequest) -> Loaded:
             causes=("bcc is older than 0.25", "the loader's stderr above names the line"),
             remedy="afterfree doctor",
         ) from error
-    loaded = Loaded(maps={}, links=[])
-    if not request.empty:
-        loaded.maps = {name: _map_fd(module, name) for name in MAPS}
-        for index, name in enumerate(CHAIN):
-            program = _program(module, name, bcc.BPF.TRACEPOINT)
-            module["prog"][ctypes.c_int(index)] = ctypes.c_int(program)
-    _attach_tracepoints(bcc, module, loaded)
-    _attach_uprobes(bcc, module, request, loaded)
-    return loaded
+    _keep.append(module)  # its end closes the maps
+    return compiled, fds
 
 
-def _map_fd(module: Any, name: str) -> int:
+_keep: list[Any] = []
+
+
+def _native(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+    """A function of libbcc that the module bcc does not declare."""
     from bcc import lib
 
-    fd = lib.bpf_table_fd(module.module, name.encode())
+    function: Callable[..., Any] = ctypes.CFUNCTYPE(result, *arguments, use_errno=True)((name, lib))
+    return function
+
+
+def _shape(fd: int) -> MapShape:
+    """Of a map that is there (fdinfo: proc_pid_fdinfo(5), kernel/bpf/syscall.c)."""
+    said = Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii")
+    known = dict(line.split(":", 1) for line in said.splitlines() if ":" in line)
+    kind, key, value, entries, flags = (
+        int(known[name].strip(), 0)
+        for name in ("map_type", "key_size", "value_size", "max_entries", "map_flags")
+    )
+    return MapShape(kind=kind, key=key, value=value, entries=entries, flags=flags)
+
+
+def _created(name: str, shape: MapShape) -> int:
+    create = _native("bcc_create_map", ctypes.c_int, ctypes.c_int, ctypes.c_char_p, *[ctypes.c_int] * 4)
+    fd: int = create(shape.kind, name[:_NAME].encode(), shape.key, shape.value, shape.entries, shape.flags)
     if fd < 0:
-        raise LoaderFailed(f"map {name} was not created", remedy="afterfree doctor")
-    return int(fd)
-
-
-def _program(module: Any, name: str, kind: int) -> int:
-    try:
-        return int(module.load_func(name, kind).fd)
-    except Exception as error:
         raise LoaderFailed(
-            f"the kernel refused the BPF program {name}",
-            detail=str(error),
-            causes=(
-                "the kernel is older than 5.15",
-                "this process lacks CAP_BPF and CAP_PERFMON",
-                "kernel lockdown is 'confidentiality'",
-            ),
+            f"the kernel refused the BPF map {name}",
+            detail=os.strerror(ctypes.get_errno()),
+            causes=("too little memory, or a limit on locked memory (ulimit -l) on kernels before 5.11",),
             remedy="afterfree doctor",
-        ) from error
+        )
+    return fd
 
 
-def _attach_tracepoints(bcc: Any, module: Any, loaded: Loaded) -> None:
+def _verified(compiled: Compiled, fds: dict[str, int], uprobes: set[str]) -> dict[str, int]:
+    """Program name -> descriptor. Two at a time: the verifier takes most of the time to arm."""
+
+    def load(name: str) -> int:
+        kind = _KPROBE if name in uprobes else _TRACEPOINT
+        return _program(name, kind, compiled.programs[name].bound(fds))
+
+    slowest_first = sorted(compiled.programs, key=lambda name: name not in _SLOW)
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        return dict(zip(slowest_first, pool.map(load, slowest_first), strict=True))
+
+
+def _program(name: str, kind: int, code: bytes) -> int:
+    fd = _prog_load(name, kind, code, None)
+    if fd >= 0:
+        return fd
+    why = os.strerror(ctypes.get_errno())
+    log = ctypes.create_string_buffer(_LOG)
+    _prog_load(name, kind, code, log)
+    said = log.value.decode("utf-8", "replace").splitlines()[-_LOG_LINES:]
+    raise LoaderFailed(
+        f"the kernel refused the BPF program {name}",
+        detail="\n".join([why, *said]),
+        causes=(
+            "the kernel is older than 5.15",
+            "this process lacks CAP_BPF and CAP_PERFMON",
+            "kernel lockdown is 'confidentiality'",
+        ),
+        remedy="afterfree doctor",
+    )
+
+
+def _prog_load(name: str, kind: int, code: bytes, log: ctypes.Array[ctypes.c_char] | None) -> int:
+    number, text = ctypes.c_int, ctypes.c_char_p
+    load = _native(
+        "bcc_prog_load",
+        number,
+        number,
+        text,
+        ctypes.c_char_p,
+        number,
+        text,
+        ctypes.c_uint32,
+        number,
+        text,
+        ctypes.c_uint,
+    )
+    size = _LOG if log is not None else 0
+    return int(load(kind, name[:_NAME].encode(), code, len(code), _LICENSE, 0, int(size > 0), log, size))
+
+
+def _attach_tracepoints(programs: dict[str, int], loaded: Loaded) -> None:
     from bcc import lib
 
     for tracepoint, program, required in TRACEPOINTS:
@@ -207,9 +311,7 @@ def _attach_tracepoints(bcc: Any, module: Any, loaded: Loaded) -> None:
                 )
             loaded.missing.append(tracepoint)
             continue
-        fd = lib.bpf_attach_tracepoint(
-            _program(module, program, bcc.BPF.TRACEPOINT), category.encode(), event.encode()
-        )
+        fd = lib.bpf_attach_tracepoint(programs[program], category.encode(), event.encode())
         if fd < 0:
             raise LoaderFailed(
                 f"cannot attach to tracepoint {tracepoint}",
@@ -219,16 +321,15 @@ def _attach_tracepoints(bcc: Any, module: Any, loaded: Loaded) -> None:
         loaded.links.append(fd)
 
 
-def _attach_uprobes(bcc: Any, module: Any, request: LoadRequest, loaded: Loaded) -> None:
+def _attach_uprobes(programs: dict[str, int], request: LoadRequest, loaded: Loaded) -> None:
     from bcc import lib
 
     attach: Callable[..., int] = lib.bpf_attach_uprobe
     pids: Sequence[int] = request.pids or (-1,)
     for offset, program in request.programs:
-        fd_of_program = _program(module, program, bcc.BPF.KPROBE)
         for pid in pids:
             fd = attach(
-                fd_of_program, 0, f"af_{offset:x}_{pid}".encode(), request.image.encode(), offset, pid
+                programs[program], 0, f"af_{offset:x}_{pid}".encode(), request.image.encode(), offset, pid
             )
             if fd < 0:
                 if pid != -1 and not os.path.exists(f"/proc/{pid}/exe"):

@@ -161,7 +161,7 @@ def _bpf() -> Check:
         "import os, sys\n"
         "try:\n"
         "    done = load(LoadRequest(image='/proc/self/exe', readers='', programs=(), pids=(), "
-        "defines=plain_defines()))\n"
+        "defines=plain_defines(), fresh=True))\n"
         "except ProbeError as e:\n"
         "    print(e.title + ': ' + e.detail); print(e.remedy); sys.stdout.flush(); os._exit(3)\n"
         "print(len(done.links), 'attach points'); print('; '.join(done.missing))\n"
