@@ -31,6 +31,7 @@ _SUSPICIONS = 256
 _FINDINGS = 256
 _STACKS = 16384
 _THREADS = 8192
+_REPLACED = 16  # crashed programs in whose process another one runs by now
 _RECORDS_AT_ONCE = 4096
 _SETTLE_NS = 10_000_000_000  # a handler that prints a stack of a debug build takes seconds
 
@@ -89,12 +90,17 @@ class CaseKeeper:
         self._now = 0
         self._redact = redact
         self._gone: set[int] = set()
+        self._replaced: deque[_Kept] = deque(maxlen=_REPLACED)
 
     def feed(self, event: Event) -> None:
         """Learn from one event; a case is complete when its process is gone, or some time after its crash."""
         ts = getattr(event, "ts", 0)
         self._now = max(self._now, ts)
         if isinstance(event, TargetAttached):
+            before = self._kept.get(event.tgid)
+            if before is not None and before.crashes:
+                self._replaced.append(before)  # its handler executed the program again
+            self._gone.discard(event.tgid)
             self._kept[event.tgid] = _Kept(event)
             return
         if isinstance(event, Lost):
@@ -170,6 +176,8 @@ class CaseKeeper:
 
     def take(self, *, waiting: frozenset[int] = frozenset(), everything: bool = False) -> Iterator[Case]:
         """The complete cases. waiting: targets whose mini core or findings are still to come."""
+        while self._replaced:
+            yield self._case(self._replaced.popleft())
         for tgid, kept in list(self._kept.items()):
             ended = tgid in self._gone
             if not kept.crashes:

@@ -65,6 +65,28 @@ def test_it_waits_for_a_mini_core_that_is_being_written() -> None:
     assert [one.core for one in keeper.take()] == ["/run/core"]
 
 
+def test_a_handler_that_executes_the_program_again_hides_no_crash() -> None:
+    keeper = CaseKeeper()
+    for event in [*history(), crash(), TargetGone(ts=1100, tgid=TGID, reason="executed another program")]:
+        keeper.feed(event)
+    keeper.feed(history()[0])
+    (made,) = keeper.take()
+    assert made.crash == crash()
+    assert not made.alive
+    assert not keeper.open
+    assert list(keeper.take(everything=True)) == []
+
+
+def test_what_a_process_executes_is_watched_as_well() -> None:
+    keeper = CaseKeeper()
+    for event in [*history(), TargetGone(ts=1100, tgid=TGID, reason="executed another program"), *history()]:
+        keeper.feed(event)
+    assert list(keeper.take()) == []
+    keeper.feed(crash())
+    keeper.feed(TargetGone(ts=1200, tgid=TGID, reason="killed by signal 11"))
+    assert len(list(keeper.take())) == 1
+
+
 def test_a_target_that_ends_in_peace_makes_no_case() -> None:
     keeper = CaseKeeper()
     for event in [*history(), TargetGone(ts=1100, tgid=TGID, reason="exited")]:
