@@ -156,7 +156,8 @@ def test_what_comes_later_replaces_what_was_written_first(tmp_path: Path) -> Non
     for event in [*history(), crash()]:
         held.desk.feed(event)
     held.desk.pump(waiting=frozenset({TGID}))
-    held.crash()
+    held.desk.feed(TargetGone(ts=1100, tgid=TGID, reason="killed by signal 11"))
+    held.desk.finding(TGID, '{"rule":"stale-delivery"}')
     held.desk.pump(waiting=frozenset({TGID}))
     assert not held.store.bundles()
     held.desk.finish(60)
