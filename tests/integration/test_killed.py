@@ -46,7 +46,7 @@ def killed(watch: Daemon, *, bundler: bool = False) -> None:
 
 def while_attaching(target: Server, watch: Daemon) -> None:
     client = load(target.port, "keepalive", "--requests", "1500", connections=32, concurrency=16)
-    time.sleep(MOMENTS.uniform(0.0, 4.0))
+    time.sleep(MOMENTS.uniform(0.0, 2.5))
     killed(watch)
     finished(client)
     assert_not_stopped(target)
