@@ -61,6 +61,10 @@ class PlanCache:
         text = json.dumps(plan_to_json(plan), separators=(",", ":"), sort_keys=True)
         self._entries().put(self._name(image, parts), text.encode())
 
+    def path(self, image: Image, parts: Iterable[bytes]) -> str:
+        """Where that plan lies, or would."""
+        return self._entries().path(self._name(image, parts))
+
     def _entries(self) -> CacheFolder:
         return CacheFolder(
             magic=_MAGIC,

@@ -33,9 +33,13 @@ class CacheFolder:
     most_bytes: int = 64 << 20
     most_entry: int = 16 << 20
 
+    def path(self, name: str) -> str:
+        """Where the entry of that name lies, or would."""
+        return os.path.join(self.folder, name + self.suffix)
+
     def get(self, name: str) -> bytes | None:
         """The content, where owner, mode, magic, size and checksum agree."""
-        path = self._path(name)
+        path = self.path(name)
         try:
             # Nobody else may have written it: it decides where probes go, and what they do.
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -51,13 +55,13 @@ class CacheFolder:
     def used(self, name: str) -> None:
         """Mark an entry as used now: what is thrown away goes by it."""
         with contextlib.suppress(OSError):
-            os.utime(self._path(name))
+            os.utime(self.path(name))
 
     def put(self, name: str, content: bytes) -> None:
         """Keep an entry. Readers see the old one or the whole new one; a failure leaves no trace."""
         if len(content) + len(self.magic) + _TAIL > self.most_entry:
             return
-        path = self._path(name)
+        path = self.path(name)
         digest = hashlib.sha256(content).hexdigest()[:32]
         scratch = f"{path}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
         try:
@@ -72,9 +76,6 @@ class CacheFolder:
         except OSError:
             with contextlib.suppress(OSError):
                 os.unlink(scratch)
-
-    def _path(self, name: str) -> str:
-        return os.path.join(self.folder, name + self.suffix)
 
     def _trim(self) -> None:
         """Remove what is over the bounds, oldest use first, and scratch files that a crash left."""

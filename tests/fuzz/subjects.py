@@ -181,7 +181,7 @@ def _core(path: Path, _rng: random.Random, _functions: list[int]) -> str:
 def _plan_file(path: Path, _rng: random.Random, _functions: list[int]) -> str:
     cache = PlanCache(folder=str(path.parent), version="fuzz")
     with Image(path.parent / "exe") as image:  # the one whose plan was mutated
-        os.replace(path, cache._path(image, ()))
+        os.replace(path, cache.path(image, ()))
         plan = cache.load(image, ())
         if plan is not None:
             describe_bytes(plan.slot, b"\xaa" * 512)
