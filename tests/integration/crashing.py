@@ -125,7 +125,7 @@ def panicked(item: Explanation) -> bool:
 def core_of(switch: Switch, mode: str, tmp: Path) -> tuple[Path, Path, Truth]:
     """(core, executable, truth): the kernel's core where it writes plain files, else one of gdb's.
 
-    The sweep may also end in a list that leads in a circle: that server spins, and is tried anew.
+    One that was recycled or swept may end in a circle of links instead, and spin: it is tried anew.
     """
     exe, said = build(switch.program, mode), ""
     for attempt in range(4):
