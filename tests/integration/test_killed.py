@@ -85,7 +85,7 @@ def kill_after(target: Server, watch: Daemon, pattern: str, seconds: float) -> N
     wait_for(lambda: seized(target), what="a seized target")
     client = load(target.port, "dup", connections=4000, concurrency=1)
     bundles = target.truth_file.parent / "bundles"
-    wait_for(lambda: list(bundles.glob(pattern)), 30, pattern)
+    wait_for(lambda: [*bundles.glob(pattern), *bundles.glob("crash-*.tar.zst")], 30, pattern)
     time.sleep(seconds)
     kill_and_see_it_die(target, watch, client, bundler=MOMENTS.random() < 0.5)
 
