@@ -33,6 +33,7 @@ _STACKS = 16384
 _THREADS = 8192
 _REPLACED = 16  # crashed programs in whose process another one runs by now
 _RECORDS_AT_ONCE = 4096
+_PATIENCE_NS = 60_000_000_000  # for a mini core, and for the findings' symbols
 _SETTLE_NS = 10_000_000_000  # a handler that prints a stack of a debug build takes seconds
 
 
@@ -186,8 +187,11 @@ class CaseKeeper:
                     self._gone.discard(tgid)
                 continue
             settled = ended or self._now - kept.since >= _SETTLE_NS
-            if everything or (settled and tgid not in waiting):
+            late = tgid in waiting and self._now - kept.since >= _PATIENCE_NS
+            if everything or (settled and (late or tgid not in waiting)):
                 case = self._case(kept)
+                if late:
+                    case.notes.append("its mini core, or symbols of its findings, did not come in a minute")
                 case.alive = settled and not ended
                 if case.alive:
                     case.notes.append("the process handled the signal and was still there ten seconds later")

@@ -69,6 +69,7 @@ class Session:
             self._flush(_FLUSH_S)
             return
         released = self._loop()
+        self._collect()  # the wait before has taken the wake-up, also that of a file that was just written
         while self._writers:
             self._wait(None)
             self._collect()

@@ -65,6 +65,17 @@ def test_it_waits_for_a_mini_core_that_is_being_written() -> None:
     assert [one.core for one in keeper.take()] == ["/run/core"]
 
 
+def test_it_waits_no_longer_than_a_minute() -> None:
+    keeper = CaseKeeper()
+    for event in [*history(), crash(), TargetGone(ts=1100, tgid=TGID, reason="killed by signal 11")]:
+        keeper.feed(event)
+    keeper.feed(Tick(ts=50_000_000_000))
+    assert list(keeper.take(waiting=frozenset({TGID}))) == []
+    keeper.feed(Tick(ts=61_000_000_000))
+    (made,) = keeper.take(waiting=frozenset({TGID}))
+    assert "did not come" in made.notes[-1]
+
+
 def test_a_handler_that_executes_the_program_again_hides_no_crash() -> None:
     keeper = CaseKeeper()
     for event in [*history(), crash(), TargetGone(ts=1100, tgid=TGID, reason="executed another program")]:
