@@ -85,7 +85,7 @@ def diagnose(evidence: CrashEvidence, seen: Examination, past: Past) -> tuple[Di
         # The crash touched something that the broken pool gave out; the cause is the second destroy.
         sure = Certainty.OBSERVED if broken else Certainty.INFERRED
         return _twice(other.life, other, sure), other
-    if life is not None and life.state is SlotState.FREE and life.destroy.seen:
+    if life is not None and life.state is SlotState.FREE and life.destroy.seen and not _late(life, past):
         return _stale_link(seen, life, _certainty(evidence, seen)), past
     return _from_memory(seen), past
 
@@ -98,6 +98,8 @@ def _from_history(evidence: CrashEvidence, seen: Examination, past: Past, life: 
     if life.double_destroys or past.found(RuleId.DOUBLE_DESTROY, RuleId.ALIASED_SLOT):
         return _twice(life, past, sure)
     if life.state is SlotState.FREE:
+        if life.removed.seen and 0 <= life.old_gen < life.gen and life.old_fd >= 0:
+            return _recycled(life)  # this life ended in order: the event was of an older registration
         if _waited_in_batch(life, past):
             return _in_batch(life, sure)
         return _freed(life, past, sure)
@@ -205,8 +207,7 @@ def _freed(life: SlotLife, past: Past, sure: Certainty) -> Diagnosis | None:
             fix_kind="del-before-close",
             evidence=(Evidence("events", "ADD, destroy without DEL and close, delivery"),),
         )
-    late = life.stale or past.found(RuleId.STALE_DELIVERY, RuleId.STALE_DISPATCH) or life.stale_dispatches
-    if not late:
+    if not _late(life, past) or life.removed.seen:
         return None
     return Diagnosis(
         cause=Cause.CLOSE_RACE,
@@ -225,14 +226,21 @@ def _freed(life: SlotLife, past: Past, sure: Certainty) -> Diagnosis | None:
     )
 
 
+def _late(life: SlotLife, past: Past) -> bool:
+    """An event came, or was dispatched, after the destroy."""
+    found = past.found(RuleId.STALE_DELIVERY, RuleId.STALE_DISPATCH)
+    return bool(life.stale or life.stale_dispatches or found)
+
+
 def _recycled(life: SlotLife) -> Diagnosis:
+    uses = "used, and that was destroyed in order" if life.state is SlotState.FREE else "uses now"
     return Diagnosis(
         cause=Cause.RECYCLED,
         certainty=Certainty.INFERRED,
         rule=RuleId.RECYCLED_DELIVERY,
         missing=(
             f"a registration of generation {life.old_gen} (fd {life.old_fd}) outlived its slot, which "
-            f"generation {life.gen} uses now: its events reach the wrong connection"
+            f"generation {life.gen} {uses}: its events reach the wrong connection"
         ),
         fix=(
             "call EPOLL_CTL_DEL before close(); until then put the slot's generation into the userdata and "

@@ -188,9 +188,11 @@ static inline __attribute__((always_inline)) void af_slot_closed(struct af_slot 
 		slot->flags |= AF_S_CLOSE_IN_BATCH;
 }
 
-/* The effect of a close: the fd is gone; the registration goes with the description, or survives it. */
+/* The effect of a close: the fd is gone; the registration goes with the description, or survives it.
+ * reg: as it was found before the close was claimed. From the claim on, an ADD of the number's next life may put
+ * another one in its place, on another CPU; `reg` still is the old one then. */
 static inline __attribute__((always_inline)) void af_close_effect(void *ctx, struct af_target *target, struct af_thread *t, u32 tgid,
-					      s32 fd, struct af_fd *f, struct af_at *at)
+					      s32 fd, struct af_fd *f, struct af_reg *reg, struct af_at *at)
 {
 	u64 desc = f->desc;
 	s32 epfd = f->epfd;
@@ -219,10 +221,7 @@ static inline __attribute__((always_inline)) void af_close_effect(void *ctx, str
 		by_fork = true;
 		dkey.desc = desc = at->ts | 1;
 	}
-	if (epfd < 0)
-		return;
-	struct af_reg *reg = af_reg_find(tgid, epfd, fd);
-	if (!reg)
+	if (epfd < 0 || !reg)
 		return;
 	struct af_slot *slot = af_slot_find(tgid, reg->slot);
 	bool current = slot && slot->gen == reg->gen;
@@ -284,10 +283,11 @@ static inline __attribute__((always_inline)) void af_fd_reused(void *ctx, struct
 	if (!f)
 		return;
 	u32 closing = f->closing;
+	struct af_reg *reg = f->epfd >= 0 ? af_reg_find(tgid, f->epfd, fd) : 0;
 	struct af_fd was;
 	if (!af_close_claim(f, closing, &was))
 		return;
 	struct af_at at = {.enter = closing ? was.closing_enter : 0, .ts = now, .ip = was.closing_ip,
 			   .tid = closing, .stack = was.closing_stack};
-	af_close_effect(ctx, target, t, tgid, fd, &was, &at);
+	af_close_effect(ctx, target, t, tgid, fd, &was, reg, &at);
 }
