@@ -98,7 +98,8 @@ def _from_history(evidence: CrashEvidence, seen: Examination, past: Past, life: 
     if life.double_destroys or past.found(RuleId.DOUBLE_DESTROY, RuleId.ALIASED_SLOT):
         return _twice(life, past, sure)
     if life.state is SlotState.FREE:
-        if life.removed.seen and 0 <= life.old_gen < life.gen and life.old_fd >= 0:
+        recycled = past.found(RuleId.RECYCLED_DELIVERY)
+        if life.removed.seen and recycled is not None and recycled.generation == life.gen:
             return _recycled(life)  # this life ended in order: the event was of an older registration
         if _waited_in_batch(life, past):
             return _in_batch(life, sure)

@@ -182,6 +182,23 @@ def test_freed_in_the_open_batch() -> None:
     assert "open batch 7" in _order(item)
 
 
+@pytest.mark.parametrize("old", [True, False])
+def test_an_older_registration_is_to_blame_for_what_hits_a_slot_freed_in_order(old: bool) -> None:
+    """Both were delivered in one batch; the life that the first event ended is not at fault."""
+    story = life(gen=3).added(10).delivered(40).has(old_fd=11, old_gen=2, last_batch=7)
+    told = [story.recycled_delivery(40)] if old else []
+    story = story.removed(42).closed(45).destroyed(50)
+    item = explain(_evidence(_history(story, *told)), _seen())
+    assert item.cause is (Cause.RECYCLED if old else Cause.FREED_IN_BATCH)
+    assert ("generation 2 (fd 11) outlived its slot" in _order(item)) is old
+
+
+def test_a_removal_before_the_destroy_is_no_race_of_the_close() -> None:
+    story = life().added(10).removed(20).closed(30).destroyed(50)
+    item = explain(_evidence(_history(story, story.stale_delivery(70))), _seen())
+    assert item.cause not in (Cause.CLOSE_RACE, Cause.STALE_LINK)
+
+
 def test_destroyed_twice() -> None:
     story = life().added(10).removed(20).closed(30).destroyed(50).has(double_destroys=1)
     ring = replace(LIST, end=ListEnd.CYCLE, last=SLOT)
