@@ -169,8 +169,8 @@ def test_killed_under_load_it_leaves_nothing(after_s: float, tmp_path: Path) -> 
         watch.wait_ready()
         program_ids, maps = assert_probes_are_in_place(watch, target)
         clients = [
-            load(target.port, "keepalive", "--requests", "2000", connections=64, concurrency=16),
-            load(target.port, "churn", connections=10_000, concurrency=16),
+            load(target.port, "keepalive", "--requests", "4000", connections=64, concurrency=16),
+            load(target.port, "churn", connections=30_000, concurrency=16),
         ]
         time.sleep(after_s)
         assert [client.poll() for client in clients] == [None, None], "the load ended too early"
@@ -181,7 +181,7 @@ def test_killed_under_load_it_leaves_nothing(after_s: float, tmp_path: Path) -> 
         for client in clients:
             finished(client)
         assert_not_stopped(target)
-        assert target.stop()["connections"] == 10_064
+        assert target.stop()["connections"] == 30_064
 
 
 @pytest.mark.parametrize("after_s", [round(MOMENTS.uniform(0.0, 1.0), 2) for _ in range(2)])
