@@ -150,10 +150,10 @@ class Capturer:
         patience = time.monotonic() + _LEAVING_S
         while True:
             answer = self._ask(pid, options, start_time)
-            ours = isinstance(answer, Refused) and answer.tracer and self._is_ours(answer.tracer)
-            if not ours or time.monotonic() > patience:
+            leaving = isinstance(answer, Refused) and answer.tracer and self._leaves(answer.tracer)
+            if not leaving or time.monotonic() > patience:
                 return answer
-            time.sleep(0.005)  # one that was let go a moment ago
+            time.sleep(0.005)
 
     def _ask(self, pid: int, options: CaptureOptions, start_time: int | None) -> Seized | Refused:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -246,9 +246,9 @@ class Capturer:
             self._note(target, message)
         return answer
 
-    def _is_ours(self, tracer: int) -> bool:
-        """Whether a process is one of our helper's tracing processes."""
-        return process.facts_of(tracer).ppid == self.helper_pid
+    def _leaves(self, tracer: int) -> bool:
+        """Whether the process that stood in the way is one of ours that leaves, or is gone."""
+        return process.parent_of(tracer) in (None, self.helper_pid)
 
     def _note(self, target: _Target, message: Message) -> None:
         if isinstance(message, Captured):

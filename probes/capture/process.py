@@ -139,6 +139,12 @@ def start_time(pid: int) -> int | None:
     return int(fields[19]) if len(fields) > 19 else None
 
 
+def parent_of(pid: int) -> int | None:
+    """None: the process is gone."""
+    _, fields = _stat(pid)
+    return int(fields[1]) if len(fields) > 1 else None
+
+
 def lives(pid: int, since: int) -> bool:
     """The process that began at `since` (clock ticks) is there, and no zombie."""
     _, fields = _stat(pid)
@@ -224,9 +230,9 @@ def refusal(
     return Refusal.PERMISSION, said if capable else f"{said}; no CAP_SYS_PTRACE here"
 
 
-def why_refused(pid: int, error: int) -> tuple[Refusal, str, int]:
-    """(reason, detail, pid of another tracer or 0) after a failed PTRACE_SEIZE."""
-    target, own = status(pid), status("self")
+def why_refused(pid: int, tid: int, error: int) -> tuple[Refusal, str, int]:
+    """(reason, detail, pid of another tracer or 0) after a failed PTRACE_SEIZE of one thread."""
+    target, own = status(pid, tid), status("self")
     tracer = int(target.get("TracerPid", "0") or 0)
     yama = _bytes("/proc/sys/kernel/yama/ptrace_scope").strip().decode("ascii", "replace")
     name = _bytes(f"/proc/{tracer}/comm").rstrip(b"\n").decode("utf-8", "backslashreplace") if tracer else ""

@@ -118,18 +118,20 @@ class Tracer:
 
     def _seize_thread(self, tid: int) -> Refused | None:
         """None: it is ours, or it is ending and need not be."""
-        try:
-            self._ptrace.seize(tid, O_TRACECLONE | O_TRACEEXEC)
-        except OSError as error:
-            if error.errno == errno.ESRCH:
-                return None
-            if proc.status(self.pid, tid).get("TracerPid") == str(os.getpid()):  # a seized thread started it
-                self._threads[tid] = Traced(tid)
-                return None
-            if proc.ended(self.pid, tid):  # also a leader that has ended while others run
-                return None
-            why, detail, tracer = proc.why_refused(self.pid, error.errno or 0)
-            return Refused(pid=self.pid, why=why, detail=detail, tracer=tracer)
+        for last in (False, True):
+            try:
+                self._ptrace.seize(tid, O_TRACECLONE | O_TRACEEXEC)
+                break
+            except OSError as error:
+                if error.errno == errno.ESRCH:
+                    return None
+                if proc.status(self.pid, tid).get("TracerPid") == str(os.getpid()):
+                    break  # a seized thread started it
+                if proc.ended(self.pid, tid):  # also a leader that has ended while others run
+                    return None
+                why, detail, tracer = proc.why_refused(self.pid, tid, error.errno or 0)
+                if last or tracer:  # else what stood in the way may have ended since
+                    return Refused(pid=self.pid, why=why, detail=detail, tracer=tracer)
         self._threads[tid] = Traced(tid)
         return None
 
