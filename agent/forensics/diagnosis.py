@@ -32,7 +32,7 @@ class Past:
 
     life: SlotLife | None = None
     registrations: tuple[Registration, ...] = ()  # of this slot
-    findings: tuple[Finding, ...] = ()  # about this slot
+    findings: tuple[Finding, ...] = ()  # about this life; what broke the pool, about any life of this slot
 
     def found(self, *rules: RuleId) -> Finding | None:
         return next((finding for finding in self.findings if finding.rule in rules), None)
@@ -63,8 +63,15 @@ def broken_by(history: History | None) -> Past:
     return _past(history, max(lives, key=lambda life: (life.double_destroys > 0, -life.destroy.ts)))
 
 
+_BREAKS_THE_POOL = (RuleId.DOUBLE_DESTROY, RuleId.ALIASED_SLOT)
+
+
 def _past(history: History, life: SlotLife) -> Past:
-    about = (finding for finding in history.findings if finding.slot == life.addr)
+    about = (
+        finding
+        for finding in history.findings
+        if finding.slot == life.addr and (finding.generation == life.gen or finding.rule in _BREAKS_THE_POOL)
+    )
     return Past(
         life=life,
         registrations=tuple(reg for reg in history.registrations if reg.slot == life.addr),
@@ -98,16 +105,19 @@ def _from_history(evidence: CrashEvidence, seen: Examination, past: Past, life: 
     if life.double_destroys or past.found(RuleId.DOUBLE_DESTROY, RuleId.ALIASED_SLOT):
         return _twice(life, past, sure)
     if life.state is SlotState.FREE:
-        recycled = past.found(RuleId.RECYCLED_DELIVERY)
-        if life.removed.seen and recycled is not None and recycled.generation == life.gen:
+        if life.removed.seen and _reached_by_older(life, past):
             return _recycled(life)  # this life ended in order: the event was of an older registration
         if _waited_in_batch(life, past):
             return _in_batch(life, sure)
         return _freed(life, past, sure)
-    older = past.found(RuleId.RECYCLED_DELIVERY) or (life.old_fd >= 0)
-    if older:
+    if _reached_by_older(life, past) or life.old_fd >= 0:
         return _recycled(life)
     return None
+
+
+def _reached_by_older(life: SlotLife, past: Past) -> bool:
+    """Events came in this life while a registration of an older one was alive."""
+    return bool(life.recycled or past.found(RuleId.RECYCLED_DELIVERY))
 
 
 def _certainty(evidence: CrashEvidence, seen: Examination) -> Certainty:

@@ -160,6 +160,8 @@ def _history(
     lives: dict[tuple[int, int], SlotLife] = {}
     registrations: dict[tuple[int, int, int, int], Registration] = {}
     for suspicion in case.suspicions:
+        if suspicion.trigger.tgid != crash.tgid:
+            continue
         if suspicion.slot is not None:
             lives[suspicion.slot.addr, suspicion.slot.gen] = suspicion.slot
         for reg in (suspicion.reg, suspicion.other):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from agent.forensics.examine import examine
 from agent.forensics.explain import explain
 from agent.forensics.explanation import Cause, Explanation
 from agent.forensics.from_events import evidence, gather
-from probes.events import CrashSeen
 from symbols.image import Image
 from symbols.resolve import close_session, open_session
 from tests.integration.crashing import (
@@ -25,11 +25,13 @@ from tests.integration.crashing import (
     life,
     rows,
 )
-from tests.integration.harness import Run, Watch, load, plan_of, pump_until, watching
+from tests.integration.harness import Run, Watch, conclude, load, plan_of, pump_until, watching
 from tests.requirements import require_bpf
 from tests.targets.build import SOURCE_DIR
 
 pytestmark = pytest.mark.bpf
+
+DUP = SWITCHES[0]
 
 
 @pytest.fixture(scope="module", params=["Debug", "ReleaseSafe", "ReleaseFast"])
@@ -75,8 +77,6 @@ def _died(watch: Watch, switch: Switch, tmp: Path) -> tuple[Explanation, Truth]:
             finally:
                 client.kill()
                 client.communicate()
-            if run.lost() and not any(isinstance(event, CrashSeen) for event in run.events):
-                continue  # a storm of suspicions before it filled the ring, which is said
             return _explained(watch, run, target.pid), rows(target.truth_file)
     raise AssertionError("the target does not die")
 
@@ -87,6 +87,31 @@ def test_like_the_truth(watch: Watch, switch: Switch, tmp_path: Path) -> None:
         pytest.skip(f"{switch.name} does not kill a {watch.mode} build")  # by design, not by lack
     item, truth = _died(watch, switch, tmp_path)
     assert_like_truth(item, truth, switch)
+
+
+def test_a_storm_leaves_room_for_the_crash(watch: Watch, tmp_path: Path) -> None:
+    """Nobody reads while more is suspected of one target than the ring holds; then another one dies."""
+    run = Run()
+    for name in ("noisy", "dying"):
+        (tmp_path / name).mkdir()
+    with (
+        watch.target(tmp_path / "noisy", run, "--bug", "del-after-close") as noisy,
+        watch.target(tmp_path / "dying", run, *DUP.server) as dying,
+    ):
+        out, err = load(noisy.port, "close", connections=10_000).communicate(timeout=100)
+        assert json.loads(out)["completed"] == 10_000, err
+        client = load(dying.port, DUP.mix, connections=CONNECTIONS, concurrency=DUP.concurrency)
+        dying.process.wait(30)
+        pump_until(watch.session, run, lambda: dying.pid not in watch.session.targets, "it lives on")
+        client.kill()
+        client.communicate()
+        conclude(watch.session, run, noisy)
+    found = run.count("failed-removal")
+    assert found >= 3_500, "too little room is left to suspicions"
+    assert found + run.lost()["urgent"] >= 10_000, "what does not fit is counted"
+    item = _explained(watch, run, dying.pid)
+    assert item.slot_field == "protocol.http"
+    assert life(rows(dying.truth_file), item.slot)["destroys"] == 1
 
 
 @pytest.fixture(scope="module", params=["gcc-O0", "gcc-O2"])

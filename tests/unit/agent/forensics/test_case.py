@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from agent.forensics.case import CaseKeeper
 from agent.forensics.from_events import evidence, gather
 from agent.forensics.redact import redacted
@@ -16,7 +18,7 @@ from probes.events import (
     TargetGone,
     Tick,
 )
-from tests.unit.agent.correlator.playbook import LOOP, SLOT, TGID
+from tests.unit.agent.correlator.playbook import LOOP, SLOT, TGID, life
 from tests.unit.agent.forensics.cases import CODE, SECRET, STACK_AT, case, crash, history, words
 
 
@@ -158,6 +160,16 @@ def test_the_evidence_reads_captured_memory_and_nothing_else() -> None:
     assert {life.addr for life in found.history.lives} == {SLOT}
     assert LOOP in found.history.waiters
     assert [region.path for region in found.regions] == ["/srv/server"]
+
+
+def test_another_process_has_no_part_in_the_evidence() -> None:
+    """Its slots may be at addresses of this one's."""
+    other = life(addr=SLOT + 0x100).added(10).destroyed(50).stale_delivery(60)
+    other = replace(other, trigger=replace(other.trigger, tgid=TGID + 1))
+    found = evidence(gather([*case().events, other]))
+    assert found is not None
+    assert found.history is not None
+    assert {life.addr for life in found.history.lives} == {SLOT}
 
 
 def test_no_crash_is_no_evidence() -> None:

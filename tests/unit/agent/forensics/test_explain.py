@@ -193,6 +193,20 @@ def test_an_older_registration_is_to_blame_for_what_hits_a_slot_freed_in_order(o
     assert ("generation 2 (fd 11) outlived its slot" in _order(item)) is old
 
 
+def test_an_older_registration_is_known_from_the_life_where_the_finding_was_lost() -> None:
+    story = life(gen=3).added(10).delivered(40).has(old_fd=11, old_gen=2, last_batch=7, recycled=2)
+    item = explain(_evidence(_history(story.removed(42).closed(45).destroyed(50), lost=9)), _seen())
+    assert (item.cause, item.rule) == (Cause.RECYCLED, "recycled-delivery")
+
+
+def test_what_an_earlier_life_suffered_does_not_explain_this_one() -> None:
+    earlier = life(gen=2).added(10).closed(15, shared=True).destroyed(20)
+    told = earlier.stale_delivery(30)
+    story = life(gen=3).added(35).delivered(40).removed(42).closed(45).destroyed(50).has(last_batch=7)
+    item = explain(_evidence(_history(story, told)), _seen())
+    assert (item.cause, item.generation) == (Cause.FREED_IN_BATCH, 3)
+
+
 def test_a_removal_before_the_destroy_is_no_race_of_the_close() -> None:
     story = life().added(10).removed(20).closed(30).destroyed(50)
     item = explain(_evidence(_history(story, story.stale_delivery(70))), _seen())
