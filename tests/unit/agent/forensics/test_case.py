@@ -165,7 +165,7 @@ def test_the_evidence_reads_captured_memory_and_nothing_else() -> None:
 def test_another_process_has_no_part_in_the_evidence() -> None:
     """Its slots may be at addresses of this one's."""
     other = life(addr=SLOT + 0x100).added(10).destroyed(50).stale_delivery(60)
-    other = replace(other, trigger=replace(other.trigger, tgid=TGID + 1))
+    other = replace(other, trigger=other.trigger._replace(tgid=TGID + 1))
     found = evidence(gather([*case().events, other]))
     assert found is not None
     assert found.history is not None
