@@ -47,9 +47,9 @@ def test_the_freeze_has_a_limit(capturer: Capturer) -> None:
         capturer.ranges(target.pid, [MemoryRange(target.slot, 64), MemoryRange(target.blocked, 64, 1)])
         began = time.monotonic()
         assert target.ask("s") == b"s"
-        assert 0.25 < time.monotonic() - began < 1.5
+        assert 0.25 < time.monotonic() - began < 5  # not for ever
         event = captured(capturer)
-        assert 0.29e9 < event.pause_ns < 0.6e9
+        assert 0.29e9 < event.pause_ns < 1.2e9  # beyond that its watchdog would have ended the tracer
         left = {one.what: one.why for one in event.left_out}
         assert left["slot"] is left["globals"] is Left.DEADLINE
         assert runs_free(target.pid)

@@ -80,7 +80,7 @@ def test_the_loop_is_not_held_up(tmp_path: Path) -> None:
     began = time.monotonic()
     held.desk.pump()
     held.desk.pump()
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 2
     assert held.done == []
     held.desk.finish(60)
     assert len(held.done) == 1
