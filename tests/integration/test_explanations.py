@@ -17,6 +17,7 @@ from symbols.resolve import close_session, open_session
 from tests.integration.crashing import (
     C_SWITCHES,
     CONNECTIONS,
+    SMALL,
     SWITCHES,
     Switch,
     Truth,
@@ -61,7 +62,7 @@ def _died(watch: Watch, switch: Switch, tmp: Path) -> tuple[Explanation, Truth]:
     for attempt in range(5):
         folder, run = tmp / str(attempt), Run()
         folder.mkdir()
-        with watch.target(folder, run, "--port", "0", "--workers", "3", *switch.server) as target:
+        with watch.target(folder, run, *SMALL, *switch.server) as target:
             client = load(target.port, switch.mix, connections=CONNECTIONS, concurrency=switch.concurrency)
             try:
                 pump_until(

@@ -336,6 +336,11 @@ pub const Truth = struct {
         const index = self.latest(addr);
         if (index == none) return;
         const l = &self.lives[index];
+        // Without --survive there may be no other moment to write it.
+        defer if (!self.survive and self.detail == .all) {
+            self.writeLife(l);
+            self.flush();
+        };
         l.destroys += 1;
         l.last_destroy_ns = t;
         if (l.destroys > 1) {
