@@ -94,6 +94,16 @@ class TargetGoneWhileAttaching(ProbeError):
         )
 
 
+class TargetNotReadable(ProbeError):
+    def __init__(self, pid: int) -> None:
+        super().__init__(
+            f"what /proc says of process {pid} could not be read in time",
+            detail="no probe was left behind",
+            causes=("the machine is under heavy load", "another process holds the memory map of that one"),
+            remedy="run the same command again",
+        )
+
+
 class WrongArchitecture(PrerequisiteMissing):
     def __init__(self, machine: str, host: str) -> None:
         super().__init__(

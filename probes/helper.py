@@ -12,6 +12,8 @@ from probes.events import MappedModule
 from probes.procfs import EpollEntry, Identity
 
 TIMEOUT_S = 2.0
+START_S = 10.0
+"""For the first answer of a helper: a loaded machine takes its time to start an interpreter."""
 
 
 class ProcHelper:
@@ -20,9 +22,25 @@ class ProcHelper:
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
         self.failures = 0  # requests that got no answer
+        self.silent = False  # the last one got none, from two helpers: that says nothing of the process
 
     def _ask(self, op: str, *args: Any) -> Any:
+        for _ in range(1 if self.silent else 2):
+            try:
+                answer = self._request(op, args)
+            except (OSError, TimeoutError, ValueError):
+                self.failures += 1
+                self.close()
+            else:
+                self.silent = False
+                return answer.get("ok")
+        self.silent = True
+        return None
+
+    def _request(self, op: str, args: tuple[Any, ...]) -> Any:
+        patience = TIMEOUT_S
         if self._child is None or self._child.poll() is not None:
+            patience = START_S
             self._child = subprocess.Popen(
                 [sys.executable, "-S", "-E", "-c", _START, os.pathsep.join(p for p in sys.path if p)],
                 stdin=subprocess.PIPE,
@@ -30,19 +48,15 @@ class ProcHelper:
                 start_new_session=True,
             )
         child = self._child
-        try:
-            if child.stdin is None or child.stdout is None:
-                raise BrokenPipeError
-            child.stdin.write(json.dumps({"op": op, "args": args}).encode() + b"\n")
-            child.stdin.flush()
-            if not select.select([child.stdout], [], [], TIMEOUT_S)[0]:
-                raise TimeoutError
-            answer = json.loads(child.stdout.readline())
-            return answer.get("ok")
-        except (OSError, TimeoutError, ValueError):
-            self.failures += 1
-            self.close()
-            return None
+        if child.stdin is None or child.stdout is None:
+            raise BrokenPipeError
+        child.stdin.write(json.dumps({"op": op, "args": args}).encode() + b"\n")
+        child.stdin.flush()
+        poller = select.poll()  # not select(2): the daemon may hold more than 1024 descriptors
+        poller.register(child.stdout, select.POLLIN)
+        if not poller.poll(1000 * patience):
+            raise TimeoutError
+        return json.loads(child.stdout.readline())
 
     def registrations(self, pid: int) -> list[EpollEntry]:
         return [EpollEntry(*entry) for entry in self._ask("registrations", pid) or []]

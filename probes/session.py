@@ -92,6 +92,7 @@ class LiveSession:
         self._epoll.register(self._urgent.fd, select.EPOLLIN)
         self._pidfds: dict[int, int] = {}  # pidfd -> tgid
         self._image: tuple[int, int] | None = None  # device and inode
+        self._looked: dict[int, int] = {}  # tgid -> ts before it was looked at, to attach it
         self.targets: dict[int, events.TargetAttached] = {}
         self._examples: set[int] = set()
         self._deaths: dict[int, str] = {}
@@ -164,8 +165,11 @@ class LiveSession:
     # -- targets
 
     def _attach(self, pid: int, *, late: bool, required: bool = False) -> Iterator[events.Event]:
+        looked = time.monotonic_ns()
         who = self._helper.identity(pid)
         if who is None:
+            if required and self._helper.silent:
+                raise errors.TargetNotReadable(pid)
             if required:
                 raise errors.TargetGoneWhileAttaching(pid, "exited")
             return
@@ -176,6 +180,7 @@ class LiveSession:
             return
         now = time.monotonic_ns()
         self._maps["targets"].put(pid.to_bytes(4, "little"), TARGET.pack(now, 0, 0, 0), 0 if late else 1)
+        self._looked[pid] = looked
         taken = self._bootstrap(pid, now) if late else 0
         yield from self._attached(who, now, taken, late)
 
@@ -222,6 +227,7 @@ class LiveSession:
         yield from self._leftovers.unreported(tgid)
         self._context.forget(tgid)
         self._crashes.pop(tgid, None)
+        self._looked.pop(tgid, None)
         for name, tgid_at in (("slots", 0), ("regs", 0), ("fds", 0), ("orphans", 0), ("waiters", 0)):
             held = self._maps[name]
             wanted = tgid.to_bytes(4, "little")
@@ -235,7 +241,10 @@ class LiveSession:
         """Processes of the image whose exec was not recognised by its path (relative, or through a link)."""
         if self._image is None:
             return
-        for pid in self._helper.processes_of(*self._image):
+        found = [pid for pid in self._helper.processes_of(*self._image) if pid not in self.targets]
+        if found:  # of those that were recognised the message has come meanwhile
+            yield from self._read_urgent()
+        for pid in found:
             if pid not in self.targets:
                 yield from self._attach(pid, late=True)
 
@@ -335,6 +344,8 @@ class LiveSession:
                 ts=ts, tgid=tgid, child=message.trigger.arg, ended=kind == abi.Kind.FORK_ENDED
             )
         elif kind == abi.Kind.EXECED:
+            if tgid in self.targets and ts < self._looked.get(tgid, 0):
+                return  # what was attached is this program already
             if tgid in self.targets:
                 yield from self._gone(tgid, f"executed another program ({decode.path(message)!r})")
             if message.trigger.arg:

@@ -131,6 +131,7 @@ BPF_F_TABLE("hash", s32, struct af_stack_bytes, stack_bytes, AF_MAX_STACK_BYTES,
 BPF_F_TABLE("percpu_array", int, struct af_stack_bytes, stack_scratch, 1, 0);
 BPF_F_TABLE("percpu_array", int, u64, counters, AF_C_MAX, 0);
 BPF_F_TABLE("percpu_array", int, struct af_scratch, scratch, 1, 0);
+BPF_F_TABLE("percpu_array", int, struct af_reg, closed_reg, 1, 0);
 BPF_F_TABLE("array", int, struct af_slot, empty_slot, 1, 0);
 BPF_F_TABLE("array", int, struct af_reg, empty_reg, 1, 0);
 BPF_F_TABLE("array", int, struct af_thread, empty_thread, 1, 0);

@@ -188,12 +188,26 @@ static inline __attribute__((always_inline)) void af_slot_closed(struct af_slot 
 		slot->flags |= AF_S_CLOSE_IN_BATCH;
 }
 
-/* The effect of a close: the fd is gone; the registration goes with the description, or survives it.
- * reg: as it was found before the close was claimed. From the claim on, an ADD of the number's next life may put
- * another one in its place, on another CPU; `reg` still is the old one then. */
-static inline __attribute__((always_inline)) void af_close_effect(void *ctx, struct af_target *target, struct af_thread *t, u32 tgid,
-					      s32 fd, struct af_fd *f, struct af_reg *reg, struct af_at *at)
+/* The registration that a close ends, as it is before the close is claimed. */
+static inline __attribute__((always_inline)) struct af_reg *af_reg_kept(struct af_reg *reg)
 {
+	int zero = 0;
+	struct af_reg *kept = reg ? closed_reg.lookup(&zero) : 0;
+	if (kept)
+		__builtin_memcpy(kept, reg, sizeof(*kept));
+	return kept;
+}
+
+/* The effect of a close: the fd is gone; the registration goes with the description, or survives it.
+ * live, reg: the registration's entry and what it was, both from before the close was claimed. From the claim on,
+ * the number's next life may be registered on another CPU, and `live` be given to yet another number: it is
+ * ended first of all, and written to again only where it is still the same. */
+static inline __attribute__((always_inline)) void af_close_effect(void *ctx, struct af_target *target, struct af_thread *t, u32 tgid,
+					      s32 fd, struct af_fd *f, struct af_reg *live, struct af_reg *reg,
+					      struct af_at *at)
+{
+	if (live && reg && reg->state != AF_REG_ENDED)
+		live->state = AF_REG_ENDED;
 	u64 desc = f->desc;
 	s32 epfd = f->epfd;
 	bool survives = false, by_fork = false;
@@ -221,7 +235,7 @@ static inline __attribute__((always_inline)) void af_close_effect(void *ctx, str
 		by_fork = true;
 		dkey.desc = desc = at->ts | 1;
 	}
-	if (epfd < 0 || !reg)
+	if (epfd < 0 || !live || !reg)
 		return;
 	struct af_slot *slot = af_slot_find(tgid, reg->slot);
 	bool current = slot && slot->gen == reg->gen;
@@ -232,21 +246,22 @@ static inline __attribute__((always_inline)) void af_close_effect(void *ctx, str
 	}
 	reg->end = *at;
 	reg->flags &= ~AF_R_ENDING;
+	if (survives) {
+		reg->desc = desc;
+		reg->flags |= by_fork ? AF_R_FORK_SHARED : AF_R_SHARED;
+	}
+	if (live->fd == fd && live->add.enter == reg->add.enter) {
+		live->end = *at;
+		live->desc = reg->desc;
+		live->flags = reg->flags | AF_R_BY_CLOSE;
+	}
 	if (current)
 		af_slot_closed(slot, reg, at);
-	if (!survives) {
-		reg->state = AF_REG_ENDED;
-		reg->flags |= AF_R_BY_CLOSE;
+	if (!survives)
 		return;
-	}
 	reg->state = AF_REG_ORPHAN;
-	reg->desc = desc;
-	reg->flags |= by_fork ? AF_R_FORK_SHARED : AF_R_SHARED;
 	if (orphans.insert(&dkey, reg))
 		af_count(AF_C_ORPHANS_FULL);
-	/* at once: what follows takes microseconds, and then `reg` may belong to the next life of the number */
-	reg->state = AF_REG_ENDED;
-	reg->flags |= AF_R_BY_CLOSE;
 	if (slot) {
 		if (current)
 			slot->flags |= by_fork ? AF_S_FORK_SHARED : AF_S_ORPHANED;
@@ -284,10 +299,11 @@ static inline __attribute__((always_inline)) void af_fd_reused(void *ctx, struct
 		return;
 	u32 closing = f->closing;
 	struct af_reg *reg = f->epfd >= 0 ? af_reg_find(tgid, f->epfd, fd) : 0;
+	struct af_reg *kept = af_reg_kept(reg);
 	struct af_fd was;
 	if (!af_close_claim(f, closing, &was))
 		return;
 	struct af_at at = {.enter = closing ? was.closing_enter : 0, .ts = now, .ip = was.closing_ip,
 			   .tid = closing, .stack = was.closing_stack};
-	af_close_effect(ctx, target, t, tgid, fd, &was, reg, &at);
+	af_close_effect(ctx, target, t, tgid, fd, &was, reg, kept, &at);
 }

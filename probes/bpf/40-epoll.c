@@ -59,7 +59,8 @@ static inline __attribute__((always_inline)) void af_add_begun(void *ctx, struct
 {
 	struct af_fd_key fkey = {.tgid = tgid, .fd = t->fd};
 	struct af_fd *f = fds.lookup(&fkey);
-	if (f && f->closing)
+	bool closed = f && f->closing; /* what is registered under the number belongs to its life before */
+	if (closed)
 		af_fd_reused(ctx, target, t, tgid, t->fd, t->enter);
 	u64 addr = t->userdata & AF_UD_MASK;
 	struct af_slot *slot = af_slot_for_add(target, tgid, addr);
@@ -67,7 +68,7 @@ static inline __attribute__((always_inline)) void af_add_begun(void *ctx, struct
 	if (slot && !slot->add.ts)
 		slot->add.enter = t->enter; /* a delivery may become visible before ADD returns */
 	struct af_reg *reg = af_reg_find(tgid, t->epfd, t->fd);
-	if (!af_reg_alive(reg)) {
+	if (closed || !af_reg_alive(reg)) {
 		struct af_reg_key key = {.tgid = tgid, .epfd = t->epfd, .fd = t->fd};
 		int zero = 0;
 		struct af_reg *empty = empty_reg.lookup(&zero);
@@ -224,7 +225,8 @@ static inline __attribute__((always_inline)) void af_modified(struct af_thread *
 static inline __attribute__((always_inline)) void af_removed(struct af_thread *t, u32 tgid, struct af_at *at)
 {
 	struct af_reg *reg = af_reg_find(tgid, t->epfd, t->fd);
-	if (!reg || reg->state == AF_REG_ENDED)
+	/* one that was begun later belongs to the number's next life: the DEL was through before it */
+	if (!reg || reg->state == AF_REG_ENDED || reg->add.enter > at->enter)
 		return;
 	reg->state = AF_REG_ENDED;
 	reg->flags = (reg->flags & ~AF_R_ENDING) | AF_R_BY_DEL;

@@ -48,18 +48,19 @@ static inline __attribute__((always_inline)) void af_close_ended(void *ctx, stru
 		return;
 	struct af_fd *f = fds.lookup(&key);
 	struct af_reg *reg = f && f->epfd >= 0 ? af_reg_find(tgid, f->epfd, fd) : 0;
+	struct af_reg *kept = af_reg_kept(reg);
 	struct af_fd was;
 	if (!f || !af_close_claim(f, tid, &was)) {
 		/* the number was reused before this close returned: its effect has been taken into account */
 		af_record(AF_CLOSED, AF_F_UNKNOWN, now, t->enter, 0, 0, fd, -1, ret, 0, t->stack);
 		return;
 	}
-	u64 userdata = reg ? reg->userdata : 0;
-	u32 gen = reg ? reg->gen : 0;
-	af_record(AF_CLOSED, 0, now, t->enter, userdata, gen, fd, was.epfd, ret, 0, t->stack);
+	u64 userdata = kept ? kept->userdata : 0;
+	u32 gen = kept ? kept->gen : 0;
 	struct af_at at;
 	af_at_set(&at, t->enter, now, t->ip, tid, t->stack);
-	af_close_effect(ctx, target, t, tgid, fd, &was, reg, &at);
+	af_record(AF_CLOSED, 0, now, t->enter, userdata, gen, fd, was.epfd, ret, 0, t->stack);
+	af_close_effect(ctx, target, t, tgid, fd, &was, reg, kept, &at);
 }
 
 int af_enter_close(struct af_sys_enter *ctx)
@@ -111,13 +112,14 @@ int af_exit_close_range(struct af_sys_exit *ctx)
 		struct af_fd_key key = {.tgid = tgid, .fd = fd};
 		struct af_fd *f = fds.lookup(&key);
 		struct af_reg *reg = f && f->epfd >= 0 ? af_reg_find(tgid, f->epfd, fd) : 0;
+		struct af_reg *kept = af_reg_kept(reg);
 		struct af_fd was;
 		if (!f || !af_close_claim(f, f->closing, &was))
 			continue;
 		struct af_at at;
 		af_at_set(&at, t->enter, now, t->ip, (u32)bpf_get_current_pid_tgid(), t->stack);
 		af_record(AF_CLOSED, 0, now, t->enter, 0, 0, fd, was.epfd, 0, 1, t->stack);
-		af_close_effect(ctx, target, t, tgid, fd, &was, reg, &at);
+		af_close_effect(ctx, target, t, tgid, fd, &was, reg, kept, &at);
 	}
 	if ((u32)t->newfd - (u32)t->fd >= AF_RANGE_LIMIT)
 		af_count(AF_C_RANGE_TRUNCATED);
