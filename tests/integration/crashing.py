@@ -24,11 +24,17 @@ class Switch:
     """How to make the target die; client: the load's mix, its concurrency."""
 
     name: str
-    server: tuple[str, ...]
+    bugs: tuple[str, ...]
     mix: str
     concurrency: int
     modes: tuple[str, ...] = ("Debug", "ReleaseSafe", "ReleaseFast")
     program: str = "poolserver"
+
+    @property
+    def server(self) -> tuple[str, ...]:
+        """The target's options. A life is in the truth as soon as it ends: there may be no later moment."""
+        detail = ("--truth-detail", "ended") if self.program == "poolserver" else ()
+        return (*self.bugs, *detail)
 
 
 SWITCHES = (
@@ -57,7 +63,7 @@ C_SWITCHES = (
 )
 
 CONNECTIONS = 400
-SMALL = ("--port", "0", "--workers", "3", "--truth-detail", "all")
+SMALL = ("--port", "0", "--workers", "3")
 
 
 def rows(path: Path) -> Truth:

@@ -71,7 +71,7 @@ const usage =
     \\usage: poolserver [--port P] [--max-conn N] [--workers N] [--duration-s N]
     \\                  [--keepalive-timeout-ms N] [--request-timeout-ms N]
     \\                  [--bug NAME]... [--every N] [--limit N] [--window-us N] [--dup-hold-ms N]
-    \\                  [--survive] [--orphan drain|keep] [--truth FILE] [--truth-detail bugs|all]
+    \\                  [--survive] [--orphan drain|keep] [--truth FILE] [--truth-detail bugs|all|ended]
     \\bugs: dup-outlives-close close-on-worker parse-error-no-del free-in-batch double-destroy recycled
     \\      del-after-close double-close drop-unregistered drop-registered stale-sweep
     \\
@@ -116,7 +116,7 @@ fn parseArgs(args: std.process.Args) Options {
         } else if (std.mem.eql(u8, arg, "--truth")) {
             o.truth_path = value;
         } else if (std.mem.eql(u8, arg, "--truth-detail")) {
-            o.truth_detail = std.meta.stringToEnum(truth.Detail, value) orelse die("--truth-detail bugs|all", .{});
+            o.truth_detail = std.meta.stringToEnum(truth.Detail, value) orelse die("--truth-detail bugs|all|ended", .{});
         } else if (std.mem.eql(u8, arg, "--orphan")) {
             switches.orphan_keep = std.mem.eql(u8, value, "keep");
             if (!switches.orphan_keep and !std.mem.eql(u8, value, "drain")) die("--orphan drain|keep", .{});

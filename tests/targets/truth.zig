@@ -94,7 +94,7 @@ pub const Delivery = struct {
     dispatched: bool = false,
 };
 
-pub const Detail = enum { all, bugs };
+pub const Detail = enum { all, bugs, ended };
 
 const Slot = struct { addr: usize = 0, life: u32 = none };
 
@@ -337,7 +337,7 @@ pub const Truth = struct {
         if (index == none) return;
         const l = &self.lives[index];
         // Without --survive there may be no other moment to write it.
-        defer if (!self.survive and self.detail == .all) {
+        defer if (self.detail == .ended) {
             self.writeLife(l);
             self.flush();
         };
@@ -576,7 +576,7 @@ pub const Truth = struct {
             live_at_exit: u64 = 0,
         } = .{};
         for (self.lives[0..self.len]) |*l| {
-            if (l.wrong() or self.detail == .all) self.writeLife(l);
+            if (l.wrong() or self.detail != .bugs) self.writeLife(l);
             sum.freed_while_registered += @intFromBool(l.freed_while_registered);
             sum.freed_in_batch += @intFromBool(l.freed_in_batch);
             sum.failed_removals += l.failed_removals;
