@@ -10,7 +10,7 @@ from probes.procfs import EpollEntry
 from probes.sysbpf import BPF_NOEXIST, Map
 from symbols.plan import Userdata
 
-FD = struct.Struct("<QiIQQiI")  # struct af_fd of probes/bpf/10-maps.c
+FD = struct.Struct("<QiI")  # struct af_fd of probes/bpf/10-maps.c
 SLOT_KEY = struct.Struct("<IIQ")
 REG_KEY = struct.Struct("<IiiI")
 FD_KEY = struct.Struct("<Ii")
@@ -75,7 +75,7 @@ class Bootstrap:
         if not self._regs.put(REG_KEY.pack(tgid, entry.epfd, entry.fd, 0), bytes(reg), BPF_NOEXIST):
             return False
         self._slots.put(SLOT_KEY.pack(tgid, 0, address), bytes(slot), BPF_NOEXIST)
-        self._fds.put(FD_KEY.pack(tgid, entry.fd), FD.pack(0, entry.epfd, 0, 0, 0, 0, 0), BPF_NOEXIST)
+        self._fds.put(FD_KEY.pack(tgid, entry.fd), FD.pack(0, entry.epfd, 0), BPF_NOEXIST)
         return True
 
     def withdraw_vanished(self, tgid: int, before: Iterable[EpollEntry], after: Iterable[EpollEntry]) -> int:

@@ -32,7 +32,7 @@ SIZES = {
     "targets": (4, TARGET.size),
     "slots": (16, ctypes.sizeof(abi.Slot)),
     "regs": (16, ctypes.sizeof(abi.Reg)),
-    "fds": (8, 40),
+    "fds": (8, 16),
     "orphans": (16, ctypes.sizeof(abi.Reg)),
     "exec_paths": (abi.PATH_BYTES, 4),
     "stacks": (4, 8 * STACK_DEPTH),

@@ -23,6 +23,7 @@ from agent.correlator.tracker_state import (
     R_ENDED,
     R_ORPHAN,
     At,
+    Closing,
     Fd,
     Process,
     Reg,
@@ -37,6 +38,7 @@ from probes.events import LifetimeEnded, LifetimesCounted, Moment, SuspicionRais
 
 Rec = tuple[int, ...]
 _MAX_DESCRIPTIONS = 8192
+_MAX_CLOSING = 4096
 
 
 class Closer:
@@ -95,46 +97,46 @@ class Closer:
 
     def _close_begun(self, p: Process, r: Rec) -> None:
         fd, epfd = r[9], r[10]
-        f = p.fds.get(fd)
-        if f is None:
-            if fd < 0 or len(p.fds) >= self._max_slots:
-                return
-            f = p.fds[fd] = Fd(epfd)
-        if f.closing:
-            return
-        f.closing = r[7]
-        f.closing_at = (r[4], 0, 0, r[7], r[13])
-        if f.epfd >= 0:
-            reg = p.regs.get(f.epfd << 32 | fd)
-            if reg is None and r[5]:
-                reg = self._adopt(p, r)
-            if reg is not None and alive(reg):
-                reg.flags |= R_ENDING
+        f = p.fds.pop(fd, None) or Fd(epfd)
+        reg = p.regs.get(f.epfd << 32 | fd) if f.epfd >= 0 else None
+        if reg is None and f.epfd >= 0 and r[5]:
+            reg = self._adopt(p, r)
+        if reg is not None and alive(reg):
+            reg.flags |= R_ENDING
+        if len(p.closing) >= _MAX_CLOSING:
+            p.closing.pop(next(iter(p.closing)))
+        p.closing[r[7]] = Closing(fd, f, reg)
 
     def _closed(self, p: Process, r: Rec) -> None:
+        fd, tid = r[9], r[7]
+        begun = p.closing.get(tid)
+        if begun is not None and begun.fd == fd:
+            del p.closing[tid]
+        else:
+            begun = None
         if r[2] & F_UNKNOWN:
             if r[11] == EBADF:
+                if begun is not None and len(p.fds) < self._max_slots:  # its next owner will end it
+                    p.fds.setdefault(fd, begun.known)
                 self._suspect(p, Suspect.BAD_CLOSE, r, None)
             return
-        f = p.fds.get(r[9])
-        # Not its own close any more: the number was given out before this one returned. arg 1: close_range.
-        if f is not None and (f.closing == r[7] or r[12]):
-            self._close_effect(p, r[9], f, (r[4], r[3], 0, r[7], r[13]))
+        at = (r[4], r[3], 0, tid, r[13])
+        if begun is not None:
+            self._close_effect(p, fd, begun.known, begun.reg, at)
+        elif r[12]:  # of a close_range
+            self._close_of(p, fd, at)
 
-    def _fd_reused(self, p: Process, fd: int, f: Fd, now: int) -> None:
-        enter, _, _, _, stack = f.closing_at
-        self._close_effect(p, fd, f, (enter if f.closing else 0, now, 0, f.closing, stack))
+    def _close_of(self, p: Process, fd: int, at: At) -> None:
+        f = p.fds.pop(fd, None)
+        if f is not None:
+            self._close_effect(p, fd, f, p.regs.get(f.epfd << 32 | fd) if f.epfd >= 0 else None, at)
 
     def _accepted(self, p: Process, r: Rec) -> None:
-        f = p.fds.get(r[11])
-        if f is not None:
-            self._fd_reused(p, r[11], f, r[3])
+        self._close_of(p, r[11], (0, r[3], 0, 0, -1))
 
     def _dupped(self, p: Process, r: Rec) -> None:
         old, new, ts = r[9], r[11], r[3]
-        f = p.fds.get(new)
-        if f is not None:
-            self._fd_reused(p, new, f, ts)
+        self._close_of(p, new, (0, ts, 0, 0, -1))
         if len(p.fds) + 2 > self._max_slots or len(p.descs) >= _MAX_DESCRIPTIONS:
             self.full += 1
             return
@@ -155,10 +157,10 @@ class Closer:
             if reg is not None and alive(reg):
                 reg.flags |= R_SHARED
 
-    def _close_effect(self, p: Process, fd: int, f: Fd, at: At) -> None:
+    def _close_effect(self, p: Process, fd: int, f: Fd, reg: Reg | None, at: At) -> None:
+        """f, reg: the number's life that ends; it may have its next one by now."""
         desc, epfd = f.desc, f.epfd
         survives = by_fork = False
-        p.fds.pop(fd, None)
         if desc:
             refs = p.descs.get(desc, 0)
             if refs > 1:
@@ -169,9 +171,6 @@ class Closer:
         if not survives and p.forks:
             survives = by_fork = True
             desc = at[1] | 1
-        if epfd < 0:
-            return
-        reg = p.regs.get(epfd << 32 | fd)
         if reg is None:
             return
         slot = p.slots.get(reg.slot)

@@ -72,9 +72,6 @@ class Registrar(Closer):
     def _add_begun(self, p: Process, r: Rec) -> None:
         fd, epfd, enter = r[9], r[10], r[4]
         f = p.fds.get(fd)
-        if f is not None and f.closing:
-            self._fd_reused(p, fd, f, enter)
-            f = None
         addr = r[5] & p.mask
         slot = p.slots.get(addr)
         if slot is None:

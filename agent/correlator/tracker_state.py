@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from agent.correlator.context import ALL_BITS, PlanFacts
 from probes.abi import RegFlag, RegState, SlotFlag, SlotState
@@ -83,15 +84,21 @@ class Reg:
 
 
 class Fd:
-    """struct af_fd; closing_at is the moment of a close in flight."""
+    """struct af_fd."""
 
-    __slots__ = ("closing", "closing_at", "desc", "epfd")
+    __slots__ = ("desc", "epfd")
 
     def __init__(self, epfd: int, desc: int = 0) -> None:
         self.epfd = epfd
         self.desc = desc
-        self.closing = 0
-        self.closing_at = NEVER
+
+
+class Closing(NamedTuple):
+    """A close in flight: the number, what was known of it before, and the registration under it."""
+
+    fd: int
+    known: Fd
+    reg: Reg | None
 
 
 class Thread:
@@ -114,8 +121,8 @@ class Process:
     """All maps of one tgid. Registrations by epfd << 32 | fd."""
 
     __slots__ = (
-        "attached", "descs", "fds", "forks", "have_create", "have_dispatch", "mask", "orphans", "regs",
-        "slots", "slots_by_low", "tgid", "threads", "waiters",
+        "attached", "closing", "descs", "fds", "forks", "have_create", "have_dispatch", "mask", "orphans",
+        "regs", "slots", "slots_by_low", "tgid", "threads", "waiters",
     )  # fmt: skip
 
     def __init__(self, tgid: int, plan: PlanFacts | None, attached: int) -> None:
@@ -129,6 +136,7 @@ class Process:
         self.slots_by_low: dict[int, Slot] = {}  # by the low half of the address: DISPATCHED has no more
         self.regs: dict[int, Reg] = {}
         self.fds: dict[int, Fd] = {}
+        self.closing: dict[int, Closing] = {}  # by thread
         self.descs: dict[int, int] = {}  # description -> references
         self.orphans: dict[int, Reg] = {}  # description -> registration
         self.threads: dict[int, Thread] = {}
@@ -139,6 +147,7 @@ class Process:
             len(self.slots)
             + len(self.regs)
             + len(self.fds)
+            + len(self.closing)
             + len(self.descs)
             + len(self.orphans)
             + len(self.threads)

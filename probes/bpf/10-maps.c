@@ -24,7 +24,6 @@
 #define AF_WATCH_READS_AFTER 8
 #define AF_HOT_AFTER 1024
 #define AF_MANY_WAITERS 0xffffffffu
-#define AF_CLOSED_FD 0xffffffffu
 #define AF_STACK_DEPTH 32
 #define AF_STACK_SHORT 128    /* bytes still read where the whole AF_STACK_BYTES are not there: the stack's end */
 #define AF_MAX_STACK_BYTES 2048
@@ -50,6 +49,15 @@ struct af_target {
 	u32 hot_fds;      /* bit fd % 32: one of them is delivered again and again, so that its reads matter */
 };
 
+/* what is known of a number */
+struct af_fd {
+	u64 desc;      /* 0: never dup'ed */
+	s32 epfd;      /* where it is registered; -1 nowhere */
+	u32 closed;    /* 1: as if there was no entry: its close has begun, and the thread that closes has a copy */
+};
+
+struct af_desc { u64 refs; };
+
 /* what a thread is in the middle of */
 enum af_call { AF_CALL_NONE, AF_CALL_CTL, AF_CALL_CLOSE, AF_CALL_DUP, AF_CALL_DUP2, AF_CALL_WAIT, AF_CALL_ACCEPT,
 	       AF_CALL_CREATE };
@@ -67,6 +75,8 @@ struct af_thread {
 	u64 fault_ts;
 	u64 hit_ip;        /* the last uprobe this thread ran into */
 	u64 crashed_at;    /* of the first of the fatal signals counted in `crashed` */
+	struct af_fd was;  /* a close under way: what was known of the number before it */
+	struct af_reg reg; /* and the registration under it; state NONE when there was none */
 	u32 call;
 	u32 op;
 	s32 epfd;
@@ -89,18 +99,6 @@ struct af_slot_key { u32 tgid; u32 gap; u64 addr; };
 struct af_reg_key { u32 tgid; s32 epfd; s32 fd; u32 gap; };
 struct af_fd_key { u32 tgid; s32 fd; };
 struct af_desc_key { u32 tgid; u32 gap; u64 desc; };
-
-struct af_fd {
-	u64 desc;      /* 0: never dup'ed */
-	s32 epfd;      /* where it is registered; -1 nowhere */
-	u32 closing;   /* thread whose close is in flight; AF_CLOSED_FD: as if there was no entry */
-	u64 closing_enter;
-	u64 closing_ip;
-	s32 closing_stack;
-	u32 gap;
-};
-
-struct af_desc { u32 refs; u32 gap; };
 
 /* one call of a function whose entry value is kept; its CFA tells it from every other one of the process */
 struct af_call_key { u32 tgid; u32 entry; u64 cfa; };
@@ -131,7 +129,6 @@ BPF_F_TABLE("hash", s32, struct af_stack_bytes, stack_bytes, AF_MAX_STACK_BYTES,
 BPF_F_TABLE("percpu_array", int, struct af_stack_bytes, stack_scratch, 1, 0);
 BPF_F_TABLE("percpu_array", int, u64, counters, AF_C_MAX, 0);
 BPF_F_TABLE("percpu_array", int, struct af_scratch, scratch, 1, 0);
-BPF_F_TABLE("percpu_array", int, struct af_reg, closed_reg, 1, 0);
 BPF_F_TABLE("array", int, struct af_slot, empty_slot, 1, 0);
 BPF_F_TABLE("array", int, struct af_reg, empty_reg, 1, 0);
 BPF_F_TABLE("array", int, struct af_thread, empty_thread, 1, 0);

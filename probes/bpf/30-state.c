@@ -188,54 +188,83 @@ static inline __attribute__((always_inline)) void af_slot_closed(struct af_slot 
 		slot->flags |= AF_S_CLOSE_IN_BATCH;
 }
 
-/* The registration that a close ends, as it is before the close is claimed. */
-static inline __attribute__((always_inline)) struct af_reg *af_reg_kept(struct af_reg *reg)
+/* Take what is known of a number out of `fds`, once: `*was` is a copy, and so is t->reg of the registration under
+ * it. The entry is not deleted but marked: it may be replaced at any moment. Marked ones are as many as there are
+ * numbers. */
+static inline __attribute__((always_inline)) bool af_fd_take(struct af_thread *t, u32 tgid, s32 fd, struct af_fd *was)
 {
-	int zero = 0;
-	struct af_reg *kept = reg ? closed_reg.lookup(&zero) : 0;
-	if (kept)
-		__builtin_memcpy(kept, reg, sizeof(*kept));
-	return kept;
+	struct af_fd_key key = {.tgid = tgid, .fd = fd};
+	struct af_fd *f = fds.lookup(&key);
+	if (!f)
+		return false;
+	__builtin_memcpy(was, f, sizeof(*was));
+	/* `epfd` and `closed` are one aligned word: clang 14 without ALU32 has no 32-bit compare-and-swap */
+	u64 open = (u32)was->epfd, closed = open | 1ull << 32;
+	if (was->closed || __sync_val_compare_and_swap((u64 *)&f->epfd, open, closed) != open)
+		return false;
+	struct af_reg *reg = was->epfd >= 0 ? af_reg_find(tgid, was->epfd, fd) : 0;
+	if (reg)
+		__builtin_memcpy(&t->reg, reg, sizeof(*reg));
+	else
+		t->reg.state = AF_REG_NONE;
+	return true;
 }
 
-/* The effect of a close: the fd is gone; the registration goes with the description, or survives it.
- * live, reg: the registration's entry and what it was, both from before the close was claimed. From the claim on,
- * the number's next life may be registered on another CPU, and `live` be given to yet another number: it is
- * ended first of all, and written to again only where it is still the same. */
-static inline __attribute__((always_inline)) void af_close_effect(void *ctx, struct af_target *target, struct af_thread *t, u32 tgid,
-					      s32 fd, struct af_fd *f, struct af_reg *live, struct af_reg *reg,
-					      struct af_at *at)
+/* One reference to the description is gone. Others are left: true. Two threads may end two of them at once. */
+static inline __attribute__((always_inline)) bool af_desc_left(struct af_desc_key *key)
 {
-	if (live && reg && reg->state != AF_REG_ENDED)
+	struct af_desc *d = descs.lookup(key);
+	if (d && __sync_fetch_and_add(&d->refs, -1) > 1)
+		return true;
+	descs.delete(key);
+	return false;
+}
+
+/* The description is gone, and with it the registration that outlived its number. */
+static inline __attribute__((always_inline)) void af_orphan_ended(struct af_desc_key *key)
+{
+	struct af_reg *orphan = orphans.lookup(key);
+	if (!orphan)
+		return;
+	struct af_slot *slot = af_slot_find(key->tgid, orphan->slot);
+	if (slot && slot->old_desc == key->desc) {
+		slot->old_desc = 0;
+		slot->old_fd = -1;
+	}
+	orphans.delete(key);
+}
+
+/* The effect of a close: the fd is gone; the registration (t->reg) goes with the description, or survives it.
+ * It is accounted for by the thread that closed, before that thread goes on: what it does next to the slot finds
+ * it done. By then the number may have its next life, and its entry in `regs` with it: that is left alone. */
+static inline __attribute__((always_inline)) void af_close_effect(void *ctx, struct af_target *target, struct af_thread *t, u32 tgid,
+					      s32 fd, struct af_fd *was, struct af_at *at)
+{
+	struct af_reg *reg = &t->reg;
+	struct af_reg *live = reg->state != AF_REG_NONE ? af_reg_find(tgid, was->epfd, fd) : 0;
+	if (live && live->add.enter == reg->add.enter && live->fd == fd) {
+		/* a DEL that was under way at the same time may have ended it first */
+		reg->state = live->state;
+		reg->flags = live->flags;
 		live->state = AF_REG_ENDED;
-	u64 desc = f->desc;
-	s32 epfd = f->epfd;
+	} else {
+		live = 0;
+	}
+	u64 desc = was->desc;
+	s32 epfd = was->epfd;
 	bool survives = false, by_fork = false;
 	struct af_desc_key dkey = {.tgid = tgid, .desc = desc};
 	if (desc) {
-		struct af_desc *d = descs.lookup(&dkey);
-		if (d && d->refs > 1) {
-			d->refs -= 1;
-			survives = true;
-		} else {
-			descs.delete(&dkey);
-			struct af_reg *orphan = orphans.lookup(&dkey);
-			if (orphan) {
-				struct af_slot *s = af_slot_find(tgid, orphan->slot);
-				if (s && s->old_desc == desc) {
-					s->old_desc = 0;
-					s->old_fd = -1;
-				}
-				orphans.delete(&dkey);
-			}
-		}
+		survives = af_desc_left(&dkey);
+		if (!survives)
+			af_orphan_ended(&dkey);
 	}
 	if (!survives && target->forks) {
 		survives = true;
 		by_fork = true;
 		dkey.desc = desc = at->ts | 1;
 	}
-	if (epfd < 0 || !live || !reg)
+	if (reg->state == AF_REG_NONE)
 		return;
 	struct af_slot *slot = af_slot_find(tgid, reg->slot);
 	bool current = slot && slot->gen == reg->gen;
@@ -250,7 +279,7 @@ static inline __attribute__((always_inline)) void af_close_effect(void *ctx, str
 		reg->desc = desc;
 		reg->flags |= by_fork ? AF_R_FORK_SHARED : AF_R_SHARED;
 	}
-	if (live->fd == fd && live->add.enter == reg->add.enter) {
+	if (live) {
 		live->end = *at;
 		live->desc = reg->desc;
 		live->flags = reg->flags | AF_R_BY_CLOSE;
@@ -270,40 +299,25 @@ static inline __attribute__((always_inline)) void af_close_effect(void *ctx, str
 		slot->old_gen = reg->gen;
 		slot->old_desc = desc;
 	}
-	if (!by_fork) {
-		struct af_trigger_args a = {.ts = at->ts, .enter = at->enter, .addr = reg->slot, .gen = reg->gen,
-					    .fd = fd, .epfd = epfd, .ret = 0, .arg = 0, .stack = at->stack,
-					    .kind = AF_CLOSED};
-		af_suspect(AF_SUSPECT_OUTLIVES_CLOSE, &a, t, slot, af_orphan_find(tgid, desc), 0);
+	if (by_fork)
+		return;
+	if (!descs.lookup(&dkey)) {
+		/* the last other reference went at the same moment, and its thread may have come too early */
+		af_orphan_ended(&dkey);
+		return;
 	}
+	struct af_trigger_args a = {.ts = at->ts, .enter = at->enter, .addr = reg->slot, .gen = reg->gen,
+				    .fd = fd, .epfd = epfd, .ret = 0, .arg = 0, .stack = at->stack, .kind = AF_CLOSED};
+	af_suspect(AF_SUSPECT_OUTLIVES_CLOSE, &a, t, slot, af_orphan_find(tgid, desc), 0);
 }
 
-/* The thread that closes and the one that was given the number meanwhile may both want to account for the close,
- * at the same moment on two CPUs: the one that gets `f` marked does, from its copy. The entry is not deleted: by
- * then it may be the next life of the number. Marked ones are replaced, and are as many as there are numbers. */
-static inline __attribute__((always_inline)) bool af_close_claim(struct af_fd *f, u32 closing, struct af_fd *copy)
-{
-	__builtin_memcpy(copy, f, sizeof(*copy));
-	/* `epfd` and `closing` are one aligned word: clang 14 without ALU32 has no 32-bit compare-and-swap */
-	u64 epfd = (u32)copy->epfd, seen = epfd | (u64)closing << 32, closed = epfd | (u64)AF_CLOSED_FD << 32;
-	return closing != AF_CLOSED_FD && __sync_val_compare_and_swap((u64 *)&f->epfd, seen, closed) == seen;
-}
-
-/* fd was handed out anew while we still hold an older life of it: its close is over, seen or not. */
+/* fd was handed out anew while we still hold an older life of it: its close was not seen, and is over. */
 static inline __attribute__((always_inline)) void af_fd_reused(void *ctx, struct af_target *target, struct af_thread *t, u32 tgid, s32 fd,
 					   u64 now)
 {
-	struct af_fd_key key = {.tgid = tgid, .fd = fd};
-	struct af_fd *f = fds.lookup(&key);
-	if (!f)
-		return;
-	u32 closing = f->closing;
-	struct af_reg *reg = f->epfd >= 0 ? af_reg_find(tgid, f->epfd, fd) : 0;
-	struct af_reg *kept = af_reg_kept(reg);
 	struct af_fd was;
-	if (!af_close_claim(f, closing, &was))
+	if (!af_fd_take(t, tgid, fd, &was))
 		return;
-	struct af_at at = {.enter = closing ? was.closing_enter : 0, .ts = now, .ip = was.closing_ip,
-			   .tid = closing, .stack = was.closing_stack};
-	af_close_effect(ctx, target, t, tgid, fd, &was, reg, kept, &at);
+	struct af_at at = {.enter = 0, .ts = now, .ip = 0, .tid = 0, .stack = -1};
+	af_close_effect(ctx, target, t, tgid, fd, &was, &at);
 }

@@ -59,9 +59,7 @@ static inline __attribute__((always_inline)) void af_add_begun(void *ctx, struct
 {
 	struct af_fd_key fkey = {.tgid = tgid, .fd = t->fd};
 	struct af_fd *f = fds.lookup(&fkey);
-	bool closed = f && f->closing; /* what is registered under the number belongs to its life before */
-	if (closed)
-		af_fd_reused(ctx, target, t, tgid, t->fd, t->enter);
+	bool closed = f && f->closed; /* what is registered under the number belongs to its life before */
 	u64 addr = t->userdata & AF_UD_MASK;
 	struct af_slot *slot = af_slot_for_add(target, tgid, addr);
 	u32 gen = slot ? slot->gen : 0;
@@ -90,8 +88,7 @@ static inline __attribute__((always_inline)) void af_add_begun(void *ctx, struct
 		af_at_set(&reg->add, t->enter, 0, t->ip, (u32)bpf_get_current_pid_tgid(), t->stack);
 		reg->state = AF_REG_ADDING;
 	}
-	f = fds.lookup(&fkey);
-	if (f && !f->closing) {
+	if (f && !closed) {
 		f->epfd = t->epfd;
 	} else {
 		struct af_fd fresh = {.epfd = t->epfd};

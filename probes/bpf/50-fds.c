@@ -4,39 +4,42 @@
  */
 static inline __attribute__((always_inline)) void af_close_begun(void *ctx, struct af_thread *t, u32 tgid, s32 fd)
 {
-	struct af_fd_key key = {.tgid = tgid, .fd = fd};
-	struct af_fd *f = fds.lookup(&key);
 	t->fd = fd;
-	t->known = 0;
 	t->stack = -1;
-	if (!f || f->closing)
+	/* now, while the number is still this close's: afterwards it may be anybody's */
+	t->known = af_fd_take(t, tgid, fd, &t->was);
+	if (!t->known)
 		return;
-	t->known = 1;
 	t->ip = af_user_ip();
 	t->stack = af_stack_id(ctx);
-	f->closing = (u32)bpf_get_current_pid_tgid();
-	f->closing_enter = t->enter;
-	f->closing_ip = t->ip;
-	f->closing_stack = t->stack;
 	u64 userdata = 0;
 	u32 gen = 0;
-	if (f->epfd >= 0) {
-		struct af_reg *reg = af_reg_find(tgid, f->epfd, fd);
-		if (af_reg_alive(reg)) {
+	if (af_reg_alive(&t->reg)) {
+		struct af_reg *reg = af_reg_find(tgid, t->was.epfd, fd);
+		if (reg)
 			reg->flags |= AF_R_ENDING;
-			userdata = reg->userdata;
-			gen = reg->gen;
-		}
+		userdata = t->reg.userdata;
+		gen = t->reg.gen;
 	}
-	af_record(AF_CLOSE_BEGUN, 0, t->enter, t->enter, userdata, gen, fd, f->epfd, 0, 0, t->stack);
+	af_record(AF_CLOSE_BEGUN, 0, t->enter, t->enter, userdata, gen, fd, t->was.epfd, 0, 0, t->stack);
+}
+
+/* It is not open, says the kernel: its close was not seen, and whoever is given the number will find that out. */
+static inline __attribute__((always_inline)) void af_fd_untake(u32 tgid, s32 fd)
+{
+	struct af_fd_key key = {.tgid = tgid, .fd = fd};
+	struct af_fd *f = fds.lookup(&key);
+	if (f)
+		f->closed = 0;
 }
 
 static inline __attribute__((always_inline)) void af_close_ended(void *ctx, struct af_target *target, struct af_thread *t, u32 tgid,
 					     s32 fd, s32 ret, u64 now)
 {
 	u32 tid = (u32)bpf_get_current_pid_tgid();
-	struct af_fd_key key = {.tgid = tgid, .fd = fd};
 	if (ret == AF_EBADF) {
+		if (t->known)
+			af_fd_untake(tgid, fd);
 		s32 stack = af_stack_id(ctx);
 		af_record(AF_CLOSED, AF_F_UNKNOWN, now, t->enter, 0, 0, fd, -1, ret, 0, stack);
 		struct af_trigger_args a = {.ts = now, .enter = t->enter, .addr = 0, .gen = 0, .fd = fd, .epfd = -1,
@@ -46,21 +49,13 @@ static inline __attribute__((always_inline)) void af_close_ended(void *ctx, stru
 	}
 	if (!t->known)
 		return;
-	struct af_fd *f = fds.lookup(&key);
-	struct af_reg *reg = f && f->epfd >= 0 ? af_reg_find(tgid, f->epfd, fd) : 0;
-	struct af_reg *kept = af_reg_kept(reg);
-	struct af_fd was;
-	if (!f || !af_close_claim(f, tid, &was)) {
-		/* the number was reused before this close returned: its effect has been taken into account */
-		af_record(AF_CLOSED, AF_F_UNKNOWN, now, t->enter, 0, 0, fd, -1, ret, 0, t->stack);
-		return;
-	}
-	u64 userdata = kept ? kept->userdata : 0;
-	u32 gen = kept ? kept->gen : 0;
+	bool registered = t->reg.state != AF_REG_NONE;
+	u64 userdata = registered ? t->reg.userdata : 0;
+	u32 gen = registered ? t->reg.gen : 0;
 	struct af_at at;
 	af_at_set(&at, t->enter, now, t->ip, tid, t->stack);
-	af_record(AF_CLOSED, 0, now, t->enter, userdata, gen, fd, was.epfd, ret, 0, t->stack);
-	af_close_effect(ctx, target, t, tgid, fd, &was, reg, kept, &at);
+	af_record(AF_CLOSED, 0, now, t->enter, userdata, gen, fd, t->was.epfd, ret, 0, t->stack);
+	af_close_effect(ctx, target, t, tgid, fd, &t->was, &at);
 }
 
 int af_enter_close(struct af_sys_enter *ctx)
@@ -109,17 +104,12 @@ int af_exit_close_range(struct af_sys_exit *ctx)
 		s32 fd = t->fd + i;
 		if (fd > t->newfd)
 			break;
-		struct af_fd_key key = {.tgid = tgid, .fd = fd};
-		struct af_fd *f = fds.lookup(&key);
-		struct af_reg *reg = f && f->epfd >= 0 ? af_reg_find(tgid, f->epfd, fd) : 0;
-		struct af_reg *kept = af_reg_kept(reg);
-		struct af_fd was;
-		if (!f || !af_close_claim(f, f->closing, &was))
+		if (!af_fd_take(t, tgid, fd, &t->was))
 			continue;
 		struct af_at at;
 		af_at_set(&at, t->enter, now, t->ip, (u32)bpf_get_current_pid_tgid(), t->stack);
-		af_record(AF_CLOSED, 0, now, t->enter, 0, 0, fd, was.epfd, 0, 1, t->stack);
-		af_close_effect(ctx, target, t, tgid, fd, &was, reg, kept, &at);
+		af_record(AF_CLOSED, 0, now, t->enter, 0, 0, fd, t->was.epfd, 0, 1, t->stack);
+		af_close_effect(ctx, target, t, tgid, fd, &t->was, &at);
 	}
 	if ((u32)t->newfd - (u32)t->fd >= AF_RANGE_LIMIT)
 		af_count(AF_C_RANGE_TRUNCATED);
@@ -156,9 +146,6 @@ static inline __attribute__((always_inline)) int af_dup_enter(void *ctx, u32 cal
 	t->enter = bpf_ktime_get_ns();
 	t->epfd = oldfd;
 	t->newfd = newfd;
-	t->known = 0;
-	if (call == AF_CALL_DUP2 && oldfd != newfd)
-		af_close_begun(ctx, t, af_tgid(), newfd);
 	return 0;
 }
 
@@ -183,7 +170,7 @@ static inline __attribute__((always_inline)) void af_dupped(u32 tgid, s32 oldfd,
 	struct af_fd_key nkey = {.tgid = tgid, .fd = newfd};
 	struct af_fd *f = fds.lookup(&okey);
 	struct af_desc_key dkey = {.tgid = tgid};
-	if (!f || f->closing == AF_CLOSED_FD) {
+	if (!f || f->closed) {
 		struct af_fd fresh = {.epfd = -1};
 		if (fds.update(&okey, &fresh)) {
 			af_count(AF_C_FDS_FULL);
@@ -207,7 +194,7 @@ static inline __attribute__((always_inline)) void af_dupped(u32 tgid, s32 oldfd,
 	struct af_desc *d = descs.lookup(&dkey);
 	if (!d)
 		return;
-	d->refs += 1;
+	__sync_fetch_and_add(&d->refs, 1);
 	struct af_fd copy = {.desc = dkey.desc, .epfd = -1};
 	if (fds.update(&nkey, &copy))
 		af_count(AF_C_FDS_FULL);
@@ -233,9 +220,10 @@ int af_exit_dup(struct af_sys_exit *ctx)
 	s32 newfd = ctx->ret;
 	if (newfd < 0 || newfd == t->epfd)
 		return 0;
-	if (call == AF_CALL_DUP2)
+	if (call == AF_CALL_DUP2) { /* only now is it known that it closed anything; nobody else got the number */
+		af_close_begun(ctx, t, tgid, newfd);
 		af_close_ended(ctx, target, t, tgid, newfd, 0, now);
-	/* also after dup2: a close of that number by another thread may have been in flight when it was taken */
+	}
 	af_fd_reused(ctx, target, t, tgid, newfd, now);
 	af_record(AF_DUPPED, 0, now, t->enter, 0, 0, t->epfd, -1, newfd, 0, -1);
 	af_dupped(tgid, t->epfd, newfd, now);
@@ -280,7 +268,7 @@ int af_enter_read(struct af_sys_enter *ctx)
 	u32 tgid = af_tgid();
 	struct af_fd_key key = {.tgid = tgid, .fd = fd};
 	struct af_fd *f = fds.lookup(&key);
-	if (!f || f->epfd < 0 || f->closing == AF_CLOSED_FD)
+	if (!f || f->epfd < 0 || f->closed)
 		return 0;
 	struct af_reg *reg = af_reg_find(tgid, f->epfd, key.fd);
 	if (!reg)

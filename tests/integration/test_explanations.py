@@ -59,7 +59,7 @@ def _died(watch: Watch, switch: Switch, tmp: Path) -> tuple[Explanation, Truth]:
 
     One that was recycled or swept may end in a circle of links instead, and spin: it is tried anew.
     """
-    for attempt in range(5):
+    for attempt in range(8):
         folder, run = tmp / str(attempt), Run()
         folder.mkdir()
         with watch.target(folder, run, *SMALL, *switch.server) as target:
@@ -70,7 +70,7 @@ def _died(watch: Watch, switch: Switch, tmp: Path) -> tuple[Explanation, Truth]:
                     run,
                     lambda pid=target.pid: pid not in watch.session.targets,  # type: ignore[misc]
                     "the target lives on",
-                    timeout=15,
+                    timeout=8,
                 )
             except AssertionError:
                 assert target.process.poll() is None, "it died, and the session did not see it"

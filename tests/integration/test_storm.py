@@ -25,6 +25,9 @@ SETTLED_S = 5.0
 FLAT_KB = 2048
 MOST_KB = 40_000
 MOST_CPU = 0.05  # of one core
+# A slot's run is reported when it has doubled, a finding is printed when its count has, and the target spins on
+# while the daemon ends.
+LEAST = 2 * 2 * 2
 
 
 @dataclass(slots=True)
@@ -102,7 +105,7 @@ def test_a_spinning_loop_is_one_finding_and_costs_nothing(tmp_path: Path) -> Non
     assert {line["rule"] for line in watch.lines()} == {"hot-redelivery"}
     assert (finding["severity"], finding["confidence"]) == ("warning", "observed")
     assert 100 < finding["rate"] < truth["deliveries"] / STORM_S
-    assert truth["deliveries"] / 3 < finding["count"] <= truth["deliveries"]
+    assert truth["deliveries"] / LEAST < finding["count"] <= truth["deliveries"]
     assert watch.said().count("hot-redelivery") == 1, "one line in the summary"
 
 
@@ -156,5 +159,5 @@ def test_a_storm_of_stale_deliveries_is_a_finding_for_each_call_site(tmp_path: P
     assert len(stale) <= 40 * len(groups)
     found = sum(line["count"] for line in groups.values())
     assert truth["stale_deliveries"] > 10_000
-    assert truth["stale_deliveries"] / 3 < found <= truth["stale_deliveries"]
+    assert truth["stale_deliveries"] / LEAST < found <= truth["stale_deliveries"]
     assert {line["severity"] for line in groups.values()} == {"critical"}

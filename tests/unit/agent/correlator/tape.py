@@ -120,9 +120,9 @@ class Tape:
         gen = self.gens.get(slot, 0)
         return self.raw(Kind.CLOSE_BEGUN, addr=slot, gen=gen, fd=fd, epfd=EPFD, tid=by, stack=8)
 
-    def closed(self, fd: int, by: int = LOOP) -> Self:
-        """Begun and ended, unless `closing` began it."""
-        begun = any(r[1] == Kind.CLOSE_BEGUN and r[9] == fd for r in self.records[-3:])
+    def closed(self, fd: int, by: int = LOOP, *, begun: bool = False) -> Self:
+        """Begun and ended, unless `closing` began it (begun, where that was earlier)."""
+        begun = begun or any(r[1] == Kind.CLOSE_BEGUN and r[9] == fd for r in self.records[-3:])
         if not begun:
             self.closing(fd, by)
         slot = self.slot_of.get(fd, 0)

@@ -250,11 +250,21 @@ class TestForks:
 
 
 class TestDescriptorReuse:
-    def test_a_number_handed_out_again_ends_the_close_in_flight(self, play: Playbook) -> None:
-        tape = alive().closing(9, WORKER).accepted(9).created(OTHER).added(9, OTHER).destroyed()
-        play >> tape.take() << warning("implicit-removal")
+    def test_a_close_in_flight_is_the_closers_whoever_gets_the_number(self, play: Playbook) -> None:
+        tape = alive().closing(9, WORKER).accepted(9).created(OTHER).added(9, OTHER)
+        tape.slot_of[9] = SLOT
+        play >> tape.closed(9, WORKER, begun=True).destroyed().take() << warning("implicit-removal")
         (row,) = play.correlator.census.rows()
         assert row.steps == "ADD@loop · CLOSE@worker · DESTROY@loop"
+
+    def test_its_effect_is_on_the_number_s_old_life(self) -> None:
+        tape = alive().dup(9, 20).closing(9).dup(30, 9).created(OTHER).added(9, OTHER)
+        tape.slot_of[9] = SLOT
+        tape.closed(9, begun=True).destroyed().destroyed(OTHER)
+        assert suspects(tape) == [Suspect.OUTLIVES_CLOSE, *[Suspect.FREED_REGISTERED] * 2]
+
+    def test_a_close_that_fails_leaves_the_number_to_its_next_owner(self) -> None:
+        assert suspects(alive().closing(9).close_fails(9).accepted(9).destroyed()) == [Suspect.BAD_CLOSE]
 
     def test_dup2_over_a_registered_number_closes_it(self) -> None:
         tape = alive().created(OTHER).added(12, OTHER).closed(9).dup(12, 9).destroyed()
