@@ -310,6 +310,14 @@ def _threads(life: SlotLife) -> str:
 
 # -- from memory alone -----------------------------------------------------------------------------
 
+
+def _not_freed(address: int) -> str:
+    return (
+        f"memory does not show slot {address:#x} as freed: it is not found on the free list, and nothing in "
+        "it tells. Whether it was given out again since cannot be seen there"
+    )
+
+
 _BROKEN = {
     True: "the free list is a ring: a slot was put on it twice",
     False: (
@@ -372,7 +380,7 @@ def _from_memory(seen: Examination) -> Diagnosis:
         cause=Cause.UNKNOWN,
         certainty=Certainty.UNKNOWN,
         rule=None,
-        missing="not known",
+        missing=_not_freed(slot.address) if slot is not None else "not known",
         fix="",
         fix_kind="",
     )

@@ -25,8 +25,8 @@ SETTLED_S = 5.0
 FLAT_KB = 2048
 MOST_KB = 40_000
 MOST_CPU = 0.05  # of one core
-# A slot's run is reported when it has doubled, a finding is printed when its count has, and the target spins on
-# while the daemon ends.
+# A slot's run is reported when it has doubled, a finding is printed when its count has, and the target spins
+# on while the daemon ends.
 LEAST = 2 * 2 * 2
 
 

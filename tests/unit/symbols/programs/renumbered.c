@@ -14,7 +14,7 @@
 struct conn {
 	struct conn *next;
 	int fd;
-	char rest[48];
+	char rest[40];
 };
 
 static struct conn slots[SLOTS];
@@ -54,6 +54,15 @@ int main(int argc, char **argv)
 	puts("ready");
 	fflush(stdout);
 	getchar();
+	/* a close that does not happen */
+	struct conn *first = conn_create();
+	struct epoll_event watched = {.events = EPOLLIN, .data.ptr = first};
+	first->fd = eventfd(0, 0);
+	if (epoll_ctl(epoll, EPOLL_CTL_ADD, first->fd, &watched) || dup2(-1, first->fd) >= 0)
+		return 1;
+	conn_destroy(first);
+	close(first->fd);
+
 	pthread_t other;
 	pthread_create(&other, 0, take_numbers, (void *)(intptr_t)source);
 	for (int i = 0; i < lives; i++) {
