@@ -6,11 +6,14 @@ Owns the compiler command line and the cache under ``build/targets/``. Must not 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SOURCE_DIR = Path(__file__).resolve().parent
@@ -151,8 +154,26 @@ def build(name: str, mode: str, *, out_dir: Path | None = None) -> Path:
     if target.exists():
         return target
     directory.mkdir(parents=True, exist_ok=True)
-    # Built beside its place and renamed into it, so that two builds at once cannot meet half a file.
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".build-") as scratch:
+    with _alone(directory):
+        if not target.exists():
+            _build(name, mode, target)
+    return target
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """One builder at a time: a second one would replace an executable that a test is already running."""
+    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _build(name: str, mode: str, target: Path) -> None:
+    # Built beside its place and renamed into it, so that nobody meets half a file.
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as scratch:
         built = Path(scratch) / target.name
         output = ("-o", str(built)) if _is_c(name) else (f"-femit-bin={built}",)
         command = (*_command(name, mode), *output)
@@ -180,7 +201,6 @@ def build(name: str, mode: str, *, out_dir: Path | None = None) -> Path:
                 output=result.stdout,
             )
         os.replace(built, target)
-    return target
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -48,8 +49,15 @@ def _build(source: Path, command: list[str], versions: list[str], name: str) -> 
         CACHE.mkdir(parents=True, exist_ok=True)
         scratch = target.with_name(f"{target.name}.{os.getpid()}.tmp")
         subprocess.run([*command, str(scratch)], cwd=source.parent, check=True, capture_output=True)
-        scratch.replace(target)
+        _place(scratch, target)
     return target
+
+
+def _place(scratch: Path, target: Path) -> None:
+    """The first of two that built at once wins: a test may be running its executable by now."""
+    with contextlib.suppress(FileExistsError):
+        target.hardlink_to(scratch)
+    scratch.unlink()
 
 
 def versions_of(command: list[str]) -> list[bytes]:
@@ -115,5 +123,5 @@ def _build_zig(source: Path, command: list[str], version: list[str], name: str) 
         subprocess.run(
             [*command, f"-femit-bin={scratch}"], cwd=HERE / "programs", check=True, capture_output=True
         )
-        scratch.replace(target)
+        _place(scratch, target)
     return target
