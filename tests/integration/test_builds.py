@@ -1,4 +1,4 @@
-"""Two tests may want the same program at once: what the first is running is not replaced by the second's build."""
+"""Two tests may want one program at once: what the first is running is not replaced by a second build."""
 
 from __future__ import annotations
 
