@@ -103,8 +103,9 @@ class Closer:
             reg = self._adopt(p, r)
         if reg is not None and alive(reg):
             reg.flags |= R_ENDING
-        if len(p.closing) >= _MAX_CLOSING:
+        if len(p.closing) >= _MAX_CLOSING and r[7] not in p.closing:
             p.closing.pop(next(iter(p.closing)))
+            self.full += 1
         p.closing[r[7]] = Closing(fd, f, reg)
 
     def _closed(self, p: Process, r: Rec) -> None:
@@ -114,11 +115,10 @@ class Closer:
             del p.closing[tid]
         else:
             begun = None
-        if r[2] & F_UNKNOWN:
-            if r[11] == EBADF:
-                if begun is not None and len(p.fds) < self._max_slots:  # its next owner will end it
-                    p.fds.setdefault(fd, begun.known)
-                self._suspect(p, Suspect.BAD_CLOSE, r, None)
+        if r[2] & F_UNKNOWN and r[11] == EBADF:
+            if begun is not None and len(p.fds) < self._max_slots:  # its next owner will end it
+                p.fds.setdefault(fd, begun.known)
+            self._suspect(p, Suspect.BAD_CLOSE, r, None)
             return
         at = (r[4], r[3], 0, tid, r[13])
         if begun is not None:

@@ -263,6 +263,14 @@ class TestDescriptorReuse:
         tape.closed(9, begun=True).destroyed().destroyed(OTHER)
         assert suspects(tape) == [Suspect.OUTLIVES_CLOSE, *[Suspect.FREED_REGISTERED] * 2]
 
+    def test_closes_in_flight_are_bounded(self) -> None:
+        tracker, tape = StreamTracker(), alive()
+        for number in range(5000):
+            tape.closing(100 + number, by=WORKER + number)
+        tracker.feed(tape.take().records)
+        assert len(tracker._processes[TGID].closing) == 4096
+        assert tracker.full == 5000 - 4096
+
     def test_a_close_that_fails_leaves_the_number_to_its_next_owner(self) -> None:
         assert suspects(alive().closing(9).close_fails(9).accepted(9).destroyed()) == [Suspect.BAD_CLOSE]
 
