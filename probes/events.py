@@ -117,7 +117,7 @@ class Trigger(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuspicionRaised:
-    """The kernel side (or its mirror over the stream) noticed a fact pattern: evidence, no verdict."""
+    """The kernel side noticed a fact pattern: evidence, no verdict."""
 
     suspect: Suspect
     trigger: Trigger

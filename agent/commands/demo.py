@@ -156,7 +156,8 @@ def _watch(
 ) -> tuple[bool, list[BundleDone]]:
     """Attach, drive traffic, show what is found: (whether the stale delivery was proved, bundles)."""
     from agent import report
-    from agent.commands.live import LiveOptions, attached, correlator
+    from agent.commands.live import LiveOptions, attached
+    from agent.correlator.core import Correlator
     from agent.correlator.findings import RuleId, Severity
     from agent.exhibit import Answers, CrashExhibit, Exhibit
     from agent.forensics.capture import CaptureControl, CaptureMode
@@ -213,7 +214,7 @@ def _watch(
         traffic.start()
         outcome = Runner(
             supervisor,
-            judge=correlator("kernel"),
+            judge=Correlator(),
             symbols=symbols,
             sinks=[show],
             desk=desk,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.correlator.core import Correlator, CorrelatorOptions
+from agent.correlator.core import Correlator
 from agent.correlator.findings import Severity
 from agent.forensics.capture import CaptureControl, CaptureMode
 from agent.forensics.desk import BundleDone, CrashDesk
@@ -46,7 +46,6 @@ class LiveOptions:
     form: str = "human"
     brief: bool = False
     findings: Path | None = None
-    judge: str = "kernel"
     record: Path | None = None
     max_size: int = 0
     duration: float | None = None
@@ -55,11 +54,6 @@ class LiveOptions:
     stream: bool = False
     full_lifetimes: bool = False
     crashes: CrashOptions | None = None  # None: crashes are reported, and no bundle is kept
-
-
-def correlator(judge: str) -> Correlator:
-    """judge: "kernel" or "stream"."""
-    return Correlator(CorrelatorOptions(judge_stream=judge == "stream"))
 
 
 def notices() -> Printer:
@@ -75,7 +69,7 @@ def attached(options: LiveOptions, symbols: SymbolClient) -> Iterator[Supervisor
 
     printer = notices()
     session_options = SessionOptions(
-        stream=options.stream or options.timeline or options.judge == "stream",
+        stream=options.stream or options.timeline,
         full_lifetimes=options.full_lifetimes,
     )
 
@@ -136,7 +130,7 @@ def run_live(options: LiveOptions) -> Outcome:
         desk = _desk(options, outputs)
         runner = Runner(
             supervisor,
-            judge=correlator(options.judge),
+            judge=Correlator(),
             symbols=symbols,
             sinks=outputs,
             recorder=writer,
@@ -228,7 +222,6 @@ def _recorded_options(options: LiveOptions) -> dict[str, object]:
         "pids": list(options.wanted.pids),
         "exes": list(options.wanted.exes),
         "units": list(options.wanted.units),
-        "judge": options.judge,
-        "stream": options.stream or options.timeline or options.judge == "stream",
+        "stream": options.stream or options.timeline,
         "full_lifetimes": options.full_lifetimes,
     }

@@ -77,7 +77,7 @@ def targets(function: F) -> F:
 
 
 def verdicts(function: F) -> F:
-    """--format, --findings, --fail-on, --judge."""
+    """--format, --findings, --fail-on."""
     return _stack(
         click.option(
             "--format",
@@ -92,13 +92,6 @@ def verdicts(function: F) -> F:
         ),
         click.option(
             "--fail-on", type=click.Choice(SEVERITIES), help="Exit with 10 when a finding is that severe."
-        ),
-        click.option(
-            "--judge",
-            type=click.Choice(["kernel", "stream"]),
-            default="kernel",
-            show_default=True,
-            help="Judge by what the kernel side noticed, or by the whole stream of records.",
         ),
     )(function)
 

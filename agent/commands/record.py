@@ -19,7 +19,7 @@ from agent.commands import options
     "--stream/--no-stream",
     default=True,
     show_default=True,
-    help="Include every stream record (needed for --judge stream and the timeline in replay).",
+    help="Include every stream record (needed for the timeline in replay).",
 )
 def command(
     *,
@@ -33,7 +33,6 @@ def command(
     form: str,
     findings: Path | None,
     fail_on: str | None,
-    judge: str,
     output: Path,
     max_size: int,
     stream: bool,
@@ -53,7 +52,6 @@ def command(
             form=form,
             brief=True,
             findings=findings,
-            judge=judge,
             record=output,
             max_size=max_size,
             duration=duration,

@@ -20,12 +20,12 @@ def command(
     form: str,
     findings: Path | None,
     fail_on: str | None,
-    judge: str,
     timeline: bool,
     timeline_rate: int,
 ) -> int:
     """Judge a recording again. Findings are those of the live run, byte for byte."""
-    from agent.commands.live import LiveOptions, conclude, correlator, notices, sinks, threshold
+    from agent.commands.live import LiveOptions, conclude, notices, sinks, threshold
+    from agent.correlator.core import Correlator
     from agent.errors import Misused
     from agent.replay_source import RecordingSource
     from agent.runner import Runner, Stop
@@ -41,8 +41,6 @@ def command(
     with stop.installed(), contextlib.ExitStack() as stack:
         source = RecordingSource.open(file)
         stack.callback(source.close)
-        if judge == "stream" and source.header.get("options", {}).get("stream") is False:
-            notices().text("afterfree: this recording holds no stream records; --judge stream finds nothing")
         symbols = SymbolClient(stored=source.answers)
         stack.callback(symbols.close)
         outputs = sinks(LiveOptions(wanted=Wanted(), form=form, findings=findings))
@@ -53,7 +51,7 @@ def command(
         )
         outcome = Runner(
             source,
-            judge=correlator(judge),
+            judge=Correlator(),
             symbols=symbols,
             sinks=outputs,
             scene=scene,

@@ -34,6 +34,3 @@ class BoundedMap(Generic[K, V]):
         if len(self._entries) > self._limit:
             self._entries.popitem(last=False)
             self.evicted += 1
-
-    def pop(self, key: K) -> V | None:
-        return self._entries.pop(key, None)

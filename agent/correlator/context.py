@@ -10,7 +10,6 @@ from agent.correlator.bounded import BoundedMap
 from probes.events import FdinfoChecked, Lost, SlotLife
 from symbols.plan import Role
 
-ALL_BITS = 0xFFFF_FFFF_FFFF_FFFF
 _LINK_BYTES = 8
 _UNDEFINED = 0xAA  # Zig's `undefined` in safe builds; destroy fills the slot with it (DESIGN section 5)
 
@@ -24,7 +23,6 @@ class PlanFacts:
     unprobed: Mapping[Role, tuple[str, ...]]  # where each instance that could not be probed is
     freelist_offset: int | None = None
     slot_size: int = 0  # bytes; 0 unknown
-    mask: int = ALL_BITS  # userdata bits that are the slot's address
 
     @classmethod
     def from_json(cls, plan: object) -> PlanFacts | None:
@@ -46,14 +44,11 @@ class PlanFacts:
         link = slot.get("freelist_offset") if isinstance(slot, Mapping) else None
         size = slot.get("size") if isinstance(slot, Mapping) else None
         guard = plan.get("guard")
-        userdata = plan.get("userdata")
-        mask = userdata.get("mask") if isinstance(userdata, Mapping) else None
         return cls(
             guard=str(guard) if guard else None,
             sites=sites,
             unprobed=unprobed,
             freelist_offset=link if isinstance(link, int) and link >= 0 else None,
-            mask=_mask(mask),
             slot_size=size if isinstance(size, int) and size > 0 else 0,
         )
 
@@ -70,16 +65,6 @@ class PlanFacts:
         where = self.unprobed[role]
         total = len(where) + self.sites[role]
         return f"{len(where)} of {total} {role.value} instances cannot be probed (in {', '.join(where[:3])})"
-
-
-def _mask(value: object) -> int:
-    """The serial form of a plan may hold the mask as a number or as hex text."""
-    if isinstance(value, str):
-        try:
-            value = int(value, 0)
-        except ValueError:
-            return ALL_BITS
-    return value & ALL_BITS if isinstance(value, int) and value else ALL_BITS
 
 
 def _role(value: Any) -> Role | None:
@@ -102,14 +87,12 @@ class LossWindows:
     """When facts were lost. At most `limit` windows; the two nearest ones merge, so none is forgotten."""
 
     # Losses that cannot make an existing chain false: they cost findings or census entries (the names are
-    # those of probes/session.py).
+    # those of probes/session.py). The kernel side notices from its own maps, whatever the recorder lost.
     _HARMLESS = frozenset(
-        {"urgent", "lifetimes", "deliveries-beyond-limit", "suspicions-of-one-batch", "tail-call"}
+        {"urgent", "lifetimes", "recorder", "deliveries-beyond-limit", "suspicions-of-one-batch", "tail-call"}
     )
 
-    def __init__(self, *, stream: bool, limit: int = 64) -> None:
-        # The kernel side judges from its own maps: an overwritten recorder costs it nothing.
-        self._harmless = self._HARMLESS if stream else self._HARMLESS | {"recorder"}
+    def __init__(self, limit: int = 64) -> None:
         self._limit = max(1, limit)
         self._windows: list[tuple[int, int, str]] = []
 
@@ -117,7 +100,7 @@ class LossWindows:
         return len(self._windows)
 
     def add(self, lost: Lost) -> None:
-        if lost.count <= 0 or lost.what in self._harmless:
+        if lost.count <= 0 or lost.what in self._HARMLESS:
             return
         self._windows.append((min(lost.since, lost.ts), lost.ts, lost.what))
         if len(self._windows) > self._limit:

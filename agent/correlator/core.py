@@ -15,7 +15,6 @@ from agent.correlator.grouping import Groups
 from agent.correlator.lifetimes import LifetimeLedger
 from agent.correlator.rules import judge_lifetime, judge_lingering, judge_suspicion
 from agent.correlator.tallies import Tallies
-from agent.correlator.tracker import StreamTracker
 from probes.abi import Suspect
 from probes.events import (
     CountersRead,
@@ -27,7 +26,6 @@ from probes.events import (
     Lost,
     RecordsRead,
     SlotLingering,
-    StackSeen,
     SuspicionRaised,
     TargetAttached,
     TargetGone,
@@ -40,7 +38,6 @@ _MAX_NAMES = 64  # kinds of loss that are counted by name
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorrelatorOptions:
-    judge_stream: bool = False  # drive the mirror by RecordsRead and ignore the kernel's suspicions
     leak_after_ns: int = 30_000_000_000
     max_groups: int = 1024
     max_slots: int = 65536  # slots whose running totals are remembered
@@ -52,9 +49,8 @@ class Stats:
 
     events: int = 0
     unjudged: int = 0  # events that say nothing to a rule, and what is no event at all
-    records: int = 0  # of the stream
+    records: int = 0  # of the stream: only counted here, the timeline and bundles read them
     suspicions: int = 0
-    ignored_suspicions: int = 0  # from the kernel while the stream is judged
     lifetimes_decoded: int = 0
     lifetimes_counted: int = 0
     findings: int = 0  # occurrences, before grouping
@@ -71,7 +67,6 @@ class Stats:
             "unjudged": self.unjudged,
             "records": self.records,
             "suspicions": self.suspicions,
-            "ignored_suspicions": self.ignored_suspicions,
             "lifetimes_decoded": self.lifetimes_decoded,
             "lifetimes_counted": self.lifetimes_counted,
             "findings": self.findings,
@@ -92,7 +87,7 @@ class Correlator:
         self.stats = Stats()
         self.census = Census()
         self._targets: BoundedMap[int, Target] = BoundedMap(_MAX_TARGETS)
-        self._loss = LossWindows(stream=self.options.judge_stream)
+        self._loss = LossWindows()
         self._fdinfo = FdinfoLog(4096)
         self._slots: BoundedMap[tuple[int, int], None] = BoundedMap(self.options.max_slots)
         self._tallies = Tallies(self.options.max_slots)
@@ -103,15 +98,12 @@ class Correlator:
             self.options.max_slots
         )
         self._stale: BoundedMap[tuple[int, int], tuple[int, str]] = BoundedMap(self.options.max_slots)
-        self._tracker = StreamTracker(self.options.max_slots) if self.options.judge_stream else None
-        self._scanned = 0
         self._handlers: dict[type, Callable[[Any], list[Finding]]] = {
             SuspicionRaised: self._on_suspicion,
             LifetimeEnded: self._on_lifetime,
             LifetimesCounted: self._on_counts,
             SlotLingering: self._on_lingering,
             RecordsRead: self._on_records,
-            StackSeen: self._on_stack,
             Lost: self._on_lost,
             FdinfoChecked: self._on_fdinfo,
             TargetAttached: self._on_attached,
@@ -153,8 +145,7 @@ class Correlator:
             self.stats.lost,
             self.stats.dropped,
         )
-        tracked = len(self._tracker) if self._tracker is not None else 0
-        return tracked + sum(len(table) for table in tables)
+        return sum(len(table) for table in tables)
 
     def to_dict(self) -> dict[str, Any]:
         """Counters for the summary and for metrics."""
@@ -167,12 +158,6 @@ class Correlator:
         }
 
     def _on_suspicion(self, evidence: SuspicionRaised) -> list[Finding]:
-        if self._tracker is not None:
-            self.stats.ignored_suspicions += 1
-            return []
-        return self._judge(evidence)
-
-    def _judge(self, evidence: SuspicionRaised) -> list[Finding]:
         self.stats.suspicions += 1
         self._at(evidence.trigger.ts)
         slot = evidence.slot
@@ -205,9 +190,6 @@ class Correlator:
         return finding
 
     def _on_lifetime(self, ended: LifetimeEnded) -> list[Finding]:
-        return [] if self._tracker is not None else self._judge_lifetime(ended)
-
-    def _judge_lifetime(self, ended: LifetimeEnded) -> list[Finding]:
         self.stats.lifetimes_decoded += 1
         slot = ended.slot
         self._at(slot.destroy.ts)
@@ -219,18 +201,12 @@ class Correlator:
         return self._ledger.ended(ended.signature, verdicts, context.target.image)
 
     def _on_counts(self, event: LifetimesCounted) -> list[Finding]:
-        return [] if self._tracker is not None else self._count_lifetimes(event)
-
-    def _count_lifetimes(self, event: LifetimesCounted) -> list[Finding]:
         self._at(event.ts)
         self.stats.lifetimes_counted += sum(max(0, count) for count in event.counts.values())
         self.census.add(event)
         return self._ledger.counted(event)
 
     def _on_lingering(self, event: SlotLingering) -> list[Finding]:
-        return [] if self._tracker is not None else self._judge_lingering(event)
-
-    def _judge_lingering(self, event: SlotLingering) -> list[Finding]:
         self._at(event.ts)
         slot = event.slot
         context = self._context(slot.tgid)
@@ -245,21 +221,6 @@ class Correlator:
 
     def _on_records(self, event: RecordsRead) -> list[Finding]:
         self.stats.records += len(event.records)
-        if self._tracker is None:
-            return []
-        found: list[Finding] = []
-        for noticed in self._tracker.feed(event.records):
-            if isinstance(noticed, SuspicionRaised):
-                found += self._judge(noticed)
-            elif isinstance(noticed, LifetimeEnded):
-                found += self._judge_lifetime(noticed)
-            else:
-                found += self._count_lifetimes(noticed)
-        return found
-
-    def _on_stack(self, event: StackSeen) -> list[Finding]:
-        if self._tracker is not None:
-            self._tracker.stack_seen(event)
         return []
 
     def _on_lost(self, lost: Lost) -> list[Finding]:
@@ -277,9 +238,6 @@ class Correlator:
         self._at(event.ts)
         self.stats.targets += 1
         identity = event.plan.get("identity") if isinstance(event.plan, Mapping) else None
-        plan = PlanFacts.from_json(event.plan)
-        if self._tracker is not None:
-            self._tracker.attach(event.tgid, plan, event.ts)
         self._targets.put(
             event.tgid,
             Target(
@@ -287,7 +245,7 @@ class Correlator:
                 image=str(identity or event.exe),
                 bias=event.bias,
                 attached=event.ts,
-                plan=plan,
+                plan=PlanFacts.from_json(event.plan),
             ),
         )
         return []
@@ -303,12 +261,7 @@ class Correlator:
 
     def _on_tick(self, event: Tick) -> list[Finding]:
         self._at(event.ts)
-        found = self._ledger.flush(event.ts, self._context(0))
-        if self._tracker is not None and event.ts - self._scanned >= self.options.leak_after_ns // 8:
-            self._scanned = event.ts
-            for lingering in self._tracker.lingering(event.ts, self.options.leak_after_ns):
-                found += self._judge_lingering(lingering)
-        return found
+        return self._ledger.flush(event.ts, self._context(0))
 
     def _context(self, tgid: int) -> Context:
         return Context(

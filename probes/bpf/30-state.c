@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only)
  *
- * Slots, registrations and descriptions: the state machine. agent/correlator/tracker.py is its mirror over
- * the stream of records; a change here is a change there (tests/integration/test_differential.py compares).
+ * Slots, registrations and descriptions: the state machine.
  */
 static inline __attribute__((always_inline)) struct af_slot *af_slot_find(u32 tgid, u64 addr)
 {

@@ -87,10 +87,9 @@ def _result(costs: target.Costs, speeds: dict[str, replay.Speed], rounds: int) -
         "replay": {
             name: {
                 "records": speed.records,
-                "stream_per_s": round(speed.stream),
-                "stream_from_file_per_s": round(speed.file),
-                "kernel_events": speed.kernel_events,
-                "kernel_per_s": round(speed.kernel),
+                "from_file_per_s": round(speed.file),
+                "judged_events": speed.judged_events,
+                "judged_per_s": round(speed.judged),
             }
             for name, speed in speeds.items()
         },
@@ -121,7 +120,7 @@ def main() -> int:
         },
         "daemon CPU, % of a core": result["daemon"]["cpu_percent"],
         "daemon resident, KiB": float(result["daemon"]["rss_kib"]),
-        **{f"replay, events/s: {name}, from memory": speed.stream for name, speed in speeds.items()},
+        **{f"replay, events/s: {name}, from the file": speed.file for name, speed in speeds.items()},
     }
     cost = result["daemon"]
     armed = (
@@ -138,8 +137,8 @@ def main() -> int:
     ]
     for name, speed in speeds.items():
         lines.append(
-            f"replay {name}: {speed.records:,} records, {speed.stream:,.0f} events/s through the correlator, "
-            f"{speed.file:,.0f} from the file; {speed.kernel_events:,} kernel events at {speed.kernel:,.0f}/s"
+            f"replay {name}: {speed.records:,} records, {speed.file:,.0f} events/s from the file; "
+            f"{speed.judged_events:,} events through the correlator at {speed.judged:,.0f}/s"
         )
     sys.stdout.write("\n".join([*lines, "", *_verdicts(figures), ""]) + "\n" + json.dumps(result) + "\n")
     return 0 if arguments.only else _symbols(arguments.rounds, big=not arguments.no_big)

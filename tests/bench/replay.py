@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.correlator.core import Correlator, CorrelatorOptions
+from agent.correlator.core import Correlator
 from agent.replay_source import RecordingSource
 from probes.events import Event, LifetimesCounted, RecordsRead
 from tests.integration.harness import daemon, load, server
@@ -19,13 +19,12 @@ REPEATS = 3
 
 @dataclass(slots=True)
 class Speed:
-    """Events (stream records count each) per second of processor time of this process."""
+    """Events (stream records and lifetimes count each) per second of processor time of this process."""
 
     records: int  # of the stream in the recording
-    stream: float  # the mirror over the whole stream (--judge stream), already decoded
-    file: float  # the same, read from the file
-    kernel: float  # what the kernel side noticed (--judge kernel): everything but records
-    kernel_events: int
+    file: float  # the whole recording read and judged, its stream included
+    judged: float  # what the kernel side noticed and counted, from memory: everything but records
+    judged_events: int
 
 
 def _record(tmp: Path, mix: str, connections: int, *bug: str) -> Path:
@@ -67,9 +66,9 @@ def _count(events: list[Event]) -> int:
     return total
 
 
-def _fed(events: list[Event], *, stream: bool) -> float:
+def _fed(events: list[Event]) -> float:
     """Seconds of processor time for one pass; a judge of its own each time."""
-    judge = Correlator(CorrelatorOptions(judge_stream=stream))
+    judge = Correlator()
     gc.collect()
     began = time.process_time()
     for event in events:
@@ -77,22 +76,27 @@ def _fed(events: list[Event], *, stream: bool) -> float:
     return time.process_time() - began
 
 
-def _speed(recording: Path) -> Speed:
-    events = _events(recording)
-    records = sum(len(event.records) for event in events if isinstance(event, RecordsRead))
-    noticed = [event for event in events if not isinstance(event, RecordsRead)]
-    stream = statistics.median(_fed(events, stream=True) for _ in range(REPEATS))
-    kernel = statistics.median(_fed(noticed, stream=False) for _ in range(REPEATS))
+def _read(recording: Path) -> float:
+    """The same for a pass over the file."""
+    judge = Correlator()
+    gc.collect()
     began = time.process_time()
-    judge = Correlator(CorrelatorOptions(judge_stream=True))
     source = RecordingSource.open(recording)
     while not source.finished:
         for event in source.poll(0):
             judge.feed(event)
     source.close()
-    file = time.process_time() - began
+    return time.process_time() - began
+
+
+def _speed(recording: Path) -> Speed:
+    events = _events(recording)
+    records = sum(len(event.records) for event in events if isinstance(event, RecordsRead))
+    noticed = [event for event in events if not isinstance(event, RecordsRead)]
+    judged = statistics.median(_fed(noticed) for _ in range(REPEATS))
+    file = statistics.median(_read(recording) for _ in range(REPEATS))
     total, few = _count(events), _count(noticed)
-    return Speed(records, total / stream, total / file, few / kernel, few)
+    return Speed(records, total / file, few / judged, few)
 
 
 def measure(tmp: Path, connections: int) -> dict[str, Speed]:

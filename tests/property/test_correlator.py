@@ -7,7 +7,6 @@ import json
 from itertools import pairwise
 from typing import Any
 
-import pytest
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
@@ -139,7 +138,6 @@ plans = st.fixed_dictionaries(
         "unprobed": roles | garbage_json,
         "guard": st.none() | st.just("generation"),
         "slot": garbage_json | st.just({"freelist_offset": 0, "size": 64}),
-        "userdata": garbage_json | st.just({"mask": 2**64 - 2}),
         "identity": garbage_json,
     },
 )
@@ -191,19 +189,17 @@ others = st.one_of(
 )  # fmt: skip
 events = st.booleans().flatmap(lambda judged: suspicions if judged else others)
 streams = st.lists(events, max_size=20)
-either = pytest.mark.parametrize("judge_stream", [False, True])
 
 
-def run(stream: list[Any], judge_stream: bool, **options: int) -> tuple[Correlator, list[Finding]]:
-    correlator = Correlator(CorrelatorOptions(judge_stream=judge_stream, leak_after_ns=10, **options))
+def run(stream: list[Any], **options: int) -> tuple[Correlator, list[Finding]]:
+    correlator = Correlator(CorrelatorOptions(leak_after_ns=10, **options))
     found = [finding for event in stream for finding in correlator.feed(event)]
     return correlator, found
 
 
-@either
 @given(stream=streams)
-def test_any_stream_is_judged_and_no_uncertain_finding_alarms(stream: list[Any], judge_stream: bool) -> None:
-    correlator, found = run(stream, judge_stream)
+def test_any_stream_is_judged_and_no_uncertain_finding_alarms(stream: list[Any]) -> None:
+    correlator, found = run(stream)
     assert correlator.stats.events == len(stream)
     for finding in (*found, *correlator.findings()):
         if finding.confidence is Confidence.UNCERTAIN:
@@ -215,31 +211,26 @@ def test_any_stream_is_judged_and_no_uncertain_finding_alarms(stream: list[Any],
         assert Finding.from_dict(json.loads(json.dumps(finding.to_dict()))) == finding
 
 
-@either
 @given(stream=streams)
-def test_the_same_stream_gives_the_same_findings(stream: list[Any], judge_stream: bool) -> None:
-    first, found = run(stream, judge_stream)
-    second, again = run(stream, judge_stream)
+def test_the_same_stream_gives_the_same_findings(stream: list[Any]) -> None:
+    first, found = run(stream)
+    second, again = run(stream)
     assert found == again
     assert first.findings() == second.findings()
     assert first.to_dict() == second.to_dict()
 
 
-@either
 @given(stream=streams)
-def test_memory_is_bounded(stream: list[Any], judge_stream: bool) -> None:
-    correlator, _ = run(stream, judge_stream, max_groups=3, max_slots=3)
+def test_memory_is_bounded(stream: list[Any]) -> None:
+    correlator, _ = run(stream, max_groups=3, max_slots=3)
     assert len(correlator._groups) <= 3 + len(RuleId) * len(Severity)
     assert len(correlator._slots) <= 3
     assert len(correlator._tallies) <= 6
-    if correlator._tracker is not None:
-        for process in correlator._tracker._processes.values():
-            assert max(len(process.slots), len(process.regs), len(process.fds)) <= 3
 
 
 @given(stream=streams)
 def test_every_actor_chain_is_in_time_order_with_its_gaps(stream: list[Any]) -> None:
-    correlator, found = run(stream, judge_stream=False)
+    correlator, found = run(stream)
     for finding in (*found, *correlator.findings()):
         seen = [actor for actor in finding.actors if actor.moment.seen]
         assert [a.moment.ts for a in seen] == sorted(a.moment.ts for a in seen)
@@ -329,8 +320,8 @@ def test_the_strategies_reach_every_rule() -> None:
     certain: set[Severity] = set()
 
     def collect(stream: list[Any]) -> None:
-        guarded = run([GUARDED, *stream], judge_stream=False)[0].findings()
-        for finding in (*run(stream, judge_stream=False)[0].findings(), *guarded):
+        guarded = run([GUARDED, *stream])[0].findings()
+        for finding in (*run(stream)[0].findings(), *guarded):
             reached.add(finding.rule)
             certain.add(finding.severity)
 
@@ -341,10 +332,3 @@ def test_the_strategies_reach_every_rule() -> None:
             limits(seed(round_)(given(stream=evidence)(collect)))()
     assert reached == set(RuleId)
     assert certain == set(Severity)
-
-
-def test_every_record_kind_is_handled_or_meant_to_be_skipped() -> None:
-    correlator = Correlator(CorrelatorOptions(judge_stream=True))
-    assert correlator._tracker is not None
-    skipped = {Kind.DISOWNED, Kind.SIGNALED}
-    assert set(Kind) - {Kind(kind) for kind in correlator._tracker._handlers} == skipped

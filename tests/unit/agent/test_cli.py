@@ -72,7 +72,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("record", "--pid", "1"),
         ("record", "--pid", "1", "-o", "x", "--max-size", "big"),
         ("census",),
-        ("replay", "x", "--judge", "dice"),
+        ("replay", "x", "--fail-on", "dice"),
         ("replay", "x", "--timeline", "--format", "json"),
         ("symbols",),
     ],
