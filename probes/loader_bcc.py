@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from probes import btf
 from probes.compiled import Compiled, MapShape, ProgramCache, cache_key, unbound
 from probes.errors import BccMissing, LoaderFailed, TargetGoneWhileAttaching, WrongBcc
 from probes.sysbpf import Map
@@ -33,32 +34,19 @@ TRACEPOINTS: tuple[tuple[str, str, bool], ...] = (
     ("syscalls:sys_exit_epoll_pwait", "af_exit_wait", True),
     ("syscalls:sys_enter_epoll_pwait2", "af_enter_wait", False),
     ("syscalls:sys_exit_epoll_pwait2", "af_exit_wait", False),
-    ("syscalls:sys_enter_epoll_create", "af_enter_create", False),
     ("syscalls:sys_exit_epoll_create", "af_exit_create", False),
-    ("syscalls:sys_enter_epoll_create1", "af_enter_create", True),
     ("syscalls:sys_exit_epoll_create1", "af_exit_create", True),
     ("syscalls:sys_enter_close", "af_enter_close", True),
     ("syscalls:sys_exit_close", "af_exit_close", True),
-    ("syscalls:sys_enter_close_range", "af_enter_close_range", False),
     ("syscalls:sys_exit_close_range", "af_exit_close_range", False),
-    ("syscalls:sys_enter_dup", "af_enter_dup", True),
     ("syscalls:sys_exit_dup", "af_exit_dup", True),
     ("syscalls:sys_enter_dup2", "af_enter_dup2", False),
-    ("syscalls:sys_exit_dup2", "af_exit_dup", False),
+    ("syscalls:sys_exit_dup2", "af_exit_dup2", False),
     ("syscalls:sys_enter_dup3", "af_enter_dup2", True),
-    ("syscalls:sys_exit_dup3", "af_exit_dup", True),
-    ("syscalls:sys_enter_fcntl", "af_enter_fcntl", True),
-    ("syscalls:sys_exit_fcntl", "af_exit_dup", True),
-    ("syscalls:sys_enter_accept", "af_enter_accept", False),
-    ("syscalls:sys_exit_accept", "af_exit_accept", False),
-    ("syscalls:sys_enter_accept4", "af_enter_accept", True),
-    ("syscalls:sys_exit_accept4", "af_exit_accept", True),
-    ("syscalls:sys_enter_read", "af_enter_read", False),
-    ("syscalls:sys_enter_readv", "af_enter_read", False),
-    ("syscalls:sys_enter_recvfrom", "af_enter_read", False),
-    ("syscalls:sys_enter_recvmsg", "af_enter_read", False),
-    ("syscalls:sys_enter_recvmmsg", "af_enter_read", False),
-    ("syscalls:sys_enter_splice", "af_enter_read", False),
+    ("syscalls:sys_exit_dup3", "af_exit_dup2", True),
+    ("syscalls:sys_exit_fcntl", "af_exit_fcntl", True),
+    ("io_uring:io_uring_submit_req", "af_io_uring", False),
+    ("io_uring:io_uring_submit_sqe", "af_io_uring", False),
     ("task:task_newtask", "af_newtask", True),
     ("sched:sched_process_exec", "af_execed", True),
     ("sched:sched_process_exit", "af_exited", True),
@@ -77,25 +65,39 @@ MAPS = (
     "targets",
     "slots",
     "regs",
-    "fds",
+    "numbers",
     "waiters",
     "threads",
     "objects",
-    "orphans",
-    "descs",
+    "inner",
     "exec_paths",
     "prog",  # the kernel empties a program array when its last descriptor is closed
 )
 
-CHAIN = ("af_wait_more", "af_report")
-"""Programs of the tail-call chain, by index (AF_PROG_* in 40-epoll.c)."""
+PROGRESS = {
+    "read": "af_progress", "readv": "af_progress", "pread64": "af_progress", "preadv": "af_progress",
+    "preadv2": "af_progress", "recvfrom": "af_progress", "recvmsg": "af_progress", "recvmmsg": "af_progress",
+    "write": "af_progress", "writev": "af_progress", "pwrite64": "af_progress", "pwritev": "af_progress",
+    "pwritev2": "af_progress", "sendto": "af_progress", "sendmsg": "af_progress", "sendmmsg": "af_progress",
+    "sendfile64": "af_progress", "tee": "af_progress", "vmsplice": "af_progress",
+    "splice": "af_progress_two", "copy_file_range": "af_progress_two",
+    "accept": "af_progress_accept", "accept4": "af_progress_accept",
+}  # fmt: skip
+"""System calls that consume or produce, and the program for their exit: attached while a spin is suspected."""
 
-_KPROBE, _TRACEPOINT = 2, 5  # BPF_PROG_TYPE_* (linux/bpf.h)
+LENT = ("af_settle_now", "af_progress", "af_progress_accept", "af_progress_two")
+"""Programs whose descriptors the daemon holds as well, to run or to attach them at need."""
+
+CHAIN = ("af_wait_more", "af_report", "af_settle_more")
+"""Programs of the tail-call chain, by index (AF_PROG_* in 45-wait.c)."""
+
+_KPROBE, _TRACEPOINT, _RAW_TRACEPOINT = 2, 5, 17  # BPF_PROG_TYPE_* (linux/bpf.h)
 _LICENSE = b"Dual MIT/GPL"
 _NAME = 15  # BPF_OBJ_NAME_LEN with its end
 _LOG = 1 << 20
 _LOG_LINES = 12
-_SLOW = ("af_signaled", "af_report", "af_exit_wait", "af_wait_more")  # to verify
+_SLOW = ("af_report", "af_signaled", "af_exit_wait", "af_wait_more", "af_enter_wait", "af_settle_more")  # to verify
+_RUN = ("af_settle_now",)  # by BPF_PROG_TEST_RUN, which takes raw tracepoints (kernel/bpf/syscall.c)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +158,7 @@ def load(request: LoadRequest, cache: ProgramCache | None = None) -> Loaded:
         f"-I{SOURCES}",
         f"-DAF_LINUX_VERSION_CODE={(version[0] << 16) + (version[1] << 8) + min(version[2], 255)}",
         "-Wno-unused-function",
+        *btf.definitions(),
         *request.defines,
     )
     cache = cache or ProgramCache()
@@ -171,6 +174,7 @@ def load(request: LoadRequest, cache: ProgramCache | None = None) -> Loaded:
     loaded = Loaded(maps={}, links=[])
     if not request.empty:
         loaded.maps = {name: fds[name] for name in MAPS}
+        loaded.maps.update((name, programs[name]) for name in LENT)
         chain = Map(fds["prog"], 4, 4)
         for index, name in enumerate(CHAIN):
             chain.put(struct.pack("<i", index), struct.pack("<i", programs[name]))
@@ -247,7 +251,7 @@ def _verified(compiled: Compiled, fds: dict[str, int], uprobes: set[str]) -> dic
     """Program name -> descriptor. Two at a time: the verifier takes most of the time to arm."""
 
     def load(name: str) -> int:
-        kind = _KPROBE if name in uprobes else _TRACEPOINT
+        kind = _KPROBE if name in uprobes else _RAW_TRACEPOINT if name in _RUN else _TRACEPOINT
         return _program(name, kind, compiled.programs[name].bound(fds))
 
     slowest_first = sorted(compiled.programs, key=lambda name: name not in _SLOW)

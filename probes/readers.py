@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from probes.errors import Unsupported
-from symbols.plan import LOAD_BIAS, MAX_STEPS, Add, Apply, ArgSource, Deref, Extend, Op, ProbePlan
+from symbols.plan import LOAD_BIAS, MAX_STEPS, Add, Apply, ArgSource, Deref, Extend, Op, ProbePlan, Role
 
 _REGISTERS = {
     "x86_64": {
@@ -70,7 +70,9 @@ def generate(plan: ProbePlan) -> Readers:
         reader = _Reader(registers, site.address)
         if site.entry is not None and site.frame is not None:
             reader.take_entry(site.entry, site.frame)
-        body = reader.body(f"return af_hit_{site.role.value}(ctx, {reader.value(site.source)});")
+        value = reader.value(site.source)
+        more = f", {int(site.at_entry)}" if site.role is Role.DESTROY else ""
+        body = reader.body(f"return af_hit_{site.role.value}(ctx, {value}{more});")
         name = bodies.setdefault(body, f"af_site_{site.role.value}_{len(bodies)}")
         programs.append((site.file_offset, name))
     if len(bodies) > MAX_READERS:

@@ -3,12 +3,22 @@
  * Maps and configuration. The files of this folder are one program, read in the order of their names;
  * the generated argument readers follow them. Configuration comes as -D from the loader:
  *   AF_RING_RECORDS, AF_LIFE_RECORDS (per CPU), AF_MAX_SLOTS, AF_MAX_THREADS, AF_URGENT_PAGES, AF_CPUS
- *   AF_UD_MASK, AF_IS_RESERVED(u), AF_HAVE_CREATE, AF_HAVE_DISPATCH, AF_OBJECT_OFFSET, AF_SLOT_SIZE,
- *   AF_CRASH_SLOT_SIZE, AF_LINK_OFFSET (-1: the profile names none)
+ *   AF_UD_MASK, AF_UD_OFFSET, AF_IS_RESERVED(u), AF_EMBEDDED(x) (x(offset) for each place within a slot that
+ *   userdata may point at instead), AF_HAVE_CREATE, AF_CREATE_COMPLETE, AF_HAVE_DISPATCH,
+ *   AF_OBJECT_IS_SLOT, AF_OBJECT_DELTA, AF_OBJECT_OFFSET, AF_SLOT_SIZE, AF_CRASH_SLOT_SIZE,
+ *   AF_LINK_OFFSET (-1: the profile names none), AF_COUNT_OFFSET (-1: none), AF_COUNT_SIZE, AF_FREES_AT
  *   AF_MAX_ENTERED: calls whose entry values are kept
+ *   AF_ASK (0: no BTF, the kernel cannot be asked) and the offsets of its structures:
+ *   AF_TASK_FILES, AF_FILES_FDT, AF_FDT_FD, AF_FDT_MAX, AF_FILE_PRIVATE, AF_FILE_EP, AF_FILE_INODE,
+ *   AF_INODE_INO, AF_ITEM_LINK, AF_ITEM_FFD, AF_ITEM_EP, AF_ITEM_EVENT
+ *   and of tracepoints, from tracefs: AF_TP_NEWTASK_PID, AF_TP_NEWTASK_FLAGS, AF_TP_EXEC_FILENAME,
+ *   AF_TP_SIGNAL_SIG, AF_TP_SIGNAL_CODE, AF_TP_SIGNAL_PID, AF_TP_FAULT_ADDRESS, AF_TP_FAULT_IP
  */
 #include <uapi/linux/ptrace.h>
 #include "abi.h"
+
+#define AF_FN static inline __attribute__((always_inline))
+#define AF_LOOP _Pragma("clang loop unroll(disable)")
 
 #define AF_EPOLLONESHOT (1u << 30)
 #define AF_EPOLLET (1u << 31)
@@ -21,62 +31,100 @@
 #define AF_MAX_EVENTS 512     /* of one wait: 16 chunks, each two of the 33 tail calls; the rest is counted */
 #define AF_SUSPECTS 32        /* suspicions of one chunk that are sent: all of them */
 #define AF_QUIET_AFTER 64     /* consecutive deliveries after which repeats are only counted */
-#define AF_WATCH_READS_AFTER 8
-#define AF_HOT_AFTER 1024
+#define AF_HOPELESS_AFTER 1024 /* deliveries that no call can answer, after which they are a spin */
+#define AF_SUSPECT_AFTER 512  /* deliveries without known progress after which progress should be watched */
+#define AF_HOT_NS 1500000000ull /* that long without progress, while it was watched: a spin */
+#define AF_HOT_AFTER 1024     /* and that many deliveries */
+#define AF_ITEMS 16           /* registrations of one file that are looked at */
+#define AF_CLOSING 4          /* registrations of one number that a close is accounted for */
+#define AF_DESTROYS 4
+#define AF_BATCHES 4          /* open batches of one thread: nested waits */
+#define AF_PENDING 1024       /* slots of one thread that wait to be judged */
+#define AF_SETTLE_AT_ONCE 16  /* of these, by one program of the tail-call chain */
+#define AF_RANGE_LIMIT 64
 #define AF_MANY_WAITERS 0xffffffffu
 #define AF_STACK_DEPTH 32
+#define AF_MAX_STACKS 16384
+#define AF_MAX_NUMBERS 16384   /* descriptor numbers whose last registration is remembered */
 #define AF_STACK_SHORT 128    /* bytes still read where the whole AF_STACK_BYTES are not there: the stack's end */
 #define AF_MAX_STACK_BYTES 2048
 /* Where the kernel steps probed instructions out of line: the page below TASK_SIZE (xol_add_vma). */
 #define AF_XOL_START 0x7fffffffe000ull
 #define AF_XOL_END 0x7ffffffff000ull
 
-/* tracepoint contexts; offsets as in tracefs' format files, stable since 4.x */
+/* syscall tracepoints: the layout of syscall_enter_define_fields and syscall_exit_define_fields
+ * (kernel/trace/trace_syscalls.c); the loader compares it with tracefs */
 struct af_sys_enter { u64 common; s64 nr; u64 args[6]; };
 struct af_sys_exit { u64 common; s64 nr; s64 ret; };
-struct af_tp_exec { u64 common; u32 filename_loc; s32 pid; s32 old_pid; };
-struct af_tp_exit { u64 common; char comm[16]; s32 pid; s32 prio; };
-struct af_tp_newtask { u64 common; s32 pid; char comm[16]; u32 gap; u64 clone_flags; };
-struct af_tp_signal { u64 common; s32 sig; s32 err; s32 code; char comm[16]; s32 pid; s32 group; s32 result; };
-struct af_tp_fault { u64 common; u64 address; u64 ip; u64 error_code; };
+
+struct af_settle_args { u64 tgid_epoch; u64 addr; };
 
 struct af_epoll_event { u32 events; u64 data; } __attribute__((packed));
 
+/* af_target.flags */
+#define AF_T_LATE 1u          /* it ran before the probes were armed, or was forked: slots may be older than we know */
+#define AF_T_FOLLOW 2u        /* its forked children are targets, too */
+#define AF_T_TABLE_SHARED 4u  /* another process shares its descriptor table (CLONE_FILES) */
+
 struct af_target {
 	u64 armed;        /* ts when the target was added */
-	u64 watch_reads;  /* until this ts, reads reset the repeat counts */
+	u32 epoch;        /* tells its slots from those of a program that the same process ran before */
+	u32 flags;
 	u32 forks;        /* forked children that may still share descriptions */
-	u32 hot_fds;      /* bit fd % 32: one of them is delivered again and again, so that its reads matter */
+	u32 last_child;   /* the newest of them */
+	u64 forked_at;
+	u64 not_judged;   /* frees within a batch, see AF_C_NOT_JUDGED */
+	u64 watch_since;  /* calls that make progress are watched since; 0: they are not */
+	u64 spin_said;    /* when AF_SPIN_SUSPECTED was sent last */
+	u64 spin_quiet;   /* not again before: the suspicion was wrong the last time */
 };
 
-/* what is known of a number */
-struct af_fd {
-	u64 desc;      /* 0: never dup'ed */
-	s32 epfd;      /* where it is registered; -1 nowhere */
-	u32 closed;    /* 1: as if there was no entry: its close has begun, and the thread that closes has a copy */
+/* a batch: what one wait returned, until the same thread waits there again */
+struct af_batch {
+	u64 ep;           /* struct eventpoll * */
+	u64 events;       /* user address of the array */
+	u64 enter;
+	u64 exit;
+	u64 sp;           /* user stack pointer of the wait */
+	s32 epfd;
+	u32 count;
+	u32 number;
+	u32 nested;       /* a wait on another instance came after it, as deep on the stack: it may be over */
 };
-
-struct af_desc { u64 refs; };
 
 /* what a thread is in the middle of */
-enum af_call { AF_CALL_NONE, AF_CALL_CTL, AF_CALL_CLOSE, AF_CALL_DUP, AF_CALL_DUP2, AF_CALL_WAIT, AF_CALL_ACCEPT,
-	       AF_CALL_CREATE };
+enum af_call { AF_CALL_NONE, AF_CALL_CTL, AF_CALL_CLOSE, AF_CALL_DUP2, AF_CALL_WAIT, AF_CALL_CREATE };
+
+/* a call of destroy that may be under way */
+struct af_destroy {
+	u64 addr;
+	u64 sp;      /* user stack pointer at the probe */
+	u64 ret;     /* return address, where the probe is at a function's entry; 0 unknown */
+	u64 ip;
+};
+
+struct af_reg_key { u64 ep; u64 file; s32 fd; u32 gap; };
 
 struct af_thread {
 	u64 enter;
 	u64 userdata;
 	u64 ip;
-	u64 events_ptr;
-	u64 wait_enter;
-	u64 wait_exit;
-	u64 stale_slot;    /* first free slot delivered in the open batch */
+	u64 file;            /* of the call's fd, before it */
+	u64 ep;              /* of the call's epfd */
+	u64 stale_slot;      /* first free slot delivered in the newest batch */
 	u64 fault_addr;
 	u64 fault_ip;
 	u64 fault_ts;
-	u64 hit_ip;        /* the last uprobe this thread ran into */
-	u64 crashed_at;    /* of the first of the fatal signals counted in `crashed` */
-	struct af_fd was;  /* a close under way: what was known of the number before it */
-	struct af_reg reg; /* and the registration under it; state NONE when there was none */
+	u64 hit_ip;          /* the last uprobe this thread ran into */
+	u64 crashed_at;      /* of the first of the fatal signals counted in `crashed` */
+	u64 missed_at;       /* of an EPOLL_CTL_MOD that found nothing: an ADD that follows makes it an idiom */
+	u64 missed_enter;
+	u64 missed_userdata;
+	struct af_destroy destroys[AF_DESTROYS]; /* the calls of destroy that were entered last */
+	struct af_batch wait;               /* of the wait under way, or the newest batch */
+	struct af_batch open[AF_BATCHES];   /* open batches, outermost first */
+	struct af_reg_key closing[AF_CLOSING]; /* registrations under the number that is being closed */
+	u32 depth;           /* open batches */
 	u32 call;
 	u32 op;
 	s32 epfd;
@@ -84,21 +132,31 @@ struct af_thread {
 	s32 newfd;
 	u32 events;
 	s32 stack;
-	s32 wait_epfd;
-	u32 batch;
-	u32 batch_open;
-	u32 batch_slots;   /* deliveries of the open batch that were recorded */
-	u32 known;         /* the call concerns a known registration */
-	u32 returned;      /* events of the wait that is being handled */
-	u32 next;          /* first event of the next chunk */
+	u32 batch;           /* batches so far */
+	u32 batch_slots;     /* deliveries of the newest batch that were recorded */
+	u32 exists;          /* the kernel's answer, before the call, on the registration that it concerns */
+	u32 begun;           /* an ADD that this thread noted */
+	u32 closings;        /* entries of `closing` */
+	u32 returned;        /* events of the wait that is being handled */
+	u32 next;            /* first event of the next chunk */
 	u32 crashed;
-	u32 waits;         /* it has entered a wait on wait_epfd since the target was armed */
+	u32 waits;           /* it has entered a wait on wait.epfd since the target was armed */
+	u32 destroyed;       /* calls of destroy so far */
+	s32 missed_fd;
+	s32 missed_epfd;
+	s32 missed_stack;
+	u32 pending_first;   /* of its entries in `pending`: [first, next) */
+	u32 pending_next;
 };
 
-struct af_slot_key { u32 tgid; u32 gap; u64 addr; };
-struct af_reg_key { u32 tgid; s32 epfd; s32 fd; u32 gap; };
-struct af_fd_key { u32 tgid; s32 fd; };
-struct af_desc_key { u32 tgid; u32 gap; u64 desc; };
+struct af_slot_key { u32 tgid; u32 epoch; u64 addr; };
+struct af_fd_key { u32 tgid; u32 epoch; s32 fd; };
+
+/* a slot that was destroyed while it was registered: judged when the call is over */
+struct af_pending_key { u64 id; u32 index; u32 gap; };
+struct af_pending_slot { u64 addr; u32 gen; u32 epoch; };
+
+struct af_dup { u64 enter; u64 ts; u64 ip; u32 tid; s32 stack; s32 oldfd; s32 newfd; };
 
 /* one call of a function whose entry value is kept; its CFA tells it from every other one of the process */
 struct af_call_key { u32 tgid; u32 entry; u64 cfa; };
@@ -107,24 +165,45 @@ struct af_entered { u64 armed; u64 value; };
 struct af_path_key { char path[AF_PATH]; };
 struct af_stack { u64 ip[AF_STACK_DEPTH]; };
 
-struct af_pending { u64 addr; u32 what; u32 events; u32 index; u32 repeat; };
+/* of a suspicion: what set it off */
+struct af_trigger_args {
+	u64 ts;
+	u64 enter;
+	u64 addr;
+	u32 gen;
+	s32 fd;
+	s32 epfd;
+	s32 ret;
+	u32 arg;
+	s32 stack;
+	u16 kind;
+	u16 flags;
+	u32 tid;     /* 0: the current thread */
+};
+
+struct af_noticed { u64 addr; u32 what; u32 events; u32 index; u32 repeat; u32 flags; u32 gap; };
 struct af_scratch {
 	struct af_epoll_event events[43]; /* AF_CHUNK and what makes 511 bytes a safe length */
-	struct af_pending pending[AF_CHUNK];
-	u32 pending_count;
-	u32 reported;
+	struct af_noticed noticed[AF_CHUNK];
+	u32 noticed_count;
 	u32 what;
 	u32 first;
 	u32 count;
+	u32 flags;
 	u32 repeat;        /* the delivery continues a run: of the batch before, and the first of this one */
 	struct af_path_key path;
+	struct af_reg reg;       /* copies of what is in maps that others may change meanwhile */
+	struct af_reg other;
+	struct af_reg older;
+	struct af_trigger_args args;
+	struct af_stack stack;
 };
 
 BPF_F_TABLE("array", int, struct af_rec, recorder, (AF_RING_RECORDS + 1) * AF_CPUS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", int, struct af_lifetime, lifetimes, AF_LIFE_RECORDS * AF_CPUS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", int, struct af_ring_head, lifetime_heads, AF_CPUS, BPF_F_MMAPABLE);
 BPF_RINGBUF_OUTPUT(urgent, AF_URGENT_PAGES);
-BPF_F_TABLE("stacktrace", int, struct af_stack, stacks, 8192, 0);
+BPF_F_TABLE("hash", s32, struct af_stack, stacks, AF_MAX_STACKS, 0);
 BPF_F_TABLE("hash", s32, struct af_stack_bytes, stack_bytes, AF_MAX_STACK_BYTES, 0);
 BPF_F_TABLE("percpu_array", int, struct af_stack_bytes, stack_scratch, 1, 0);
 BPF_F_TABLE("percpu_array", int, u64, counters, AF_C_MAX, 0);
@@ -136,12 +215,13 @@ BPF_F_TABLE("hash", u32, struct af_target, targets, 256, 0);
 BPF_F_TABLE("hash", u64, struct af_thread, threads, AF_MAX_THREADS, 0);
 BPF_F_TABLE("hash", struct af_slot_key, struct af_slot, slots, AF_MAX_SLOTS, 0);
 BPF_F_TABLE("hash", struct af_reg_key, struct af_reg, regs, AF_MAX_SLOTS, 0);
-BPF_F_TABLE("hash", struct af_fd_key, struct af_fd, fds, AF_MAX_SLOTS, 0);
-BPF_F_TABLE("hash", struct af_desc_key, struct af_desc, descs, 8192, 0);
-BPF_F_TABLE("hash", struct af_desc_key, struct af_reg, orphans, 4096, 0);
+BPF_F_TABLE("lru_hash", struct af_fd_key, struct af_reg, numbers, AF_MAX_NUMBERS, 0);
+BPF_F_TABLE("lru_hash", u64, struct af_dup, dups, 4096, 0);
+BPF_F_TABLE("hash", struct af_pending_key, struct af_pending_slot, pending, AF_MAX_SLOTS, 0);
 BPF_F_TABLE("hash", struct af_slot_key, u64, objects, AF_MAX_SLOTS, 0);
-BPF_F_TABLE("hash", struct af_fd_key, u32, waiters, 4096, 0);
+BPF_F_TABLE("hash", struct af_slot_key, u64, inner, AF_MAX_SLOTS, 0);
+BPF_F_TABLE("lru_hash", u64, u32, waiters, 4096, 0);
 BPF_F_TABLE("hash", u32, u32, children, 4096, 0);
 BPF_F_TABLE("hash", struct af_path_key, u32, exec_paths, 64, 0);
 BPF_F_TABLE("lru_hash", struct af_call_key, struct af_entered, entered, AF_MAX_ENTERED, 0);
-BPF_F_TABLE("prog", int, int, prog, 2, 0);
+BPF_F_TABLE("prog", int, int, prog, 3, 0);

@@ -2,7 +2,7 @@
  *
  * The three outputs (recorder, lifetimes, urgent), the counters, and who and where we are.
  */
-static inline __attribute__((always_inline)) void af_count(u32 which)
+AF_FN void af_count(u32 which)
 {
 	int key = which;
 	u64 *value = counters.lookup(&key);
@@ -10,10 +10,13 @@ static inline __attribute__((always_inline)) void af_count(u32 which)
 		*value += 1;
 }
 
+/* One call instead of hundreds of moves: the verifier looks at each of them on every path. */
+#define af_copy(to, from, size) bpf_probe_read_kernel(to, size, from)
+
 /* What suspicions leave to crashes, execs and ends, however many there are: 29 crashes in 4 MiB. */
 #define AF_URGENT_KEPT (AF_URGENT_PAGES * 4096ull / 8)
 
-static inline __attribute__((always_inline)) void *af_reserve(void *ring, u64 size, u64 flags)
+AF_FN void *af_reserve(void *ring, u64 size, u64 flags)
 {
 	if (size == sizeof(struct af_suspicion) &&
 	    bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) > AF_URGENT_PAGES * 4096ull - AF_URGENT_KEPT)
@@ -25,18 +28,18 @@ static inline __attribute__((always_inline)) void *af_reserve(void *ring, u64 si
  * call, with the map as its first argument. */
 #define bpf_ringbuf_reserve(ring, size, flags) af_reserve(ring, size, flags)
 
-static inline __attribute__((always_inline)) u32 af_tgid(void)
+AF_FN u32 af_tgid(void)
 {
 	return bpf_get_current_pid_tgid() >> 32;
 }
 
-static inline __attribute__((always_inline)) struct af_target *af_target_now(void)
+AF_FN struct af_target *af_target_now(void)
 {
 	u32 tgid = af_tgid();
 	return targets.lookup(&tgid);
 }
 
-static inline __attribute__((always_inline)) struct af_thread *af_thread_now(void)
+AF_FN struct af_thread *af_thread_now(void)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	struct af_thread *t = threads.lookup(&id);
@@ -53,19 +56,10 @@ static inline __attribute__((always_inline)) struct af_thread *af_thread_now(voi
 	return t;
 }
 
-/* the user-space instruction pointer of a system call: the instruction after `syscall` */
-static inline __attribute__((always_inline)) u64 af_user_ip(void)
-{
-	u64 ip = 0;
-	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs((void *)bpf_get_current_task_btf());
-	bpf_probe_read_kernel(&ip, sizeof(ip), (void *)((u64)regs + __builtin_offsetof(struct pt_regs, ip)));
-	return ip;
-}
-
 /* Registers and stack bytes of the first hit with this stack id. Two threads at once: the first one wins.
  * Another program that interrupts this one on this CPU may mix its bytes into the scratch area; who unwinds
  * compares with the kernel's own walk. */
-static inline __attribute__((always_inline)) void af_keep_stack(s32 id)
+AF_FN void af_keep_stack(s32 id)
 {
 	if (stack_bytes.lookup(&id))
 		return;
@@ -94,26 +88,45 @@ static inline __attribute__((always_inline)) void af_keep_stack(s32 id)
 	stack_bytes.insert(&id, s);
 }
 
-static inline __attribute__((always_inline)) s32 af_stack_id(void *ctx)
+/* An id of the user stack: a hash of all of it. The kernel's own stack map has one place for many stacks, so that
+ * the second of two would be refused, or change what the first one's id says. */
+AF_FN s32 af_stack_id(void *ctx)
 {
-	s32 id = stacks.get_stackid(ctx, BPF_F_USER_STACK | BPF_F_FAST_STACK_CMP);
-	if (id < 0)
+	int zero = 0;
+	struct af_scratch *s = scratch.lookup(&zero);
+	if (!s)
+		return -1;
+	__builtin_memset(&s->stack, 0, sizeof(s->stack));
+	if (bpf_get_stack(ctx, &s->stack, sizeof(s->stack), BPF_F_USER_STACK) < 0) {
 		af_count(AF_C_STACK_FAILED);
-	else
+		return -1;
+	}
+	u64 hash = 14695981039346656037ull; /* FNV-1a, by words */
+	AF_LOOP
+	for (u32 i = 0; i < AF_STACK_DEPTH; i++)
+		hash = (hash ^ s->stack.ip[i]) * 1099511628211ull;
+	s32 id = (s32)((hash ^ hash >> 32) & 0x7fffffff);
+	if (!stacks.lookup(&id)) {
+		stacks.insert(&id, &s->stack);
+		if (!stacks.lookup(&id)) {
+			af_count(AF_C_STACK_FAILED);
+			return -1;
+		}
 		af_keep_stack(id);
+	}
 	return id;
 }
 
-/* One 64-byte store. `seq` last and `written` after it: a reader that sees `written` unchanged around its
- * copy, and skips what was overwritten meanwhile, has whole records (x86 and BPF keep stores in order). */
-static inline __attribute__((always_inline)) void af_record(u16 kind, u16 flags, u64 ts, u64 enter, u64 addr, u32 gen,
+/* One 64-byte store. The place is taken at once, since another program may interrupt this one on its CPU; `seq` is
+ * written last: a reader takes a record when its `seq` is that of the place. */
+AF_FN void af_record(u16 kind, u16 flags, u64 ts, u64 enter, u64 addr, u32 gen,
 					s32 fd, s32 epfd, s32 ret, u32 arg, s32 stack)
 {
 	int base = bpf_get_smp_processor_id() * (AF_RING_RECORDS + 1);
 	struct af_ring_head *head = (struct af_ring_head *)recorder.lookup(&base);
 	if (!head)
 		return;
-	u64 written = head->written;
+	u64 written = __sync_fetch_and_add(&head->written, 1);
 	int index = base + 1 + (int)(written & (AF_RING_RECORDS - 1));
 	struct af_rec *r = recorder.lookup(&index);
 	if (!r)
@@ -133,44 +146,29 @@ static inline __attribute__((always_inline)) void af_record(u16 kind, u16 flags,
 	r->arg = arg;
 	r->stack = stack;
 	*(volatile u32 *)&r->seq = (u32)written;
-	*(volatile u64 *)&head->written = written + 1;
 }
 
-static inline __attribute__((always_inline)) void af_lifetime_out(struct af_slot *slot, u64 signature)
+AF_FN void af_lifetime_out(struct af_slot *slot, u64 signature)
 {
 	int cpu = bpf_get_smp_processor_id();
 	struct af_ring_head *head = lifetime_heads.lookup(&cpu);
 	if (!head)
 		return;
-	u64 written = head->written;
+	u64 written = __sync_fetch_and_add(&head->written, 1);
 	int index = cpu * AF_LIFE_RECORDS + (int)(written & (AF_LIFE_RECORDS - 1));
 	struct af_lifetime *l = lifetimes.lookup(&index);
 	if (!l)
 		return;
 	l->cpu = cpu;
 	l->signature = signature;
-	__builtin_memcpy(&l->slot, slot, sizeof(*slot));
+	af_copy(&l->slot, slot, sizeof(*slot));
 	*(volatile u32 *)&l->seq = (u32)written;
-	*(volatile u64 *)&head->written = written + 1;
 	af_count(AF_C_LIFETIMES);
 }
 
-struct af_trigger_args {
-	u64 ts;
-	u64 enter;
-	u64 addr;
-	u32 gen;
-	s32 fd;
-	s32 epfd;
-	s32 ret;
-	u32 arg;
-	s32 stack;
-	u32 kind;
-};
-
-/* Send the evidence. slot, reg and other may be null. */
-static inline __attribute__((always_inline)) void af_suspect(u32 what, struct af_trigger_args *a, struct af_thread *t,
-					 struct af_slot *slot, struct af_reg *reg, struct af_reg *other)
+/* Send the evidence. t, slot, reg and other may be null; tgid is the target's, whoever runs this. */
+AF_FN void af_suspect(u32 what, struct af_trigger_args *a, u32 tgid, struct af_target *target, struct af_thread *t,
+		      struct af_slot *slot, struct af_reg *reg, struct af_reg *other)
 {
 	struct af_suspicion *s = urgent.ringbuf_reserve(sizeof(struct af_suspicion));
 	if (!s) {
@@ -178,7 +176,7 @@ static inline __attribute__((always_inline)) void af_suspect(u32 what, struct af
 		return;
 	}
 	af_count(AF_C_SUSPICIONS);
-	u64 id = bpf_get_current_pid_tgid();
+	u32 tid = (u32)bpf_get_current_pid_tgid();
 	s->head.type = AF_URGENT_SUSPICION;
 	s->head.version = AF_ABI_VERSION;
 	s->head.size = sizeof(*s);
@@ -186,37 +184,39 @@ static inline __attribute__((always_inline)) void af_suspect(u32 what, struct af
 	s->head.nbytes = 0;
 	s->trigger.seq = 0;
 	s->trigger.kind = a->kind;
-	s->trigger.flags = 0;
+	s->trigger.flags = a->flags;
 	s->trigger.ts = a->ts;
 	s->trigger.enter = a->enter;
 	s->trigger.addr = a->addr;
-	s->trigger.tgid = id >> 32;
-	s->trigger.tid = (u32)id;
+	s->trigger.tgid = tgid;
+	s->trigger.tid = a->tid ? a->tid : tid;
 	s->trigger.gen = a->gen;
 	s->trigger.fd = a->fd;
 	s->trigger.epfd = a->epfd;
 	s->trigger.ret = a->ret;
 	s->trigger.arg = a->arg;
 	s->trigger.stack = a->stack;
-	s->wait_enter = t ? t->wait_enter : 0;
-	s->wait_exit = t ? t->wait_exit : 0;
+	s->wait_enter = t ? t->wait.enter : 0;
+	s->wait_exit = t ? t->wait.exit : 0;
 	s->batch = t ? t->batch : 0;
-	s->batch_open = t ? t->batch_open : 0;
+	s->batch_open = t ? t->depth : 0;
+	s->forks = target ? target->forks : 0;
+	s->last_child = target ? target->last_child : 0;
+	s->forked_at = target ? target->forked_at : 0;
+	/* what is not there is marked: addr 0, state NONE, nbytes 0 */
+	s->slot.addr = 0;
+	s->reg.state = AF_REG_NONE;
+	s->other.state = AF_REG_NONE;
 	if (slot)
-		__builtin_memcpy(&s->slot, slot, sizeof(*slot));
-	else
-		__builtin_memset(&s->slot, 0, sizeof(s->slot));
+		af_copy(&s->slot, slot, sizeof(*slot));
 	if (reg)
-		__builtin_memcpy(&s->reg, reg, sizeof(*reg));
-	else
-		__builtin_memset(&s->reg, 0, sizeof(s->reg));
+		af_copy(&s->reg, reg, sizeof(*reg));
 	if (other)
-		__builtin_memcpy(&s->other, other, sizeof(*other));
-	else
-		__builtin_memset(&s->other, 0, sizeof(s->other));
-	bpf_get_current_comm(s->comm, sizeof(s->comm));
-	__builtin_memset(s->bytes, 0, sizeof(s->bytes));
-	if (slot) {
+		af_copy(&s->other, other, sizeof(*other));
+	__builtin_memset(s->comm, 0, sizeof(s->comm));
+	if (!a->tid || a->tid == tid)
+		bpf_get_current_comm(s->comm, sizeof(s->comm));
+	if (slot && tgid == af_tgid()) {
 		if (!bpf_probe_read_user(s->bytes, AF_SLOT_SIZE, (void *)slot->addr))
 			s->head.nbytes = AF_SLOT_SIZE;
 		else

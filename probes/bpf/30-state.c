@@ -1,16 +1,27 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only)
  *
- * Slots, registrations and descriptions: the state machine.
+ * What the kernel does not keep: the lives of slots, and beside each registration who made it, when and for which
+ * life of which slot. Whether a registration exists is never remembered: it is asked.
  */
-static inline __attribute__((always_inline)) struct af_slot *af_slot_find(u32 tgid, u64 addr)
+AF_FN u64 af_slot_address(u64 userdata)
 {
-	struct af_slot_key key = {.tgid = tgid, .addr = addr};
+	return (userdata & AF_UD_MASK) - AF_UD_OFFSET;
+}
+
+AF_FN struct af_slot *af_slot_of(u32 tgid, u32 epoch, u64 addr)
+{
+	struct af_slot_key key = {.tgid = tgid, .epoch = epoch, .addr = addr};
 	return slots.lookup(&key);
 }
 
-static inline __attribute__((always_inline)) struct af_slot *af_slot_new(u32 tgid, u64 addr)
+AF_FN struct af_slot *af_slot_find(struct af_target *target, u64 addr)
 {
-	struct af_slot_key key = {.tgid = tgid, .addr = addr};
+	return af_slot_of(af_tgid(), target->epoch, addr);
+}
+
+AF_FN struct af_slot *af_slot_new(struct af_target *target, u64 addr)
+{
+	struct af_slot_key key = {.tgid = af_tgid(), .epoch = target->epoch, .addr = addr};
 	int zero = 0;
 	struct af_slot *empty = empty_slot.lookup(&zero);
 	if (!empty)
@@ -22,7 +33,8 @@ static inline __attribute__((always_inline)) struct af_slot *af_slot_new(u32 tgi
 		return 0;
 	}
 	slot->addr = addr;
-	slot->tgid = tgid;
+	slot->tgid = key.tgid;
+	slot->epoch = key.epoch;
 	slot->fd = -1;
 	slot->epfd = -1;
 	slot->old_fd = -1;
@@ -30,62 +42,51 @@ static inline __attribute__((always_inline)) struct af_slot *af_slot_new(u32 tgi
 	return slot;
 }
 
-static inline __attribute__((always_inline)) struct af_reg *af_reg_find(u32 tgid, s32 epfd, s32 fd)
+AF_FN void af_slot_forget(struct af_slot *slot)
 {
-	struct af_reg_key key = {.tgid = tgid, .epfd = epfd, .fd = fd};
-	return regs.lookup(&key);
+	struct af_slot_key key = {.tgid = slot->tgid, .epoch = slot->epoch, .addr = slot->addr};
+	slots.delete(&key);
 }
 
-static inline __attribute__((always_inline)) bool af_reg_alive(struct af_reg *reg)
-{
-	return reg && (reg->state == AF_REG_LIVE || reg->state == AF_REG_ADDING) && !(reg->flags & AF_R_ENDING);
-}
-
-static inline __attribute__((always_inline)) struct af_reg *af_orphan_find(u32 tgid, u64 desc)
-{
-	struct af_desc_key key = {.tgid = tgid, .desc = desc};
-	return orphans.lookup(&key);
-}
-
-/* The registration of the slot's current generation, alive, or null. */
-static inline __attribute__((always_inline)) struct af_reg *af_reg_current(struct af_slot *slot)
-{
-	if (slot->fd < 0)
-		return 0;
-	struct af_reg *reg = af_reg_find(slot->tgid, slot->epfd, slot->fd);
-	if (!af_reg_alive(reg) || reg->slot != slot->addr || reg->gen != slot->gen)
-		return 0;
-	return reg;
-}
-
-/* The surviving registration the slot remembers (any generation), alive, or null. */
-static inline __attribute__((always_inline)) struct af_reg *af_reg_old(struct af_slot *slot, struct af_target *target)
-{
-	struct af_reg *reg;
-	if (slot->old_desc) {
-		reg = af_orphan_find(slot->tgid, slot->old_desc);
-		if (!reg || reg->state != AF_REG_ORPHAN || reg->slot != slot->addr)
-			return 0;
-		if ((reg->flags & AF_R_FORK_SHARED) && !(target && target->forks))
-			return 0;
-		return reg;
+#define af_embedded_at(offset)                                                                            \
+	if (!found && userdata > (offset)) {                                                              \
+		struct af_slot *holder = af_slot_find(target, (userdata & AF_UD_MASK) - (offset));        \
+		if (holder && (holder->flags & AF_S_CREATE_SEEN))                                         \
+			found = holder->addr;                                                             \
 	}
-	if (slot->old_fd < 0)
-		return 0;
-	reg = af_reg_find(slot->tgid, slot->old_epfd, slot->old_fd);
-	if (!af_reg_alive(reg) || reg->slot != slot->addr || reg->gen != slot->old_gen)
-		return 0;
-	return reg;
-}
 
-static inline __attribute__((always_inline)) u32 af_waiter(u32 tgid, s32 epfd)
+/* The address of the slot that userdata stands for: itself, or what create gave out around it. */
+AF_FN u64 af_slot_behind(struct af_target *target, u64 userdata, bool registering)
 {
-	struct af_fd_key key = {.tgid = tgid, .fd = epfd};
-	u32 *tid = waiters.lookup(&key);
-	return tid && *tid != AF_MANY_WAITERS ? *tid : 0;
+	u64 addr = af_slot_address(userdata);
+#ifdef AF_EMBEDDED
+	struct af_slot_key key = {.tgid = af_tgid(), .epoch = target->epoch, .addr = userdata};
+	u64 *known = inner.lookup(&key);
+	if (known)
+		return *known;
+	if (registering && !af_slot_find(target, addr)) {
+		u64 found = 0;
+		AF_EMBEDDED(af_embedded_at)
+		if (found) {
+			inner.update(&key, &found);
+			return found;
+		}
+	}
+#endif
+	return addr;
 }
 
-static inline __attribute__((always_inline)) void af_at_set(struct af_at *at, u64 enter, u64 ts, u64 ip, u32 tid, s32 stack)
+AF_FN void af_flag(struct af_slot *slot, u64 flags)
+{
+	__sync_fetch_and_or(&slot->flags, flags);
+}
+
+AF_FN void af_unflag(struct af_slot *slot, u64 flags)
+{
+	__sync_fetch_and_and(&slot->flags, ~flags);
+}
+
+AF_FN void af_at_set(struct af_at *at, u64 enter, u64 ts, u64 ip, u32 tid, s32 stack)
 {
 	at->enter = enter;
 	at->ts = ts;
@@ -94,47 +95,525 @@ static inline __attribute__((always_inline)) void af_at_set(struct af_at *at, u6
 	at->stack = stack;
 }
 
-static inline __attribute__((always_inline)) void af_at_clear(struct af_at *at)
+AF_FN void af_at_clear(struct af_at *at)
 {
 	af_at_set(at, 0, 0, 0, 0, -1);
 }
 
-/* A new generation begins at this address. What the old one still owes a report is sent first. */
-static inline __attribute__((always_inline)) void af_slot_reborn(struct af_target *target, struct af_slot *slot, u32 flags)
+AF_FN u32 af_waiter(u64 ep)
 {
-	bool was_live = slot->state == AF_SLOT_LIVE;
+	u32 *tid = waiters.lookup(&ep);
+	return tid && *tid != AF_MANY_WAITERS ? *tid : 0;
+}
+
+AF_FN struct af_reg *af_note(u64 ep, u64 file, s32 fd)
+{
+	struct af_reg_key key = {.ep = ep, .file = file, .fd = fd};
+	return regs.lookup(&key);
+}
+
+/* The note of a link, or null when the registration it meant has given way to a later one. */
+AF_FN struct af_reg *af_link_note(struct af_link *link)
+{
+	if (!link->ep)
+		return 0;
+	struct af_reg *note = af_note(link->ep, link->file, link->fd);
+	return note && note->add.enter == link->added ? note : 0;
+}
+
+/* Does the registration that was noted exist now? Without anybody to ask, as far as calls told. */
+AF_FN u32 af_note_exists(struct af_reg *note)
+{
+	u32 answer = af_ask(note->item, note->ep, note->file, note->fd, note->userdata);
+	if (answer == AF_CANNOT_TELL && (note->flags & (AF_R_BY_DEL | AF_R_BY_CLOSE)))
+		return AF_GONE;
+	if (answer == AF_GONE && note->state == AF_REG_ADDING)
+		return AF_CANNOT_TELL; /* the call is under way */
+	return answer;
+}
+
+/* `copy` becomes what is known of the registration now, with the state that the kernel answered. */
+AF_FN void af_note_copy(struct af_reg *copy, struct af_reg *note, u32 answer)
+{
+	af_copy(copy, note, sizeof(*copy));
+	copy->state = answer == AF_GONE ? AF_REG_ENDED : note->flags & AF_R_BY_CLOSE ? AF_REG_ORPHAN : AF_REG_LIVE;
+	if (answer == AF_CANNOT_TELL)
+		copy->flags |= AF_R_NOT_ASKED;
+	copy->dup_fd = -1;
+	if (answer == AF_GONE)
+		return;
+	copy->ino = af_inode(note->file);
+	u64 file = note->file;
+	struct af_dup *dup = dups.lookup(&file);
+	if (dup && af_tgid() == note->tgid && af_file(dup->newfd) == file && dup->newfd != note->fd) {
+		copy->dup_fd = dup->newfd;
+		af_at_set(&copy->dup, dup->enter, dup->ts, dup->ip, dup->tid, dup->stack);
+	}
+}
+
+/* The last registration under a number: what is said when a later call on the number fails. */
+AF_FN void af_number_keep(struct af_reg *note, u32 epoch)
+{
+	struct af_fd_key key = {.tgid = note->tgid, .epoch = epoch, .fd = note->fd};
+	numbers.update(&key, note);
+}
+
+AF_FN struct af_reg *af_number(struct af_target *target, s32 fd)
+{
+	struct af_fd_key key = {.tgid = af_tgid(), .epoch = target->epoch, .fd = fd};
+	return numbers.lookup(&key);
+}
+
+AF_FN void af_unlink(struct af_slot *slot, struct af_reg *note)
+{
+	for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
+		struct af_link *link = &slot->links[i];
+		if (link->ep == note->ep && link->file == note->file && link->fd == note->fd &&
+		    link->added == note->add.enter)
+			link->ep = 0;
+	}
+}
+
+AF_FN bool af_linked(struct af_slot *slot)
+{
+	return slot->links[0].ep || slot->links[1].ep || slot->links[2].ep || slot->links[3].ep;
+}
+
+/* The registration is over. What may still be asked of it goes with its number. */
+AF_FN void af_note_ended(struct af_reg *note, struct af_slot *slot, u32 epoch)
+{
+	struct af_reg_key key = {.ep = note->ep, .file = note->file, .fd = note->fd};
+	if (slot)
+		af_unlink(slot, note);
+	af_number_keep(note, epoch);
+	regs.delete(&key);
+	if (slot && (slot->flags & AF_S_UNBORN) && !af_linked(slot))
+		af_slot_forget(slot);
+}
+
+/* A place for one more registration of the slot; those that are over make room. */
+AF_FN u32 af_link_place(struct af_slot *slot, u64 ep, u64 file, s32 fd)
+{
+	u32 place = AF_SLOT_LINKS, empty = AF_SLOT_LINKS;
+	AF_LOOP
+	for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
+		struct af_link *link = &slot->links[i];
+		if (!link->ep) {
+			empty = i;
+			continue;
+		}
+		if (link->ep == ep && link->file == file && link->fd == fd)
+			return i;
+		struct af_reg *note = af_link_note(link);
+		if (!note || af_note_exists(note) == AF_GONE)
+			place = i;
+	}
+	return empty < AF_SLOT_LINKS ? empty : place;
+}
+
+AF_FN void af_link_set(struct af_slot *slot, struct af_reg *note)
+{
+	u32 place = af_link_place(slot, note->ep, note->file, note->fd);
+	struct af_link *link = &slot->links[place & (AF_SLOT_LINKS - 1)];
+	if (place >= AF_SLOT_LINKS) {
+		af_flag(slot, AF_S_LINKS_FULL);
+		af_count(AF_C_LINKS_FULL);
+		return;
+	}
+	link->file = note->file;
+	link->added = note->add.enter;
+	link->fd = note->fd;
+	link->epfd = note->epfd;
+	link->gen = note->gen;
+	link->ep = note->ep;
+}
+
+/* Note a registration; any older one of the same (ep, file, fd) is over. Returns null when there is no room. */
+AF_FN struct af_reg *af_note_new(u64 ep, u64 file, s32 fd, s32 epfd, u64 userdata, u64 addr, u32 gen, u32 events,
+				 u64 enter)
+{
+	struct af_reg_key key = {.ep = ep, .file = file, .fd = fd};
+	int zero = 0;
+	struct af_reg *empty = empty_reg.lookup(&zero);
+	if (!empty)
+		return 0;
+	regs.update(&key, empty);
+	struct af_reg *note = regs.lookup(&key);
+	if (!note) {
+		af_count(AF_C_REGS_FULL);
+		return 0;
+	}
+	note->userdata = userdata;
+	note->slot = addr;
+	note->ep = ep;
+	note->file = file;
+	note->tgid = af_tgid();
+	note->gen = gen;
+	note->epfd = epfd;
+	note->fd = fd;
+	note->events = events;
+	note->state = AF_REG_ADDING;
+	note->dup_fd = -1;
+	note->add.enter = enter;
+	note->add.stack = -1;
+	note->mod.stack = -1;
+	note->end.stack = -1;
+	note->dup.stack = -1;
+	return note;
+}
+
+/* A slot of which only a registration tells: it was there before us, or create is not probed everywhere. */
+AF_FN struct af_slot *af_slot_inferred(struct af_target *target, u64 addr)
+{
+	struct af_slot *slot = af_slot_new(target, addr);
+	if (!slot)
+		return 0;
+	bool unborn = AF_CREATE_COMPLETE && !(target->flags & AF_T_LATE);
+	slot->state = AF_SLOT_LIVE;
+	slot->gen = AF_HAVE_CREATE && !unborn ? 0 : 1;
+	slot->live_from = slot->gen;
+	slot->flags = unborn ? AF_S_UNBORN : AF_HAVE_CREATE ? AF_S_INFERRED : 0;
+	return slot;
+}
+
+/* A registration that the kernel has and we did not see being made. */
+AF_FN struct af_reg *af_note_inferred(struct af_target *target, u64 ep, u64 file, s32 fd, s32 epfd, u64 userdata,
+				      u32 events, u64 enter, u64 item)
+{
+	if (AF_IS_RESERVED(userdata))
+		return 0;
+	u64 addr = af_slot_behind(target, userdata, true);
+	struct af_slot *slot = af_slot_find(target, addr);
+	if (!slot)
+		slot = af_slot_inferred(target, addr);
+	struct af_reg *note = af_note_new(ep, file, fd, epfd, userdata, addr, slot ? slot->gen : 0, events, enter);
+	if (!note)
+		return 0;
+	note->flags |= AF_R_INFERRED;
+	note->state = AF_REG_LIVE;
+	note->item = item;
+	if (slot) {
+		af_link_set(slot, note);
+		if (slot->fd < 0) {
+			slot->fd = fd;
+			slot->epfd = epfd;
+		}
+	}
+	return note;
+}
+
+/* A link read from fdinfo knows numbers only. In a thread of the process they can be looked up. */
+AF_FN void af_resolve(struct af_target *target, struct af_slot *slot)
+{
+#if AF_ASK
+	if (!(slot->flags & AF_S_INFERRED) || slot->tgid != af_tgid())
+		return;
+	struct af_link *link = &slot->links[0]; /* those of later registrations are never without a file */
+	if (!link->ep || link->file)
+		return;
+	struct af_epoll_event event = {};
+	u64 userdata = link->added, ep = af_eventpoll(link->epfd), file = af_file(link->fd);
+	u64 item = af_find_item(ep, file, link->fd, &event);
+	link->ep = 0;
+	if (!item || item == AF_TOO_MANY || event.data != userdata)
+		return;
+	struct af_reg *note = af_note(ep, file, link->fd);
+	if (!note) {
+		note = af_note_new(ep, file, link->fd, link->epfd, userdata, slot->addr, link->gen, event.events, 1);
+		if (!note)
+			return;
+		note->flags |= AF_R_INFERRED;
+		note->state = AF_REG_LIVE;
+		note->item = item;
+	}
+	link->file = file;
+	link->added = note->add.enter;
+	link->ep = ep;
+#endif
+}
+
+#define AF_WHENEVER (~0ull)
+
+/* The first registration of the slot, of a generation in [from, to) and begun before `before`, that exists; a copy of
+ * it in *copy. Links whose registration is over are dropped on the way. */
+AF_FN bool af_existing(struct af_slot *slot, u32 from, u32 to, u64 before, struct af_reg *copy)
+{
+	bool found = false;
+	AF_LOOP
+	for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
+		struct af_link *link = &slot->links[i];
+		if (!link->ep || link->gen < from || link->gen >= to || !link->file)
+			continue;
+		struct af_reg *note = af_link_note(link);
+		if (!note) {
+			link->ep = 0;
+			continue;
+		}
+		if (note->add.enter >= before)
+			continue;
+		u32 answer = af_note_exists(note);
+		if (answer == AF_GONE) {
+			af_note_ended(note, 0, slot->epoch);
+			link->ep = 0;
+			continue;
+		}
+		if (!found)
+			af_note_copy(copy, note, answer);
+		found = true;
+	}
+	return found;
+}
+
+/* Any registration of the slot's life that is remembered, existing or not: for the story. */
+AF_FN bool af_remembered(struct af_slot *slot, struct af_reg *copy)
+{
+	struct af_reg *note = 0;
+	AF_LOOP
+	for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
+		struct af_link *link = &slot->links[i];
+		if (!link->ep || link->gen != slot->gen)
+			continue;
+		note = af_link_note(link);
+		if (note)
+			break;
+	}
+	if (note) {
+		af_note_copy(copy, note, af_note_exists(note));
+		return true;
+	}
+	if (slot->fd < 0)
+		return false;
+	struct af_fd_key key = {.tgid = slot->tgid, .epoch = slot->epoch, .fd = slot->fd};
+	struct af_reg *last = numbers.lookup(&key);
+	if (!last || last->slot != slot->addr || last->gen != slot->gen)
+		return false;
+	af_copy(copy, last, sizeof(*copy));
+	copy->state = AF_REG_ENDED;
+	return true;
+}
+
+/* The thread's open batch of that number, or null. */
+AF_FN struct af_batch *af_open_batch(struct af_thread *t, u32 number)
+{
+	AF_LOOP
+	for (u32 i = 0; i < AF_BATCHES; i++)
+		if (i < t->depth && t->open[i].number == number)
+			return &t->open[i];
+	return 0;
+}
+
+/* The open batch that holds the slot's last delivery, if its memory still names the slot; null when it does not,
+ * or cannot be said to. `mine`: the current thread holds it. */
+AF_FN struct af_batch *af_batch_of(struct af_target *target, struct af_slot *slot, u64 sp)
+{
+	if (!slot->last_tid)
+		return 0;
+	u64 id = ((u64)slot->tgid << 32) | slot->last_tid;
+	struct af_thread *t = threads.lookup(&id);
+	if (!t)
+		return 0;
+	struct af_batch *b = af_open_batch(t, slot->last_batch);
+	if (!b || slot->last_index >= b->count)
+		return 0;
+	/* an array on the stack is over when its frame is gone; one that lies below the wait's stack pointer is none */
+	if (id == bpf_get_current_pid_tgid() && sp > b->events && b->events >= b->sp)
+		return 0;
+	struct af_epoll_event event = {};
+	if (bpf_probe_read_user(&event, sizeof(event), (void *)(b->events + slot->last_index * sizeof(event))))
+		return 0;
+	return !(AF_IS_RESERVED(event.data)) && af_slot_behind(target, event.data, false) == slot->addr ? b : 0;
+}
+
+AF_FN u64 af_signature(struct af_slot *slot, bool registered)
+{
+	u64 f = slot->flags;
+	u64 sig = 0;
+	if (slot->add.ts)
+		sig |= AF_SIG_ADD;
+	if (f & AF_S_ADD_BY_OTHER)
+		sig |= AF_SIG_ADD_OTHER;
+	if (slot->deliveries)
+		sig |= AF_SIG_DELIVERED;
+	if (f & AF_S_DELETED)
+		sig |= AF_SIG_DEL;
+	else if (slot->del.ts)
+		sig |= AF_SIG_DEL_AFTER_CLOSE;
+	if (f & AF_S_DEL_BY_OTHER)
+		sig |= AF_SIG_DEL_OTHER;
+	if (slot->close.ts)
+		sig |= AF_SIG_CLOSE;
+	if (f & AF_S_CLOSE_BY_OTHER)
+		sig |= AF_SIG_CLOSE_OTHER;
+	if (slot->after_close)
+		sig |= AF_SIG_AFTER_CLOSE;
+	if (f & AF_S_DESTROY_BY_OTHER)
+		sig |= AF_SIG_DESTROY_OTHER;
+	if (f & AF_S_CLOSE_IN_BATCH)
+		sig |= AF_SIG_CLOSE_IN_BATCH;
+	if (f & AF_S_INFERRED)
+		sig |= AF_SIG_INFERRED;
+	if (f & AF_S_ORPHANED)
+		sig |= AF_SIG_ORPHANED;
+	if (f & AF_S_ENDED_AFTER)
+		sig |= AF_SIG_ENDED_AFTER;
+	if (f & AF_S_NOT_JUDGED)
+		sig |= AF_SIG_NOT_JUDGED;
+	if (f & AF_S_WAITER_KNOWN)
+		sig |= AF_SIG_WAITER_KNOWN;
+	if (registered)
+		sig |= AF_SIG_REGISTERED;
+	return sig;
+}
+
+#define AF_SETTLED_OUTLIVES 1u /* s->other: the registration that outlived its close */
+#define AF_SETTLED_FREED 2u    /* s->reg: the one that existed when the destroying call was over */
+
+/* Judge what was put off: a close that the registration outlived, a destroy while it was registered. Called when the
+ * calls are over: at the thread's next wait, when the slot is born again or delivered, or from outside. `waited`: the
+ * thread that registered a free slot waits, so that no create is under way that would give it out. Returns what is to
+ * be sent; deciding and sending are apart, since the verifier cannot join states that differ by a ring entry. */
+AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, bool waited)
+{
+	u64 was = slot->flags;
+	u32 send = 0;
+	bool added = slot->adder != 0;
+	if (was & AF_S_CLOSE_PENDING) {
+		af_unflag(slot, AF_S_CLOSE_PENDING);
+		AF_LOOP
+		for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
+			struct af_link *link = &slot->links[i];
+			struct af_reg *note = link->file ? af_link_note(link) : 0;
+			if (!note || (note->flags & (AF_R_BY_CLOSE | AF_R_REPORTED)) != AF_R_BY_CLOSE)
+				continue;
+			if (send) {
+				af_flag(slot, AF_S_CLOSE_PENDING); /* one at a time */
+				break;
+			}
+			u32 answer = af_note_exists(note);
+			if (answer == AF_GONE) {
+				af_note_ended(note, 0, slot->epoch);
+				link->ep = 0;
+				continue;
+			}
+			note->flags |= AF_R_REPORTED;
+			af_note_copy(&s->other, note, answer);
+			if (note->gen == slot->gen)
+				af_flag(slot, AF_S_ORPHANED);
+			send = AF_SETTLED_OUTLIVES;
+		}
+	}
+	bool registered = false;
+	if ((was & AF_S_PENDING) && (__sync_fetch_and_and(&slot->flags, ~AF_S_PENDING) & AF_S_PENDING)) {
+		registered = af_existing(slot, slot->live_from, slot->gen + 1,
+					 added ? slot->destroy.ts : AF_WHENEVER, &s->reg);
+		af_lifetime_out(slot, af_signature(slot, registered));
+	}
+	if (!registered && added && waited) {
+		slot->adder = 0;
+		registered = af_existing(slot, slot->live_from, slot->gen + 1, AF_WHENEVER, &s->reg);
+	}
+	return send | (registered ? AF_SETTLED_FREED : 0);
+}
+
+AF_FN void af_send_settled(struct af_target *target, struct af_slot *slot, struct af_scratch *s, u32 send)
+{
+	AF_LOOP
+	for (u32 which = AF_SETTLED_OUTLIVES; which <= AF_SETTLED_FREED; which++) {
+		if (!(send & which))
+			continue;
+		bool freed = which == AF_SETTLED_FREED;
+		struct af_reg *reg = freed ? &s->reg : &s->other;
+		struct af_at *at = freed ? &slot->destroy : &reg->end;
+		struct af_trigger_args *a = &s->args;
+		__builtin_memset(a, 0, sizeof(*a));
+		a->ts = at->ts;
+		a->enter = freed ? at->ip : at->enter;
+		a->addr = slot->addr;
+		a->gen = reg->gen;
+		a->fd = reg->fd;
+		a->epfd = reg->epfd;
+		a->stack = at->stack;
+		a->kind = freed ? AF_DESTROYED : AF_CLOSED;
+		a->tid = at->tid;
+		af_suspect(freed ? AF_SUSPECT_FREED_REGISTERED : AF_SUSPECT_OUTLIVES_CLOSE, a, slot->tgid, target, 0,
+			   slot, reg, 0);
+	}
+}
+
+AF_FN void af_settle(struct af_target *target, struct af_slot *slot, struct af_scratch *s, bool waited)
+{
+	u32 send = af_settled(slot, s, waited);
+	if (send)
+		af_send_settled(target, slot, s, send);
+}
+
+/* To be judged at this thread's next wait, unless something brings it up before. */
+AF_FN void af_put_off(struct af_thread *t, struct af_slot *slot)
+{
+	if (t->pending_next - t->pending_first >= AF_PENDING) {
+		af_count(AF_C_PENDING_FULL);
+		return;
+	}
+	struct af_pending_key key = {.id = bpf_get_current_pid_tgid(), .index = t->pending_next & (AF_PENDING - 1)};
+	struct af_pending_slot value = {.addr = slot->addr, .gen = slot->gen, .epoch = slot->epoch};
+	if (pending.update(&key, &value)) {
+		af_count(AF_C_PENDING_FULL);
+		return;
+	}
+	t->pending_next += 1;
+}
+
+/* A new generation begins at this address; what the old one still owes is judged and sent first. */
+AF_FN void af_slot_reborn(struct af_target *target, struct af_slot *slot, u64 flags, struct af_scratch *s)
+{
+	bool was_live = slot->state == AF_SLOT_LIVE && !(slot->flags & AF_S_INFERRED);
+	af_settle(target, slot, s, false);
 	if (slot->stale != slot->stale_reported) {
 		struct af_trigger_args a = {.ts = slot->last_delivery, .enter = slot->last_delivery_enter,
 					    .addr = slot->addr, .gen = slot->gen, .fd = slot->consecutive,
-					    .epfd = slot->epfd, .ret = 0, .arg = 0, .stack = -1, .kind = AF_DELIVERED};
+					    .epfd = slot->epfd, .stack = -1, .kind = AF_DELIVERED,
+					    .tid = slot->last_tid};
 		slot->stale_reported = slot->stale;
-		af_suspect(AF_SUSPECT_STALE_DELIVERY, &a, 0, slot, af_reg_old(slot, target), 0);
+		bool known = af_remembered(slot, &s->reg);
+		af_suspect(AF_SUSPECT_STALE_DELIVERY, &a, slot->tgid, target, 0, slot, known ? &s->reg : 0, 0);
 	}
-	struct af_reg *reg = af_reg_current(slot);
-	if (reg) {
-		slot->old_fd = slot->fd;
-		slot->old_epfd = slot->epfd;
-		slot->old_gen = slot->gen;
-		slot->old_desc = 0;
-	}
-	if (slot->old_desc && !af_reg_old(slot, target)) {
-		/* shared with a forked child that is gone by now: nobody else would take it out of the map */
-		struct af_desc_key key = {.tgid = slot->tgid, .desc = slot->old_desc};
-		orphans.delete(&key);
-		slot->old_desc = 0;
-		slot->old_fd = -1;
-	}
+	u64 destroyed = slot->destroy.ts;
+	bool older = af_existing(slot, 0, slot->gen + 1, slot->adder ? destroyed : AF_WHENEVER, &s->reg);
+	slot->old_fd = older ? s->reg.fd : -1;
+	slot->old_epfd = older ? s->reg.epfd : -1;
+	slot->old_gen = older ? s->reg.gen : 0;
 	slot->prev_destroy = slot->destroy;
 	slot->gen += 1;
 	if (!was_live)
 		slot->live_from = slot->gen;
+	/* a create that registers the slot before it returns it: those registrations are the new life's */
+	bool registered = false;
+	if (slot->adder && destroyed) {
+		for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
+			struct af_link *link = &slot->links[i];
+			struct af_reg *note = af_link_note(link);
+			if (!note || note->add.enter < destroyed)
+				continue;
+			link->gen = slot->gen;
+			note->gen = slot->gen;
+			slot->fd = note->fd;
+			slot->epfd = note->epfd;
+			slot->add = note->add;
+			registered = true;
+		}
+	}
+	slot->adder = 0;
 	slot->state = AF_SLOT_LIVE;
 	slot->flags = flags | (was_live ? AF_S_REBORN_LIVE : 0);
 	af_at_clear(&slot->create);
-	af_at_clear(&slot->add);
 	af_at_clear(&slot->del);
 	af_at_clear(&slot->close);
 	af_at_clear(&slot->destroy);
+	if (!registered) {
+		af_at_clear(&slot->add);
+		slot->fd = -1;
+		slot->epfd = -1;
+	}
 	slot->first_delivery = 0;
 	slot->last_delivery = 0;
 	slot->last_delivery_enter = 0;
@@ -142,6 +621,10 @@ static inline __attribute__((always_inline)) void af_slot_reborn(struct af_targe
 	slot->first_after_close = 0;
 	slot->last_after_close = 0;
 	slot->object = 0;
+	slot->idle = 0;
+	slot->idle_since = 0;
+	slot->idle_reported = 0;
+	slot->hup_since = 0;
 	slot->deliveries = 0;
 	slot->dispatches = 0;
 	slot->after_close = 0;
@@ -150,10 +633,9 @@ static inline __attribute__((always_inline)) void af_slot_reborn(struct af_targe
 	slot->double_destroys = 0;
 	slot->last_batch = 0;
 	slot->last_tid = 0;
+	slot->last_index = 0;
 	slot->consecutive = 0;
 	slot->waiter = 0;
-	slot->fd = -1;
-	slot->epfd = -1;
 	slot->recycled = 0;
 	slot->recycled_reported = 0;
 	slot->batch_count = 0;
@@ -161,162 +643,42 @@ static inline __attribute__((always_inline)) void af_slot_reborn(struct af_targe
 	slot->stale_dispatches = 0;
 }
 
-/* Is the batch that holds the slot's last delivery still open on the thread that got it? */
-static inline __attribute__((always_inline)) bool af_in_open_batch(struct af_slot *slot)
+AF_FN void af_slot_waiter(struct af_slot *slot, u64 ep, u32 tid, u64 by_other)
 {
-	if (!slot->last_tid)
-		return false;
-	u64 id = ((u64)slot->tgid << 32) | slot->last_tid;
-	struct af_thread *t = threads.lookup(&id);
-	return t && t->batch_open && t->batch == slot->last_batch;
+	u32 waiter = af_waiter(ep);
+	if (!waiter)
+		return;
+	slot->waiter = waiter;
+	af_flag(slot, AF_S_WAITER_KNOWN | (waiter != tid ? by_other : 0));
 }
 
-static inline __attribute__((always_inline)) void af_slot_closed(struct af_slot *slot, struct af_reg *reg, struct af_at *at)
+/* Is this thread still within the call of destroy that freed the slot? */
+AF_FN bool af_within_destroy(struct af_thread *t, u64 addr, u64 sp, u64 ip)
 {
-	slot->close = *at;
-	slot->flags |= AF_S_CLOSED;
-	u32 waiter = af_waiter(slot->tgid, reg->epfd);
-	if (waiter) {
-		slot->waiter = waiter;
-		slot->flags |= AF_S_WAITER_KNOWN;
-		if (waiter != at->tid)
-			slot->flags |= AF_S_CLOSE_BY_OTHER;
+	AF_LOOP
+	for (u32 i = 0; i < AF_DESTROYS; i++) {
+		struct af_destroy *d = &t->destroys[i];
+		if (d->addr != addr || sp > d->sp)
+			continue;
+		u64 ret = 0;
+		if (!d->ret)
+			return sp < d->sp; /* of an inlined copy nothing else is known */
+		if (bpf_probe_read_user(&ret, sizeof(ret), (void *)d->sp) || ret != d->ret)
+			continue; /* its frame was used again since */
+		if (sp < d->sp || (ip && ip != d->ip))
+			return true; /* deeper on the stack, or a tail call of another destroy */
 	}
-	if (slot->state == AF_SLOT_LIVE && !(slot->flags & AF_S_DELETED) && slot->last_tid != at->tid &&
-	    af_in_open_batch(slot))
-		slot->flags |= AF_S_CLOSE_IN_BATCH;
-}
-
-/* Take what is known of a number out of `fds`, once: `*was` is a copy, and so is t->reg of the registration under
- * it. The entry is not deleted but marked: it may be replaced at any moment. Marked ones are as many as there are
- * numbers. */
-static inline __attribute__((always_inline)) bool af_fd_take(struct af_thread *t, u32 tgid, s32 fd, struct af_fd *was)
-{
-	struct af_fd_key key = {.tgid = tgid, .fd = fd};
-	struct af_fd *f = fds.lookup(&key);
-	if (!f)
-		return false;
-	__builtin_memcpy(was, f, sizeof(*was));
-	/* `epfd` and `closed` are one aligned word: clang 14 without ALU32 has no 32-bit compare-and-swap */
-	u64 open = (u32)was->epfd, closed = open | 1ull << 32;
-	if (was->closed || __sync_val_compare_and_swap((u64 *)&f->epfd, open, closed) != open)
-		return false;
-	struct af_reg *reg = was->epfd >= 0 ? af_reg_find(tgid, was->epfd, fd) : 0;
-	if (reg)
-		__builtin_memcpy(&t->reg, reg, sizeof(*reg));
-	else
-		t->reg.state = AF_REG_NONE;
-	return true;
-}
-
-/* One reference to the description is gone. Others are left: true. Two threads may end two of them at once. */
-static inline __attribute__((always_inline)) bool af_desc_left(struct af_desc_key *key)
-{
-	struct af_desc *d = descs.lookup(key);
-	if (d && __sync_fetch_and_add(&d->refs, -1) > 1)
-		return true;
-	descs.delete(key);
 	return false;
 }
 
-/* The description is gone, and with it the registration that outlived its number. */
-static inline __attribute__((always_inline)) void af_orphan_ended(struct af_desc_key *key)
+/* epoll_ctl or close on a slot that was destroyed. Within the destroying call, or to end the registration before
+ * anybody can be woken by it, that is how correct programs do it. */
+AF_FN void af_used_after(struct af_thread *t, struct af_slot *slot, bool ends)
 {
-	struct af_reg *orphan = orphans.lookup(key);
-	if (!orphan)
+	if (slot->state != AF_SLOT_FREE)
 		return;
-	struct af_slot *slot = af_slot_find(key->tgid, orphan->slot);
-	if (slot && slot->old_desc == key->desc) {
-		slot->old_desc = 0;
-		slot->old_fd = -1;
-	}
-	orphans.delete(key);
-}
-
-/* The effect of a close: the fd is gone; the registration (t->reg) goes with the description, or survives it.
- * It is accounted for by the thread that closed, before that thread goes on: what it does next to the slot finds
- * it done. By then the number may have its next life, and its entry in `regs` with it: that is left alone. */
-static inline __attribute__((always_inline)) void af_close_effect(void *ctx, struct af_target *target, struct af_thread *t, u32 tgid,
-					      s32 fd, struct af_fd *was, struct af_at *at)
-{
-	struct af_reg *reg = &t->reg;
-	struct af_reg *live = reg->state != AF_REG_NONE ? af_reg_find(tgid, was->epfd, fd) : 0;
-	if (live && live->add.enter == reg->add.enter && live->fd == fd) {
-		/* a DEL that was under way at the same time may have ended it first */
-		reg->state = live->state;
-		reg->flags = live->flags;
-		live->state = AF_REG_ENDED;
-	} else {
-		live = 0;
-	}
-	u64 desc = was->desc;
-	s32 epfd = was->epfd;
-	bool survives = false, by_fork = false;
-	struct af_desc_key dkey = {.tgid = tgid, .desc = desc};
-	if (desc) {
-		survives = af_desc_left(&dkey);
-		if (!survives)
-			af_orphan_ended(&dkey);
-	}
-	if (!survives && target->forks) {
-		survives = true;
-		by_fork = true;
-		dkey.desc = desc = at->ts | 1;
-	}
-	if (reg->state == AF_REG_NONE)
-		return;
-	struct af_slot *slot = af_slot_find(tgid, reg->slot);
-	bool current = slot && slot->gen == reg->gen;
-	if (reg->state == AF_REG_ENDED) {
-		if (current && (reg->flags & AF_R_BY_DEL) && !slot->close.ts)
-			af_slot_closed(slot, reg, at);
-		return;
-	}
-	reg->end = *at;
-	reg->flags &= ~AF_R_ENDING;
-	if (survives) {
-		reg->desc = desc;
-		reg->flags |= by_fork ? AF_R_FORK_SHARED : AF_R_SHARED;
-	}
-	if (live) {
-		live->end = *at;
-		live->desc = reg->desc;
-		live->flags = reg->flags | AF_R_BY_CLOSE;
-	}
-	if (current)
-		af_slot_closed(slot, reg, at);
-	if (!survives)
-		return;
-	reg->state = AF_REG_ORPHAN;
-	if (orphans.insert(&dkey, reg))
-		af_count(AF_C_ORPHANS_FULL);
-	if (slot) {
-		if (current)
-			slot->flags |= by_fork ? AF_S_FORK_SHARED : AF_S_ORPHANED;
-		slot->old_fd = fd;
-		slot->old_epfd = epfd;
-		slot->old_gen = reg->gen;
-		slot->old_desc = desc;
-	}
-	if (by_fork)
-		return;
-	if (!descs.lookup(&dkey)) {
-		/* the last other reference went at the same moment, and its thread may have come too early */
-		af_orphan_ended(&dkey);
-		return;
-	}
-	struct af_trigger_args a = {.ts = at->ts, .enter = at->enter, .addr = reg->slot, .gen = reg->gen,
-				    .fd = fd, .epfd = epfd, .ret = 0, .arg = 0, .stack = at->stack, .kind = AF_CLOSED};
-	af_suspect(AF_SUSPECT_OUTLIVES_CLOSE, &a, t, slot, af_orphan_find(tgid, desc), 0);
-}
-
-/* fd was handed out anew while we still hold an older life of it: its close was not seen, and is over. */
-static inline __attribute__((always_inline)) void af_fd_reused(void *ctx, struct af_target *target, struct af_thread *t, u32 tgid, s32 fd,
-					   u64 now)
-{
-	struct af_fd was;
-	if (!af_fd_take(t, tgid, fd, &was))
-		return;
-	struct af_at at = {.enter = 0, .ts = now, .ip = 0, .tid = 0, .stack = -1};
-	af_close_effect(ctx, target, t, tgid, fd, &was, &at);
+	if (ends && (slot->flags & AF_S_PENDING))
+		af_flag(slot, AF_S_ENDED_AFTER);
+	if (!af_within_destroy(t, slot->addr, AF_USER(sp), 0))
+		af_flag(slot, AF_S_USED_AFTER);
 }

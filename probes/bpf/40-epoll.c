@@ -1,102 +1,71 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only)
  *
- * epoll_create, epoll_ctl and the epoll_wait family.
+ * epoll_create and epoll_ctl.
  */
-static inline __attribute__((always_inline)) int af_call_enter(u32 call, s32 epfd, s32 fd)
-{
-	if (!af_target_now())
-		return 0;
-	struct af_thread *t = af_thread_now();
-	if (!t)
-		return 0;
-	t->enter = bpf_ktime_get_ns();
-	t->call = call;
-	t->epfd = epfd;
-	t->fd = fd;
-	return 0;
-}
-
-int af_enter_create(struct af_sys_enter *ctx) { return af_call_enter(AF_CALL_CREATE, -1, -1); }
-
 int af_exit_create(struct af_sys_exit *ctx)
 {
 	struct af_target *target = af_target_now();
-	if (!target)
-		return 0;
-	struct af_thread *t = af_thread_now();
-	if (!t || t->call != AF_CALL_CREATE)
-		return 0;
-	t->call = AF_CALL_NONE;
-	if (ctx->ret < 0)
+	if (!target || ctx->ret < 0)
 		return 0;
 	u64 now = bpf_ktime_get_ns();
-	struct af_fd_key key = {.tgid = af_tgid(), .fd = ctx->ret};
-	waiters.delete(&key);
-	af_record(AF_EPOLL_CREATED, 0, now, t->enter, 0, 0, -1, -1, ctx->ret, 0, -1);
+	u64 ep = af_eventpoll((s32)ctx->ret);
+	waiters.delete(&ep); /* of an instance before it at this address */
+	af_record(AF_EPOLL_CREATED, 0, now, now, 0, 0, -1, -1, (s32)ctx->ret, 0, -1);
 	return 0;
 }
 
-/* The slot a new registration is about; born here when its create was not seen. */
-static inline __attribute__((always_inline)) struct af_slot *af_slot_for_add(struct af_target *target, u32 tgid,
-							    u64 addr)
+/* The slot that a new registration is about. One that is free stays free where every create is probed: either a
+ * create under way registers what it is about to give out, or a freed slot is registered. */
+AF_FN struct af_slot *af_slot_for_add(struct af_target *target, u64 addr, struct af_scratch *s)
 {
-	struct af_slot *slot = af_slot_find(tgid, addr);
-	if (!slot) {
-		slot = af_slot_new(tgid, addr);
-		if (!slot)
-			return 0;
-		slot->state = AF_SLOT_LIVE;
-		slot->gen = AF_HAVE_CREATE ? 0 : 1;
-		slot->live_from = slot->gen;
-		slot->flags = AF_HAVE_CREATE ? AF_S_INFERRED : 0;
-	} else if (slot->state == AF_SLOT_FREE) {
-		af_slot_reborn(target, slot, AF_HAVE_CREATE ? AF_S_ADD_FREED : 0);
+	struct af_slot *slot = af_slot_find(target, addr);
+	if (!slot)
+		return af_slot_inferred(target, addr);
+	if (slot->state == AF_SLOT_FREE) {
+		if (AF_CREATE_COMPLETE) {
+			slot->adder = (u32)bpf_get_current_pid_tgid();
+			af_flag(slot, AF_S_ADD_FREED);
+		} else {
+			af_slot_reborn(target, slot, AF_HAVE_CREATE ? AF_S_ADD_FREED : 0, s);
+		}
 	}
 	return slot;
 }
 
-static inline __attribute__((always_inline)) void af_add_begun(void *ctx, struct af_target *target, struct af_thread *t, u32 tgid)
+AF_FN void af_edge(struct af_slot *slot, u32 events)
 {
-	struct af_fd_key fkey = {.tgid = tgid, .fd = t->fd};
-	struct af_fd *f = fds.lookup(&fkey);
-	bool closed = f && f->closed; /* what is registered under the number belongs to its life before */
-	u64 addr = t->userdata & AF_UD_MASK;
-	struct af_slot *slot = af_slot_for_add(target, tgid, addr);
+	if (events & (AF_EPOLLET | AF_EPOLLONESHOT))
+		af_flag(slot, AF_S_EDGE);
+	else
+		af_unflag(slot, AF_S_EDGE);
+}
+
+AF_FN void af_add_begun(struct af_target *target, struct af_thread *t, struct af_scratch *s)
+{
+	struct af_reg *before = af_note(t->ep, t->file, t->fd);
+	if (t->exists == AF_EXISTS || !t->file || !t->ep)
+		return; /* it will fail */
+	if (t->exists == AF_CANNOT_TELL && before && !(before->flags & (AF_R_BY_CLOSE | AF_R_BY_DEL)))
+		return;
+	u64 addr = af_slot_behind(target, t->userdata, true);
+	struct af_slot *slot = af_slot_for_add(target, addr, s);
 	u32 gen = slot ? slot->gen : 0;
-	if (slot && !slot->add.ts)
-		slot->add.enter = t->enter; /* a delivery may become visible before ADD returns */
-	struct af_reg *reg = af_reg_find(tgid, t->epfd, t->fd);
-	if (closed || !af_reg_alive(reg)) {
-		struct af_reg_key key = {.tgid = tgid, .epfd = t->epfd, .fd = t->fd};
-		int zero = 0;
-		struct af_reg *empty = empty_reg.lookup(&zero);
-		if (!empty)
-			return;
-		regs.update(&key, empty);
-		reg = regs.lookup(&key);
-		if (!reg) {
-			af_count(AF_C_REGS_FULL);
-			return;
-		}
-		reg->userdata = t->userdata;
-		reg->slot = addr;
-		reg->tgid = tgid;
-		reg->gen = gen;
-		reg->epfd = t->epfd;
-		reg->fd = t->fd;
-		reg->events = t->events;
-		af_at_set(&reg->add, t->enter, 0, t->ip, (u32)bpf_get_current_pid_tgid(), t->stack);
-		reg->state = AF_REG_ADDING;
-	}
-	if (f && !closed) {
-		f->epfd = t->epfd;
-	} else {
-		struct af_fd fresh = {.epfd = t->epfd};
-		if (fds.update(&fkey, &fresh))
-			af_count(AF_C_FDS_FULL);
+	struct af_reg *note =
+		af_note_new(t->ep, t->file, t->fd, t->epfd, t->userdata, addr, gen, t->events, t->enter);
+	if (!note)
+		return;
+	af_at_set(&note->add, t->enter, 0, t->ip, (u32)bpf_get_current_pid_tgid(), t->stack);
+	t->begun = 1;
+	if (slot) {
+		if (!slot->add.ts)
+			slot->add.enter = t->enter; /* a delivery may become visible before ADD returns */
+		af_link_set(slot, note);
+		af_edge(slot, t->events);
 	}
 	af_record(AF_ADD_BEGUN, 0, t->enter, t->enter, t->userdata, gen, t->fd, t->epfd, 0, t->events, t->stack);
 }
+
+AF_FN void af_missed_sent(struct af_target *target, struct af_thread *t, struct af_scratch *s);
 
 int af_enter_ctl(struct af_sys_enter *ctx)
 {
@@ -104,20 +73,21 @@ int af_enter_ctl(struct af_sys_enter *ctx)
 	if (!target)
 		return 0;
 	struct af_thread *t = af_thread_now();
-	if (!t)
+	int zero = 0;
+	struct af_scratch *s = scratch.lookup(&zero);
+	if (!t || !s)
 		return 0;
-	u32 tgid = af_tgid();
 	struct af_epoll_event event = {};
 	t->call = AF_CALL_CTL;
 	t->enter = bpf_ktime_get_ns();
 	t->epfd = (s32)ctx->args[0];
 	t->op = (u32)ctx->args[1];
 	t->fd = (s32)ctx->args[2];
-	t->known = 0;
+	t->begun = 0;
 	t->userdata = 0;
 	t->events = 0;
 	t->stack = -1;
-	t->ip = af_user_ip();
+	t->ip = AF_USER(ip);
 	if (t->op != AF_CTL_DEL && ctx->args[3]) {
 		if (bpf_probe_read_user(&event, sizeof(event), (void *)ctx->args[3])) {
 			af_count(AF_C_READ_FAULT);
@@ -127,67 +97,91 @@ int af_enter_ctl(struct af_sys_enter *ctx)
 		t->userdata = event.data;
 		t->events = event.events;
 	}
+	t->file = af_file(t->fd);
+	t->ep = af_eventpoll(t->epfd);
+	if (t->missed_at) {
+		/* MOD first, ADD where there is nothing to modify: an idiom */
+		if (t->op == AF_CTL_ADD && t->missed_fd == t->fd && t->missed_epfd == t->epfd)
+			t->missed_at = 0;
+		else
+			af_missed_sent(target, t, s);
+	}
 	if (t->op != AF_CTL_DEL && (AF_IS_RESERVED(t->userdata)))
 		return 0;
+	struct af_epoll_event made = {};
+	u64 item = af_find_item(t->ep, t->file, t->fd, &made);
+	t->exists = !item ? AF_GONE : item == AF_TOO_MANY ? AF_CANNOT_TELL : AF_EXISTS;
 	if (t->op == AF_CTL_ADD) {
 		t->stack = af_stack_id(ctx);
-		t->known = 1;
-		af_add_begun(ctx, target, t, tgid);
+		af_add_begun(target, t, s);
 		return 0;
 	}
-	if (t->op == AF_CTL_DEL) {
-		struct af_reg *reg = af_reg_find(tgid, t->epfd, t->fd);
-		if (af_reg_alive(reg)) {
-			t->known = 1;
-			reg->flags |= AF_R_ENDING;
-			af_record(AF_DEL_BEGUN, 0, t->enter, t->enter, reg->userdata, reg->gen, t->fd, t->epfd, 0,
-				  reg->events, t->stack);
-		}
-	}
+	if (t->exists == AF_GONE)
+		return 0;
+	struct af_reg *note = af_note(t->ep, t->file, t->fd);
+	if (!note && t->exists == AF_EXISTS)
+		note = af_note_inferred(target, t->ep, t->file, t->fd, t->epfd, made.data, made.events, t->enter,
+					item);
+	if (note && t->op == AF_CTL_DEL)
+		af_record(AF_DEL_BEGUN, 0, t->enter, t->enter, note->userdata, note->gen, t->fd, t->epfd, 0,
+			  note->events, t->stack);
 	return 0;
 }
 
-static inline __attribute__((always_inline)) void af_added(void *ctx, struct af_target *target, struct af_thread *t, u32 tgid,
-				       struct af_at *at)
+AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at *at, struct af_scratch *s)
 {
-	struct af_reg *reg = af_reg_find(tgid, t->epfd, t->fd);
-	struct af_slot *slot = af_slot_find(tgid, t->userdata & AF_UD_MASK);
-	if (!reg)
+	af_count(AF_C_ADDS);
+	if (t->exists == AF_EXISTS) {
+		/* unless whoever had it was quicker to remove it */
+		struct af_reg *last = af_number(target, t->fd);
+		if (!last || last->end.ts < t->enter)
+			af_count(AF_C_AUDIT_ADD);
+	}
+	struct af_reg *note = af_note(t->ep, t->file, t->fd);
+	if (!note || note->add.enter != t->enter)
 		return;
-	if (reg->state == AF_REG_ADDING)
-		reg->state = AF_REG_LIVE;
-	reg->add.ts = at->ts;
+	struct af_epoll_event made = {};
+	note->add.ts = at->ts;
+	note->item = af_find_item(t->ep, t->file, t->fd, &made);
+	note->state = AF_REG_LIVE;
+#if !AF_ASK
+	af_number_keep(note, target->epoch);
+#endif
+	struct af_slot *slot = af_slot_find(target, note->slot);
 	if (!slot)
 		return;
-	struct af_reg *other = af_reg_current(slot);
-	bool twin = other && other != reg && other->gen >= slot->live_from;
-	if (!twin && slot->old_fd >= 0 && slot->old_gen >= slot->live_from && slot->old_gen != slot->gen) {
-		other = af_reg_old(slot, target);
-		twin = other && other != reg;
+	if (slot->flags & (AF_S_CREATE_SEEN | AF_S_INFERRED))
+		af_count(AF_C_ADDS_CREATED);
+	u32 tid = (u32)bpf_get_current_pid_tgid();
+	if (slot->flags & AF_S_REBORN_LIVE) {
+		/* given out twice: does an owner before this one have it registered? */
+		bool twin = af_existing(slot, slot->live_from, slot->gen, AF_WHENEVER, &s->other);
+		if (twin && s->other.file != note->file) {
+			struct af_trigger_args a = {.ts = at->ts, .enter = at->enter, .addr = t->userdata,
+						    .gen = slot->gen, .fd = t->fd, .epfd = t->epfd,
+						    .arg = t->events, .stack = at->stack, .kind = AF_ADDED};
+			af_note_copy(&s->reg, note, AF_EXISTS);
+			af_suspect(AF_SUSPECT_ALIASED_SLOT, &a, af_tgid(), target, t, slot, &s->reg, &s->other);
+		}
 	}
-	if (twin) {
-		struct af_trigger_args a = {.ts = at->ts, .enter = at->enter, .addr = t->userdata, .gen = slot->gen,
-					    .fd = t->fd, .epfd = t->epfd, .ret = 0, .arg = t->events,
-					    .stack = at->stack, .kind = AF_ADDED};
-		af_suspect(AF_SUSPECT_ALIASED_SLOT, &a, t, slot, reg, other);
+	if (slot->state == AF_SLOT_FREE) {
+		/* if no create comes to give it out, a freed slot was registered */
+		af_put_off(t, slot);
+		return;
 	}
 	slot->fd = t->fd;
 	slot->epfd = t->epfd;
 	slot->add = *at;
-	slot->flags &= ~(AF_S_CLOSED | AF_S_DELETED);
-	u32 waiter = af_waiter(tgid, t->epfd);
-	if (waiter) {
-		slot->waiter = waiter;
-		slot->flags |= AF_S_WAITER_KNOWN;
-		if (waiter != at->tid)
-			slot->flags |= AF_S_ADD_BY_OTHER;
-	}
+	slot->idle = 0;
+	slot->hup_since = 0;
+	af_unflag(slot, AF_S_CLOSED | AF_S_DELETED);
+	af_slot_waiter(slot, t->ep, tid, AF_S_ADD_BY_OTHER);
 #if AF_OBJECT_OFFSET >= 0
 	u64 object = 0;
 	if (bpf_probe_read_user(&object, sizeof(object), (void *)(slot->addr + AF_OBJECT_OFFSET))) {
 		af_count(AF_C_READ_FAULT);
 	} else if (object) {
-		struct af_slot_key okey = {.tgid = tgid, .addr = object};
+		struct af_slot_key okey = {.tgid = slot->tgid, .epoch = slot->epoch, .addr = object};
 		u64 addr = slot->addr;
 		slot->object = object;
 		if (objects.update(&okey, &addr))
@@ -196,46 +190,122 @@ static inline __attribute__((always_inline)) void af_added(void *ctx, struct af_
 #endif
 }
 
-static inline __attribute__((always_inline)) void af_modified(struct af_thread *t, u32 tgid, struct af_at *at)
+AF_FN void af_add_failed(struct af_target *target, struct af_thread *t)
 {
-	struct af_reg *reg = af_reg_find(tgid, t->epfd, t->fd);
-	if (!af_reg_alive(reg))
+	struct af_reg *note = t->begun ? af_note(t->ep, t->file, t->fd) : 0;
+	if (!note || note->add.enter != t->enter)
 		return;
-	reg->events = t->events;
-	reg->mod = *at;
-	reg->consecutive = 0;
-	u64 addr = t->userdata & AF_UD_MASK;
-	struct af_slot *slot = af_slot_find(tgid, addr);
-	if (addr != reg->slot) {
-		reg->slot = addr;
-		reg->userdata = t->userdata;
+	struct af_slot *slot = af_slot_find(target, note->slot);
+	struct af_reg_key key = {.ep = t->ep, .file = t->file, .fd = t->fd};
+	if (slot) {
+		af_unlink(slot, note);
+		if (slot->adder && slot->state == AF_SLOT_FREE)
+			slot->adder = 0;
+		if ((slot->flags & AF_S_UNBORN) && !af_linked(slot))
+			af_slot_forget(slot);
+	}
+	regs.delete(&key);
+}
+
+AF_FN void af_modified(struct af_target *target, struct af_thread *t, struct af_at *at)
+{
+	struct af_reg *note = af_note(t->ep, t->file, t->fd);
+	if (!note)
+		return;
+	u64 addr = af_slot_behind(target, t->userdata, true);
+	struct af_slot *slot = af_slot_find(target, addr);
+	note->mod = *at;
+	note->events = t->events;
+	if (addr != note->slot) {
+		struct af_slot *old = af_slot_find(target, note->slot);
+		if (old)
+			af_unlink(old, note);
+		if (old && (old->flags & AF_S_UNBORN) && !af_linked(old))
+			af_slot_forget(old);
+		if (!slot)
+			slot = af_slot_inferred(target, addr);
+		note->slot = addr;
+		note->gen = slot ? slot->gen : 0;
 		if (slot) {
-			reg->gen = slot->gen;
+			af_link_set(slot, note);
+			if (!slot->add.ts)
+				slot->add = *at;
 			slot->fd = t->fd;
 			slot->epfd = t->epfd;
 		}
 	}
-	if (slot)
-		slot->consecutive = 0;
+	note->userdata = t->userdata;
+	if (!slot)
+		return;
+	slot->idle = 0;
+	af_edge(slot, t->events);
+	af_used_after(t, slot, false);
 }
 
-static inline __attribute__((always_inline)) void af_removed(struct af_thread *t, u32 tgid, struct af_at *at)
+AF_FN void af_removed(struct af_target *target, struct af_thread *t, struct af_at *at)
 {
-	struct af_reg *reg = af_reg_find(tgid, t->epfd, t->fd);
+	struct af_reg *note = af_note(t->ep, t->file, t->fd);
 	/* one that was begun later belongs to the number's next life: the DEL was through before it */
-	if (!reg || reg->state == AF_REG_ENDED || reg->add.enter > at->enter)
+	if (!note || note->add.enter > at->enter)
 		return;
-	reg->state = AF_REG_ENDED;
-	reg->flags = (reg->flags & ~AF_R_ENDING) | AF_R_BY_DEL;
-	reg->end = *at;
-	struct af_slot *slot = af_slot_find(tgid, reg->slot);
-	if (!slot || slot->gen != reg->gen)
+	note->flags |= AF_R_BY_DEL;
+	note->state = AF_REG_ENDED;
+	note->end = *at;
+	struct af_slot *slot = af_slot_find(target, note->slot);
+	if (slot && slot->gen == note->gen) {
+		slot->del = *at;
+		af_flag(slot, AF_S_DELETED);
+		af_slot_waiter(slot, t->ep, at->tid, AF_S_DEL_BY_OTHER);
+		af_used_after(t, slot, true);
+	}
+	af_note_ended(note, slot, target->epoch);
+}
+
+/* EPOLL_CTL_DEL or MOD found no registration, or no descriptor. It is a finding where there had been one. */
+AF_FN bool af_was_registered(struct af_target *target, struct af_thread *t, struct af_scratch *s)
+{
+	struct af_reg *note = af_note(t->ep, t->file, t->fd);
+	if (note) { /* ended, and not by a call of this process that we saw */
+		af_note_copy(&s->reg, note, AF_GONE);
+		return true;
+	}
+	struct af_reg *last = af_number(target, t->fd);
+	if (!last)
+		return false;
+	struct af_slot *slot = af_slot_find(target, last->slot);
+	/* an old story of the number, told by a slot that has been given back since, explains nothing */
+	if (!slot || slot->gen != last->gen || (t->file && slot->state != AF_SLOT_LIVE &&
+						slot->destroy.ts < t->wait.exit))
+		return false;
+	af_copy(&s->reg, last, sizeof(s->reg));
+	s->reg.state = AF_REG_ENDED;
+	return true;
+}
+
+AF_FN void af_failed_removal(struct af_target *target, struct af_thread *t, struct af_at *at, u16 kind, s32 ret,
+			     struct af_scratch *s)
+{
+	struct af_slot *slot = af_slot_find(target, s->reg.slot);
+	struct af_trigger_args a = {.ts = at->ts, .enter = at->enter, .addr = s->reg.userdata, .gen = s->reg.gen,
+				    .fd = s->reg.fd, .epfd = s->reg.epfd, .ret = ret, .arg = t->events,
+				    .stack = at->stack, .kind = kind};
+	if (slot && slot->gen == s->reg.gen && slot->state == AF_SLOT_LIVE && kind == AF_REMOVED && !slot->del.ts)
+		slot->del = *at;
+	af_suspect(AF_SUSPECT_FAILED_REMOVAL, &a, af_tgid(), target, t, slot, &s->reg, 0);
+}
+
+/* No ADD followed the MOD: it was meant for a registration that is gone. */
+AF_FN void af_missed_sent(struct af_target *target, struct af_thread *t, struct af_scratch *s)
+{
+	struct af_at at;
+	struct af_reg *last = af_number(target, t->missed_fd);
+	af_at_set(&at, t->missed_enter, t->missed_at, 0, (u32)bpf_get_current_pid_tgid(), t->missed_stack);
+	t->missed_at = 0;
+	if (!last)
 		return;
-	slot->del = *at;
-	slot->flags |= AF_S_DELETED;
-	u32 waiter = af_waiter(tgid, t->epfd);
-	if (waiter && waiter != at->tid)
-		slot->flags |= AF_S_DEL_BY_OTHER;
+	af_copy(&s->reg, last, sizeof(s->reg));
+	s->reg.state = AF_REG_ENDED;
+	af_failed_removal(target, t, &at, AF_MODIFIED, AF_ENOENT, s);
 }
 
 int af_exit_ctl(struct af_sys_exit *ctx)
@@ -244,10 +314,11 @@ int af_exit_ctl(struct af_sys_exit *ctx)
 	if (!target)
 		return 0;
 	struct af_thread *t = af_thread_now();
-	if (!t || t->call != AF_CALL_CTL)
+	int zero = 0;
+	struct af_scratch *s = scratch.lookup(&zero);
+	if (!t || !s || t->call != AF_CALL_CTL)
 		return 0;
 	t->call = AF_CALL_NONE;
-	u32 tgid = af_tgid();
 	s32 ret = ctx->ret;
 	/* of a DEL and a MOD the instruction is known; the stack is worth its microsecond when they fail */
 	if (ret < 0 && t->op != AF_CTL_ADD)
@@ -255,312 +326,49 @@ int af_exit_ctl(struct af_sys_exit *ctx)
 	struct af_at at;
 	af_at_set(&at, t->enter, bpf_ktime_get_ns(), t->ip, (u32)bpf_get_current_pid_tgid(), t->stack);
 	u16 kind = t->op == AF_CTL_ADD ? AF_ADDED : t->op == AF_CTL_MOD ? AF_MODIFIED : AF_REMOVED;
-	struct af_reg *reg = af_reg_find(tgid, t->epfd, t->fd);
+	struct af_reg *note = af_note(t->ep, t->file, t->fd);
 	u16 flags = t->op != AF_CTL_DEL && (AF_IS_RESERVED(t->userdata)) ? AF_F_NO_SLOT : 0;
-	if (t->op == AF_CTL_DEL && reg)
-		t->userdata = reg->userdata;
+	if (t->op == AF_CTL_DEL && note)
+		t->userdata = note->userdata;
 	else if (t->op == AF_CTL_DEL)
 		flags |= AF_F_UNKNOWN;
-	u32 gen = reg && !(flags & AF_F_NO_SLOT) ? reg->gen : 0;
+	u32 gen = note && !(flags & AF_F_NO_SLOT) ? note->gen : 0;
 	af_record(kind, flags, at.ts, at.enter, t->userdata, gen, t->fd, t->epfd, ret, t->events, t->stack);
 	if (flags & AF_F_NO_SLOT)
 		return 0;
 	if (ret == 0) {
 		if (t->op == AF_CTL_ADD)
-			af_added(ctx, target, t, tgid, &at);
+			af_added(target, t, &at, s);
 		else if (t->op == AF_CTL_MOD)
-			af_modified(t, tgid, &at);
+			af_modified(target, t, &at);
 		else
-			af_removed(t, tgid, &at);
+			af_removed(target, t, &at);
 		return 0;
 	}
 	if (t->op == AF_CTL_ADD) {
-		if (reg && reg->state == AF_REG_ADDING)
-			reg->state = AF_REG_ENDED;
+		af_add_failed(target, t);
 		return 0;
 	}
-	if (reg && t->known)
-		reg->flags &= ~AF_R_ENDING;
-	if (ret == AF_EBADF || ret == AF_ENOENT) {
-		struct af_slot *slot = reg ? af_slot_find(tgid, reg->slot) : 0;
-		struct af_trigger_args a = {.ts = at.ts, .enter = at.enter, .addr = t->userdata, .gen = gen,
-					    .fd = t->fd, .epfd = t->epfd, .ret = ret, .arg = t->events,
-					    .stack = at.stack, .kind = kind};
-		if (slot && slot->gen == gen && slot->state == AF_SLOT_LIVE && t->op == AF_CTL_DEL && !slot->del.ts)
-			slot->del = at;
-		af_suspect(AF_SUSPECT_FAILED_REMOVAL, &a, t, slot, reg, 0);
-	}
-	return 0;
-}
-
-int af_enter_wait(struct af_sys_enter *ctx)
-{
-	if (!af_target_now())
+	if (ret != AF_EBADF && ret != AF_ENOENT)
 		return 0;
-	struct af_thread *t = af_thread_now();
-	if (!t)
+	if (ret == AF_ENOENT && t->exists == AF_EXISTS) {
+		struct af_reg *last = af_number(target, t->fd);
+		if (!last || last->end.ts < t->enter)
+			af_count(AF_C_AUDIT_MISSING);
+	}
+	if (t->fd < 0 || !af_was_registered(target, t, s)) {
+		af_count(AF_C_NOT_REGISTERED);
 		return 0;
-	u64 now = bpf_ktime_get_ns();
-	s32 epfd = (s32)ctx->args[0];
-	if (t->batch_open) {
-		t->batch_open = 0;
-		if (t->batch_slots)
-			af_record(AF_BATCH_CLOSED, 0, now, now, 0, 0, -1, t->wait_epfd, 0, t->batch, -1);
 	}
-	if (t->wait_epfd != epfd || !t->waits) {
-		t->waits = 1;
-		struct af_fd_key key = {.tgid = af_tgid(), .fd = epfd};
-		u32 tid = (u32)bpf_get_current_pid_tgid();
-		u32 *known = waiters.lookup(&key);
-		if (known && *known != tid)
-			tid = AF_MANY_WAITERS;
-		waiters.update(&key, &tid);
-		/* who waits, for the reader of the stream: a batch opens with its first delivery */
-		af_record(AF_WAITER_SEEN, 0, now, now, 0, 0, -1, epfd, 0, 0, -1);
-	}
-	t->call = AF_CALL_WAIT;
-	t->wait_epfd = epfd;
-	t->wait_enter = now;
-	t->events_ptr = ctx->args[1];
-	t->stale_slot = 0;
-	t->batch_slots = 0;
-	return 0;
-}
-
-/* Repeats are reported at 1, 2, 4, 8, …: the count in the message is exact whatever was left out. */
-static inline __attribute__((always_inline)) bool af_worth_sending(u32 count, bool consecutive)
-{
-	return !consecutive || (count & (count - 1)) == 0;
-}
-
-/* One delivery for a known slot. Leaves what is suspicious in *what: memory, not a register, so that the
- * verifier's states of the loop around it stay equal. */
-static inline __attribute__((always_inline)) void af_delivered(struct af_target *target, struct af_thread *t, u32 tid,
-					   struct af_slot *slot, u32 events, u32 index, struct af_scratch *s)
-{
-	u64 now = t->wait_exit;
-	bool same = slot->last_tid == tid && slot->last_batch == t->batch;
-	bool consecutive = slot->last_tid == tid && slot->last_batch + 1 == t->batch;
-	slot->consecutive = same ? slot->consecutive : consecutive ? slot->consecutive + 1 : 0;
-	slot->batch_count = same ? slot->batch_count + 1 : 1;
-	slot->undispatched = same ? slot->undispatched + 1 : 1;
-	slot->last_batch = t->batch;
-	slot->last_tid = tid;
-	slot->last_delivery = now;
-	slot->last_delivery_enter = t->wait_enter;
-	s->what = 0;
-	s->repeat = consecutive;
-	if (slot->state == AF_SLOT_FREE) {
-		slot->stale += 1;
-		if (!t->stale_slot)
-			t->stale_slot = slot->addr;
-		if (af_worth_sending(slot->stale, consecutive))
-			s->what = AF_SUSPECT_STALE_DELIVERY;
-	} else {
-		slot->deliveries += 1;
-		if (!slot->first_delivery)
-			slot->first_delivery = now;
-		if (slot->flags & AF_S_CLOSED) {
-			slot->after_close += 1;
-			if (!slot->first_after_close)
-				slot->first_after_close = now;
-			slot->last_after_close = now;
-		}
-		if (slot->old_fd >= 0 && slot->old_gen < slot->live_from)
-			s->what = AF_SUSPECT_RECYCLED_DELIVERY; /* if that registration is alive: af_report asks */
-		else if (slot->consecutive >= AF_HOT_AFTER && af_worth_sending(slot->consecutive, true))
-			s->what = AF_SUSPECT_HOT;
-	}
-	if (slot->consecutive >= AF_WATCH_READS_AFTER) {
-		target->watch_reads = now + 1000000000ull;
-		target->hot_fds |= slot->fd < 0 ? 0xffffffffu : 1u << (slot->fd & 31);
-	}
-	if (slot->consecutive >= AF_QUIET_AFTER) {
-		af_count(AF_C_REPEATS);
-		if (!af_worth_sending(slot->consecutive, true))
-			return;
-	}
-	t->batch_slots += 1;
-	u16 flags = (slot->flags & AF_S_INFERRED ? AF_F_INFERRED : 0) |
-		    (slot->consecutive >= AF_QUIET_AFTER ? AF_F_REPEAT : 0) | (same ? AF_F_AGAIN : 0);
-	af_record(AF_DELIVERED, flags, now, t->wait_enter, slot->addr, slot->gen, slot->consecutive, t->wait_epfd,
-		  index, events, t->batch);
-}
-
-#define AF_PROG_DELIVER 0
-#define AF_PROG_REPORT 1
-
-/* Handle AF_CHUNK events of the wait from t->next on; then report what is suspicious, or go on. */
-static inline __attribute__((always_inline)) void af_deliver(void *ctx)
-{
-	struct af_target *target = af_target_now();
-	if (!target)
-		return;
-	struct af_thread *t = af_thread_now();
-	int zero = 0;
-	struct af_scratch *s = scratch.lookup(&zero);
-	if (!t || !s)
-		return;
-	u32 tgid = af_tgid(), tid = (u32)bpf_get_current_pid_tgid();
-	s->first = t->next;
-	s->count = t->returned - s->first;
-	s->pending_count = 0;
-	if (s->count > AF_CHUNK)
-		s->count = AF_CHUNK;
-	/* the mask is for the verifier: AF_CHUNK events are 384 bytes, the buffer holds 516 */
-	u64 bytes = (s->count * sizeof(struct af_epoll_event)) & 511;
-	if (!bytes)
-		return;
-	if (bpf_probe_read_user(s->events, bytes, (void *)(t->events_ptr + s->first * sizeof(struct af_epoll_event)))) {
-		af_count(AF_C_READ_FAULT);
-		return;
-	}
-	for (u32 i = 0; i < AF_CHUNK; i++) {
-		if (i >= s->count)
-			break;
-		u64 userdata = s->events[i].data;
-		if (AF_IS_RESERVED(userdata))
-			continue;
-		af_count(AF_C_DELIVERIES);
-		struct af_slot *slot = af_slot_find(tgid, userdata & AF_UD_MASK);
-		if (!slot) {
-			af_count(AF_C_UNKNOWN_SLOT);
-			t->batch_slots += 1;
-			af_record(AF_DELIVERED, AF_F_UNKNOWN, t->wait_exit, t->wait_enter, userdata, 0, -1,
-				  t->wait_epfd, s->first + i, s->events[i].events, t->batch);
-			continue;
-		}
-		af_delivered(target, t, tid, slot, s->events[i].events, s->first + i, s);
-		if (!s->what)
-			continue;
-		u32 n = s->pending_count;
-		if (n >= AF_CHUNK)
-			continue;
-		s->pending_count = n + 1;
-		s->pending[n].addr = slot->addr;
-		s->pending[n].what = s->what;
-		s->pending[n].events = s->events[i].events;
-		s->pending[n].index = s->first + i;
-		s->pending[n].repeat = s->repeat;
-	}
-	t->next = s->first + s->count;
-	if (s->pending_count) {
-		s->reported = 0;
-		prog.call(ctx, AF_PROG_REPORT);
-		af_count(AF_C_TAILCALL_FAILED);
-	} else if (t->next < t->returned) {
-		prog.call(ctx, AF_PROG_DELIVER);
-		af_count(AF_C_TAILCALL_FAILED);
-	}
-}
-
-static inline __attribute__((always_inline)) void af_report_one(void *ctx, struct af_target *target, struct af_thread *t, u32 tgid,
-					     struct af_pending *p)
-{
-	struct af_slot *slot = af_slot_find(tgid, p->addr);
-	if (!slot)
-		return;
-	struct af_reg *reg = af_reg_old(slot, target);
-	struct af_reg *current = af_reg_current(slot);
-	struct af_reg *other = 0;
-	if (p->what == AF_SUSPECT_RECYCLED_DELIVERY) {
-		if (!reg)
-			return;
-		slot->recycled += 1;
-		if (!af_worth_sending(slot->recycled, p->repeat))
-			return;
-		slot->recycled_reported = slot->recycled;
-		other = current;
-	} else {
-		if (!reg || p->what == AF_SUSPECT_HOT)
-			reg = current;
-		if (!reg && slot->fd >= 0)
-			reg = af_reg_find(tgid, slot->epfd, slot->fd);
-		if (p->what == AF_SUSPECT_HOT && reg && (reg->events & (AF_EPOLLET | AF_EPOLLONESHOT)))
-			return;
-		slot->stale_reported = slot->stale;
-	}
-	struct af_trigger_args a = {.ts = t->wait_exit, .enter = t->wait_enter, .addr = slot->addr, .gen = slot->gen,
-				    .fd = slot->consecutive, .epfd = t->wait_epfd, .ret = p->index,
-				    .arg = p->events, .stack = af_stack_id(ctx), .kind = AF_DELIVERED};
-	if (slot->consecutive >= AF_QUIET_AFTER && !af_worth_sending(slot->consecutive, true)) {
-		/* what is sent is recorded too, whatever the run it is part of */
-		t->batch_slots += 1;
-		af_record(AF_DELIVERED, p->repeat ? AF_F_REPEAT : AF_F_REPEAT | AF_F_AGAIN, t->wait_exit, t->wait_enter, slot->addr, slot->gen,
-			  slot->consecutive, t->wait_epfd, p->index, p->events, t->batch);
-	}
-	af_suspect(p->what, &a, t, slot, reg, other);
-}
-
-/* Send what af_deliver found, AF_SUSPECTS at a time, then go on with the next chunk. */
-int af_report(struct af_sys_exit *ctx)
-{
-	struct af_target *target = af_target_now();
-	if (!target)
+	if (t->op == AF_CTL_MOD && ret == AF_ENOENT) {
+		af_number_keep(&s->reg, target->epoch);
+		t->missed_at = at.ts;
+		t->missed_enter = at.enter;
+		t->missed_fd = t->fd;
+		t->missed_epfd = t->epfd;
+		t->missed_stack = at.stack;
 		return 0;
-	struct af_thread *t = af_thread_now();
-	int zero = 0;
-	struct af_scratch *s = scratch.lookup(&zero);
-	if (!t || !s)
-		return 0;
-	u32 tgid = af_tgid();
-	for (u32 i = 0; i < AF_SUSPECTS; i++) {
-		if (i >= s->pending_count)
-			break;
-		af_report_one(ctx, target, t, tgid, &s->pending[i]);
 	}
-	if (s->pending_count > AF_SUSPECTS)
-		af_count(AF_C_SUSPECTS_DROPPED);
-	if (t->next < t->returned) {
-		prog.call(ctx, AF_PROG_DELIVER);
-		af_count(AF_C_TAILCALL_FAILED);
-	}
-	return 0;
-}
-
-/* The thread was waiting when the target was armed: the arguments are still in its registers (x86-64 keeps
- * them over a system call), and all that is known of the entry is that it was before. */
-static inline __attribute__((always_inline)) void af_wait_entered_unseen(struct af_target *target, struct af_thread *t)
-{
-	u64 epfd = 0;
-	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs((void *)bpf_get_current_task_btf());
-	bpf_probe_read_kernel(&epfd, 8, (void *)((u64)regs + __builtin_offsetof(struct pt_regs, di)));
-	bpf_probe_read_kernel(&t->events_ptr, 8, (void *)((u64)regs + __builtin_offsetof(struct pt_regs, si)));
-	t->wait_epfd = (s32)epfd;
-	t->wait_enter = target->armed;
-	t->stale_slot = 0;
-}
-
-int af_exit_wait(struct af_sys_exit *ctx)
-{
-	struct af_target *target = af_target_now();
-	if (!target)
-		return 0;
-	struct af_thread *t = af_thread_now();
-	if (!t)
-		return 0;
-	if (t->call != AF_CALL_WAIT)
-		af_wait_entered_unseen(target, t);
-	t->call = AF_CALL_NONE;
-	if (ctx->ret <= 0)
-		return 0;
-	u32 count = ctx->ret;
-	if (count > AF_MAX_EVENTS) {
-		af_count(AF_C_EVENTS_TRUNCATED);
-		count = AF_MAX_EVENTS;
-	}
-	t->wait_exit = bpf_ktime_get_ns();
-	t->batch += 1;
-	t->batch_open = 1;
-	t->batch_slots = 0;
-	t->returned = count;
-	t->next = 0;
-	af_deliver(ctx);
-	return 0;
-}
-
-int af_wait_more(struct af_sys_exit *ctx)
-{
-	af_deliver(ctx);
+	af_failed_removal(target, t, &at, kind, ret, s);
 	return 0;
 }

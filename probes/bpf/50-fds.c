@@ -1,73 +1,151 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only)
  *
- * What happens to file descriptors: close, dup, accept, and reads while a spin is suspected.
+ * What happens to file descriptors: close and its like end registrations, or are outlived by them; a dup is evidence
+ * of who keeps a description open.
  */
-static inline __attribute__((always_inline)) void af_close_begun(void *ctx, struct af_thread *t, u32 tgid, s32 fd)
+AF_FN void af_slot_closed(struct af_target *target, struct af_thread *t, struct af_slot *slot, struct af_reg *note,
+			  struct af_at *at)
+{
+	slot->close = *at;
+	af_flag(slot, AF_S_CLOSED);
+	af_slot_waiter(slot, note->ep, at->tid, AF_S_CLOSE_BY_OTHER);
+	if (slot->state == AF_SLOT_LIVE && !(slot->flags & AF_S_DELETED) && slot->last_tid != at->tid &&
+	    af_batch_of(target, slot, 0))
+		af_flag(slot, AF_S_CLOSE_IN_BATCH);
+	af_used_after(t, slot, true);
+}
+
+/* The number was closed. Whether that ended the registration is asked now, and again before anything is said: on
+ * kernels before 6.6 the last reference goes only after this tracepoint (close_fd_get_file, __fput_sync). */
+AF_FN void af_note_closed(struct af_target *target, struct af_thread *t, struct af_reg *note, struct af_at *at)
+{
+	struct af_slot *slot = af_slot_find(target, note->slot);
+	note->end = *at;
+	note->flags |= AF_R_BY_CLOSE | (target->forks ? AF_R_FORKED : 0) |
+		       (target->flags & AF_T_TABLE_SHARED ? AF_R_TABLE_SHARED : 0);
+	if (slot && slot->gen == note->gen)
+		af_slot_closed(target, t, slot, note, at);
+	if (af_note_exists(note) == AF_GONE) {
+		af_note_ended(note, slot, target->epoch);
+		return;
+	}
+	af_number_keep(note, target->epoch);
+	if (slot) {
+		af_flag(slot, AF_S_CLOSE_PENDING);
+		af_put_off(t, slot);
+	}
+}
+
+AF_FN void af_close_begun(void *ctx, struct af_target *target, struct af_thread *t, s32 fd)
 {
 	t->fd = fd;
 	t->stack = -1;
-	/* now, while the number is still this close's: afterwards it may be anybody's */
-	t->known = af_fd_take(t, tgid, fd, &t->was);
-	if (!t->known)
+	t->closings = 0;
+	t->file = af_file(fd);
+#if AF_ASK
+	u64 node = af_first_item(t->file);
+	if (!node)
 		return;
-	t->ip = af_user_ip();
+	AF_LOOP
+	for (u32 i = 0; i < AF_ITEMS; i++) {
+		if (!node)
+			break;
+		u64 item = node - AF_ITEM_LINK;
+		struct af_filefd ffd = {};
+		bpf_probe_read_kernel(&ffd, sizeof(ffd), (void *)(item + AF_ITEM_FFD));
+		if (ffd.fd == fd && ffd.file == t->file) {
+			u32 n = t->closings;
+			u64 ep = af_word(item + AF_ITEM_EP);
+			struct af_epoll_event event = {};
+			bpf_probe_read_kernel(&event, sizeof(event), (void *)(item + AF_ITEM_EVENT));
+			if (n >= AF_CLOSING) {
+				af_count(AF_C_ITEMS_TRUNCATED);
+				break;
+			}
+			if (!af_note(ep, t->file, fd) &&
+			    !af_note_inferred(target, ep, t->file, fd, -1, event.data, event.events, t->enter,
+					      item)) {
+				node = af_word(node);
+				continue;
+			}
+			t->closing[n & (AF_CLOSING - 1)].ep = ep;
+			t->closing[n & (AF_CLOSING - 1)].file = t->file;
+			t->closing[n & (AF_CLOSING - 1)].fd = fd;
+			t->closing[n & (AF_CLOSING - 1)].gap = 0;
+			t->closings = n + 1;
+		}
+		node = af_word(node);
+	}
+	if (node)
+		af_count(AF_C_ITEMS_TRUNCATED);
+#else
+	struct af_reg *last = af_number(target, fd);
+	if (last && af_note(last->ep, last->file, fd)) {
+		t->closing[0].ep = last->ep;
+		t->closing[0].file = last->file;
+		t->closing[0].fd = fd;
+		t->closing[0].gap = 0;
+		t->closings = 1;
+	}
+#endif
+	if (!t->closings)
+		return;
+	t->ip = AF_USER(ip);
 	t->stack = af_stack_id(ctx);
-	u64 userdata = 0;
-	u32 gen = 0;
-	if (af_reg_alive(&t->reg)) {
-		struct af_reg *reg = af_reg_find(tgid, t->was.epfd, fd);
-		if (reg)
-			reg->flags |= AF_R_ENDING;
-		userdata = t->reg.userdata;
-		gen = t->reg.gen;
-	}
-	af_record(AF_CLOSE_BEGUN, 0, t->enter, t->enter, userdata, gen, fd, t->was.epfd, 0, 0, t->stack);
+	struct af_reg *note = regs.lookup(&t->closing[0]);
+	if (note)
+		af_record(AF_CLOSE_BEGUN, 0, t->enter, t->enter, note->userdata, note->gen, fd, note->epfd, 0, 0,
+			  t->stack);
 }
 
-/* It is not open, says the kernel: its close was not seen, and whoever is given the number will find that out. */
-static inline __attribute__((always_inline)) void af_fd_untake(u32 tgid, s32 fd)
+AF_FN void af_bad_close(void *ctx, struct af_target *target, struct af_thread *t, s32 fd, u64 now,
+			struct af_scratch *s)
 {
-	struct af_fd_key key = {.tgid = tgid, .fd = fd};
-	struct af_fd *f = fds.lookup(&key);
-	if (f)
-		f->closed = 0;
+	s32 stack = af_stack_id(ctx);
+	af_record(AF_CLOSED, AF_F_UNKNOWN, now, t->enter, 0, 0, fd, -1, AF_EBADF, 0, stack);
+	struct af_reg *last = fd < 0 ? 0 : af_number(target, fd);
+	struct af_slot *slot = 0;
+	struct af_trigger_args a = {.ts = now, .enter = t->enter, .fd = fd, .epfd = -1, .ret = AF_EBADF,
+				    .stack = stack, .kind = AF_CLOSED};
+	if (last) {
+		af_copy(&s->reg, last, sizeof(s->reg));
+		s->reg.state = AF_REG_ENDED;
+		slot = af_slot_find(target, last->slot);
+		if (slot && slot->gen != last->gen)
+			slot = 0;
+	}
+	af_suspect(AF_SUSPECT_BAD_CLOSE, &a, af_tgid(), target, t, slot, last ? &s->reg : 0, 0);
 }
 
-static inline __attribute__((always_inline)) void af_close_ended(void *ctx, struct af_target *target, struct af_thread *t, u32 tgid,
-					     s32 fd, s32 ret, u64 now)
+AF_FN void af_close_ended(struct af_target *target, struct af_thread *t, s32 ret, u64 now)
 {
-	u32 tid = (u32)bpf_get_current_pid_tgid();
-	if (ret == AF_EBADF) {
-		if (t->known)
-			af_fd_untake(tgid, fd);
-		s32 stack = af_stack_id(ctx);
-		af_record(AF_CLOSED, AF_F_UNKNOWN, now, t->enter, 0, 0, fd, -1, ret, 0, stack);
-		struct af_trigger_args a = {.ts = now, .enter = t->enter, .addr = 0, .gen = 0, .fd = fd, .epfd = -1,
-					    .ret = ret, .arg = 0, .stack = stack, .kind = AF_CLOSED};
-		af_suspect(AF_SUSPECT_BAD_CLOSE, &a, t, 0, 0, 0);
-		return;
-	}
-	if (!t->known)
-		return;
-	bool registered = t->reg.state != AF_REG_NONE;
-	u64 userdata = registered ? t->reg.userdata : 0;
-	u32 gen = registered ? t->reg.gen : 0;
 	struct af_at at;
-	af_at_set(&at, t->enter, now, t->ip, tid, t->stack);
-	af_record(AF_CLOSED, 0, now, t->enter, userdata, gen, fd, t->was.epfd, ret, 0, t->stack);
-	af_close_effect(ctx, target, t, tgid, fd, &t->was, &at);
+	af_at_set(&at, t->enter, now, t->ip, (u32)bpf_get_current_pid_tgid(), t->stack);
+	AF_LOOP
+	for (u32 i = 0; i < AF_CLOSING; i++) {
+		if (i >= t->closings)
+			break;
+		struct af_reg *note = regs.lookup(&t->closing[i]);
+		/* one that was begun later belongs to the number's next life */
+		if (!note || note->add.enter > t->enter)
+			continue;
+		af_record(AF_CLOSED, 0, now, t->enter, note->userdata, note->gen, t->fd, note->epfd, ret, 0, t->stack);
+		af_note_closed(target, t, note, &at);
+	}
+	t->closings = 0;
 }
 
 int af_enter_close(struct af_sys_enter *ctx)
 {
-	if (!af_target_now())
+	struct af_target *target = af_target_now();
+	if (!target)
 		return 0;
 	struct af_thread *t = af_thread_now();
 	if (!t)
 		return 0;
 	t->call = AF_CALL_CLOSE;
 	t->enter = bpf_ktime_get_ns();
-	af_close_begun(ctx, t, af_tgid(), (s32)ctx->args[0]);
+	af_close_begun(ctx, target, t, (s32)ctx->args[0]);
 	return 0;
 }
 
@@ -77,207 +155,123 @@ int af_exit_close(struct af_sys_exit *ctx)
 	if (!target)
 		return 0;
 	struct af_thread *t = af_thread_now();
-	if (!t || t->call != AF_CALL_CLOSE)
+	int zero = 0;
+	struct af_scratch *s = scratch.lookup(&zero);
+	if (!t || !s || t->call != AF_CALL_CLOSE)
 		return 0;
 	t->call = AF_CALL_NONE;
-	af_close_ended(ctx, target, t, af_tgid(), t->fd, ctx->ret, bpf_ktime_get_ns());
+	if (ctx->ret == AF_EBADF)
+		af_bad_close(ctx, target, t, t->fd, bpf_ktime_get_ns(), s);
+	else if (t->closings)
+		af_close_ended(target, t, ctx->ret, bpf_ktime_get_ns());
 	return 0;
 }
 
-/* close_range(2) over a span: registered fds in it are few; the span is looked at up to a limit. */
-#define AF_RANGE_LIMIT 8
-
+/* close_range(2): what was registered under the numbers of the span, up to a limit. The kernel is asked about each;
+ * this is only who closed it. */
 int af_exit_close_range(struct af_sys_exit *ctx)
 {
 	struct af_target *target = af_target_now();
-	if (!target)
+	if (!target || ctx->ret || (AF_USER(dx) & 4)) /* CLOSE_RANGE_CLOEXEC only marks */
 		return 0;
 	struct af_thread *t = af_thread_now();
-	if (!t || t->call != AF_CALL_CLOSE)
+	if (!t)
 		return 0;
-	t->call = AF_CALL_NONE;
-	if (ctx->ret)
-		return 0;
-	u32 tgid = af_tgid();
 	u64 now = bpf_ktime_get_ns();
+	u32 first = (u32)AF_USER(di), last = (u32)AF_USER(si);
+	struct af_at at;
+	af_at_set(&at, now, now, AF_USER(ip), (u32)bpf_get_current_pid_tgid(), af_stack_id(ctx));
+	AF_LOOP
 	for (u32 i = 0; i < AF_RANGE_LIMIT; i++) {
-		s32 fd = t->fd + i;
-		if (fd > t->newfd)
+		if (first + i > last)
 			break;
-		if (!af_fd_take(t, tgid, fd, &t->was))
+		struct af_reg *made = af_number(target, (s32)(first + i));
+		struct af_reg *note = made ? af_note(made->ep, made->file, made->fd) : 0;
+		if (!note || (note->flags & AF_R_BY_CLOSE))
 			continue;
-		struct af_at at;
-		af_at_set(&at, t->enter, now, t->ip, (u32)bpf_get_current_pid_tgid(), t->stack);
-		af_record(AF_CLOSED, 0, now, t->enter, 0, 0, fd, t->was.epfd, 0, 1, t->stack);
-		af_close_effect(ctx, target, t, tgid, fd, &t->was, &at);
+		af_record(AF_CLOSED, 0, now, now, note->userdata, note->gen, note->fd, note->epfd, 0, 1, at.stack);
+		note->end = at;
+		note->flags |= AF_R_BY_CLOSE;
+		af_number_keep(note, target->epoch);
+		struct af_slot *slot = af_slot_find(target, note->slot);
+		if (!slot || slot->gen != note->gen)
+			continue;
+		slot->close = at;
+		af_flag(slot, AF_S_CLOSED | AF_S_CLOSE_PENDING); /* asked when it is judged */
+		af_put_off(t, slot);
 	}
-	if ((u32)t->newfd - (u32)t->fd >= AF_RANGE_LIMIT)
+	if (last - first >= AF_RANGE_LIMIT && last < 0x7fffffff)
 		af_count(AF_C_RANGE_TRUNCATED);
 	return 0;
 }
 
-int af_enter_close_range(struct af_sys_enter *ctx)
-{
-	if (!af_target_now())
-		return 0;
-	struct af_thread *t = af_thread_now();
-	if (!t)
-		return 0;
-	t->call = AF_CALL_CLOSE;
-	t->enter = bpf_ktime_get_ns();
-	t->fd = (s32)ctx->args[0];
-	t->newfd = ctx->args[1] > 0x7fffffff ? 0x7fffffff : (s32)ctx->args[1];
-	t->ip = af_user_ip();
-	t->stack = af_stack_id(ctx);
-	if (ctx->args[2] & 4) /* CLOSE_RANGE_CLOEXEC only marks */
-		t->call = AF_CALL_NONE;
-	return 0;
-}
-
 /* dup2(2) and dup3(2) close the new number first when it is open */
-static inline __attribute__((always_inline)) int af_dup_enter(void *ctx, u32 call, s32 oldfd, s32 newfd)
-{
-	if (!af_target_now())
-		return 0;
-	struct af_thread *t = af_thread_now();
-	if (!t)
-		return 0;
-	t->call = call;
-	t->enter = bpf_ktime_get_ns();
-	t->epfd = oldfd;
-	t->newfd = newfd;
-	return 0;
-}
-
-int af_enter_dup(struct af_sys_enter *ctx) { return af_dup_enter(ctx, AF_CALL_DUP, (s32)ctx->args[0], -1); }
-
 int af_enter_dup2(struct af_sys_enter *ctx)
 {
-	return af_dup_enter(ctx, AF_CALL_DUP2, (s32)ctx->args[0], (s32)ctx->args[1]);
-}
-
-int af_enter_fcntl(struct af_sys_enter *ctx)
-{
-	/* F_DUPFD 0, F_DUPFD_CLOEXEC 1030 (fcntl(2)) */
-	if (ctx->args[1] != 0 && ctx->args[1] != 1030)
-		return 0;
-	return af_dup_enter(ctx, AF_CALL_DUP, (s32)ctx->args[0], -1);
-}
-
-static inline __attribute__((always_inline)) void af_dupped(u32 tgid, s32 oldfd, s32 newfd, u64 now)
-{
-	struct af_fd_key okey = {.tgid = tgid, .fd = oldfd};
-	struct af_fd_key nkey = {.tgid = tgid, .fd = newfd};
-	struct af_fd *f = fds.lookup(&okey);
-	struct af_desc_key dkey = {.tgid = tgid};
-	if (!f || f->closed) {
-		struct af_fd fresh = {.epfd = -1};
-		if (fds.update(&okey, &fresh)) {
-			af_count(AF_C_FDS_FULL);
-			return;
-		}
-		f = fds.lookup(&okey);
-		if (!f)
-			return;
-	}
-	if (!f->desc) {
-		struct af_desc one = {.refs = 1};
-		/* two CPUs may dup within the same nanosecond */
-		dkey.desc = now << 8 | (bpf_get_smp_processor_id() & 255);
-		if (descs.update(&dkey, &one)) {
-			af_count(AF_C_DESCS_FULL);
-			return;
-		}
-		f->desc = dkey.desc;
-	}
-	dkey.desc = f->desc;
-	struct af_desc *d = descs.lookup(&dkey);
-	if (!d)
-		return;
-	__sync_fetch_and_add(&d->refs, 1);
-	struct af_fd copy = {.desc = dkey.desc, .epfd = -1};
-	if (fds.update(&nkey, &copy))
-		af_count(AF_C_FDS_FULL);
-	if (f->epfd >= 0) {
-		struct af_reg *reg = af_reg_find(tgid, f->epfd, oldfd);
-		if (af_reg_alive(reg))
-			reg->flags |= AF_R_SHARED;
-	}
-}
-
-int af_exit_dup(struct af_sys_exit *ctx)
-{
 	struct af_target *target = af_target_now();
 	if (!target)
 		return 0;
 	struct af_thread *t = af_thread_now();
-	if (!t || (t->call != AF_CALL_DUP && t->call != AF_CALL_DUP2))
+	if (!t)
 		return 0;
-	u32 call = t->call;
-	t->call = AF_CALL_NONE;
-	u32 tgid = af_tgid();
-	u64 now = bpf_ktime_get_ns();
-	s32 newfd = ctx->ret;
-	if (newfd < 0 || newfd == t->epfd)
-		return 0;
-	if (call == AF_CALL_DUP2) { /* only now is it known that it closed anything; nobody else got the number */
-		af_close_begun(ctx, t, tgid, newfd);
-		af_close_ended(ctx, target, t, tgid, newfd, 0, now);
-	}
-	af_fd_reused(ctx, target, t, tgid, newfd, now);
-	af_record(AF_DUPPED, 0, now, t->enter, 0, 0, t->epfd, -1, newfd, 0, -1);
-	af_dupped(tgid, t->epfd, newfd, now);
+	t->call = AF_CALL_DUP2;
+	t->enter = bpf_ktime_get_ns();
+	t->closings = 0;
+	if (ctx->args[0] != ctx->args[1])
+		af_close_begun(ctx, target, t, (s32)ctx->args[1]);
 	return 0;
 }
 
-int af_enter_accept(struct af_sys_enter *ctx) { return af_call_enter(AF_CALL_ACCEPT, -1, (s32)ctx->args[0]); }
+AF_FN void af_dupped(void *ctx, s32 oldfd, s32 newfd, u64 enter, u64 now)
+{
+	u64 file = af_file(newfd);
+	if (!file)
+		return;
+	s32 stack = af_stack_id(ctx);
+	struct af_dup dup = {.enter = enter, .ts = now, .ip = AF_USER(ip),
+			     .tid = (u32)bpf_get_current_pid_tgid(), .stack = stack, .oldfd = oldfd, .newfd = newfd};
+	dups.update(&file, &dup);
+	af_record(AF_DUPPED, 0, now, enter, 0, 0, oldfd, -1, newfd, 0, stack);
+}
 
-int af_exit_accept(struct af_sys_exit *ctx)
+int af_exit_dup2(struct af_sys_exit *ctx)
 {
 	struct af_target *target = af_target_now();
 	if (!target)
 		return 0;
 	struct af_thread *t = af_thread_now();
-	if (!t || t->call != AF_CALL_ACCEPT)
+	if (!t || t->call != AF_CALL_DUP2)
 		return 0;
 	t->call = AF_CALL_NONE;
 	if (ctx->ret < 0)
 		return 0;
 	u64 now = bpf_ktime_get_ns();
-	af_record(AF_ACCEPTED, 0, now, t->enter, 0, 0, t->fd, -1, ctx->ret, 0, -1);
-	af_fd_reused(ctx, target, t, af_tgid(), ctx->ret, now);
+	if (t->closings)
+		af_close_ended(target, t, 0, now);
+	s32 oldfd = (s32)AF_USER(di);
+	if (oldfd != (s32)ctx->ret)
+		af_dupped(ctx, oldfd, (s32)ctx->ret, t->enter, now);
 	return 0;
 }
 
-/* A read of the fd says that somebody works on the event: the run of repeats ends. */
-int af_enter_read(struct af_sys_enter *ctx)
+int af_exit_dup(struct af_sys_exit *ctx)
 {
-	struct af_target *target = af_target_now();
-	if (!target || !target->watch_reads)
-		return 0;
-	s32 fd = (s32)ctx->args[0];
-	u32 bit = 1u << (fd & 31);
-	if (!(target->hot_fds & bit))
+	if (!af_target_now() || ctx->ret < 0)
 		return 0;
 	u64 now = bpf_ktime_get_ns();
-	if (target->watch_reads < now) {
-		target->watch_reads = 0;
-		target->hot_fds = 0;
+	af_dupped(ctx, (s32)AF_USER(di), (s32)ctx->ret, now, now);
+	return 0;
+}
+
+int af_exit_fcntl(struct af_sys_exit *ctx)
+{
+	if (!af_target_now())
 		return 0;
-	}
-	u32 tgid = af_tgid();
-	struct af_fd_key key = {.tgid = tgid, .fd = fd};
-	struct af_fd *f = fds.lookup(&key);
-	if (!f || f->epfd < 0 || f->closed)
+	/* F_DUPFD 0, F_DUPFD_CLOEXEC 1030 (fcntl(2)) */
+	u32 command = (u32)AF_USER(si);
+	if (ctx->ret < 0 || (command != 0 && command != 1030))
 		return 0;
-	struct af_reg *reg = af_reg_find(tgid, f->epfd, key.fd);
-	if (!reg)
-		return 0;
-	struct af_slot *slot = af_slot_find(tgid, reg->slot);
-	if (!slot || slot->gen != reg->gen || slot->consecutive < AF_WATCH_READS_AFTER)
-		return 0;
-	slot->consecutive = 0;
-	target->hot_fds &= ~bit; /* another fd of this bit sets it again with its next delivery */
-	af_record(AF_READ, 0, now, now, slot->addr, slot->gen, key.fd, f->epfd, 0, 0, -1);
+	u64 now = bpf_ktime_get_ns();
+	af_dupped(ctx, (s32)AF_USER(di), (s32)ctx->ret, now, now);
 	return 0;
 }

@@ -2,7 +2,7 @@
  *
  * Process life: fork, exec, exit, fatal signals and the page fault just before one.
  */
-static inline __attribute__((always_inline)) void af_lifecycle_out(u16 kind, u32 tgid, u32 arg, struct af_path_key *path)
+AF_FN void af_lifecycle_out(u16 kind, u32 tgid, u64 addr, u32 arg, struct af_path_key *path)
 {
 	struct af_lifecycle *l = urgent.ringbuf_reserve(sizeof(struct af_lifecycle));
 	if (!l) {
@@ -17,6 +17,7 @@ static inline __attribute__((always_inline)) void af_lifecycle_out(u16 kind, u32
 	l->trigger.kind = kind;
 	l->trigger.ts = bpf_ktime_get_ns();
 	l->trigger.enter = l->trigger.ts;
+	l->trigger.addr = addr;
 	l->trigger.tgid = tgid;
 	l->trigger.tid = (u32)bpf_get_current_pid_tgid();
 	l->trigger.arg = arg;
@@ -26,7 +27,7 @@ static inline __attribute__((always_inline)) void af_lifecycle_out(u16 kind, u32
 	urgent.ringbuf_submit(l, 0);
 }
 
-static inline __attribute__((always_inline)) void af_fork_ended(u32 child)
+AF_FN void af_fork_ended(u32 child)
 {
 	u32 *parent = children.lookup(&child);
 	if (!parent)
@@ -40,26 +41,42 @@ static inline __attribute__((always_inline)) void af_fork_ended(u32 child)
 		target->forks -= 1;
 	u64 now = bpf_ktime_get_ns();
 	af_record(AF_FORK_ENDED, 0, now, now, tgid, 0, -1, -1, 0, child, -1);
-	af_lifecycle_out(AF_FORK_ENDED, tgid, child, 0);
+	af_lifecycle_out(AF_FORK_ENDED, tgid, 0, child, 0);
 }
 
-int af_newtask(struct af_tp_newtask *ctx)
+AF_FN u32 af_epoch(u64 now)
+{
+	return (u32)(now >> 10) | 1; /* never 0, and not the same twice for one process */
+}
+
+int af_newtask(void *ctx)
 {
 	struct af_target *target = af_target_now();
-	/* CLONE_FILES 0x400 shares the table itself, CLONE_THREAD 0x10000 is a thread (clone(2)) */
-	if (!target || (ctx->clone_flags & 0x10400))
+	u64 clone_flags = *(u64 *)(ctx + AF_TP_NEWTASK_FLAGS);
+	if (!target || (clone_flags & 0x10000)) /* CLONE_THREAD: a thread (clone(2)) */
 		return 0;
-	u32 child = ctx->pid, tgid = af_tgid();
-	if (children.update(&child, &tgid))
-		return 0;
-	target->forks += 1;
+	u32 child = *(u32 *)(ctx + AF_TP_NEWTASK_PID), tgid = af_tgid();
 	u64 now = bpf_ktime_get_ns();
+	if (clone_flags & 0x400) { /* CLONE_FILES: it shares the table itself, and is seen as little as io_uring is */
+		target->flags |= AF_T_TABLE_SHARED;
+		af_count(AF_C_SHARED_TABLES);
+	} else if (!children.update(&child, &tgid)) {
+		target->forks += 1;
+		target->last_child = child;
+		target->forked_at = now;
+	}
+	/* a worker of a watched program is watched from its first instruction; CLONE_VM (a vfork) runs no server */
+	if ((target->flags & AF_T_FOLLOW) && !(clone_flags & 0x100)) {
+		struct af_target fresh = {.armed = now, .epoch = af_epoch(now),
+					  .flags = AF_T_FOLLOW | AF_T_LATE};
+		targets.update(&child, &fresh);
+	}
 	af_record(AF_FORKED, 0, now, now, 0, 0, -1, -1, 0, child, -1);
-	af_lifecycle_out(AF_FORKED, tgid, child, 0);
+	af_lifecycle_out(AF_FORKED, tgid, clone_flags, child, 0);
 	return 0;
 }
 
-int af_execed(struct af_tp_exec *ctx)
+int af_execed(void *ctx)
 {
 	u32 tgid = af_tgid();
 	int zero = 0;
@@ -68,24 +85,25 @@ int af_execed(struct af_tp_exec *ctx)
 	if (!s)
 		return 0;
 	__builtin_memset(&s->path, 0, sizeof(s->path));
-	bpf_probe_read_kernel_str(s->path.path, sizeof(s->path.path), (void *)ctx + (ctx->filename_loc & 0xffff));
+	u32 where = *(u32 *)(ctx + AF_TP_EXEC_FILENAME) & 0xffff;
+	bpf_probe_read_kernel_str(s->path.path, sizeof(s->path.path), ctx + where);
 	struct af_target *target = targets.lookup(&tgid);
 	u32 *wanted = exec_paths.lookup(&s->path);
+	u64 now = bpf_ktime_get_ns();
 	if (target) {
 		targets.delete(&tgid);
-		u64 now = bpf_ktime_get_ns();
 		af_record(AF_EXECED, 0, now, now, 0, 0, -1, -1, 0, 0, -1);
 	}
 	if (wanted) {
-		struct af_target fresh = {.armed = bpf_ktime_get_ns()};
+		struct af_target fresh = {.armed = now, .epoch = af_epoch(now), .flags = AF_T_FOLLOW};
 		targets.update(&tgid, &fresh);
 	}
 	if (target || wanted)
-		af_lifecycle_out(AF_EXECED, tgid, wanted ? 1 : 0, &s->path);
+		af_lifecycle_out(AF_EXECED, tgid, 0, wanted ? 1 : 0, &s->path);
 	return 0;
 }
 
-int af_exited(struct af_tp_exit *ctx)
+int af_exited(void *ctx)
 {
 	u64 id = bpf_get_current_pid_tgid();
 	u32 tgid = id >> 32;
@@ -97,15 +115,37 @@ int af_exited(struct af_tp_exit *ctx)
 	return 0;
 }
 
-int af_fault(struct af_tp_fault *ctx)
+int af_fault(void *ctx)
 {
 	if (!af_target_now())
 		return 0;
 	struct af_thread *t = af_thread_now();
 	if (!t)
 		return 0;
-	t->fault_addr = ctx->address;
-	t->fault_ip = ctx->ip;
+	t->fault_addr = *(u64 *)(ctx + AF_TP_FAULT_ADDRESS);
+	t->fault_ip = *(u64 *)(ctx + AF_TP_FAULT_IP);
 	t->fault_ts = bpf_ktime_get_ns();
+	return 0;
+}
+
+/* io_uring works on descriptors without system calls of the process: counted, and every finding that depends on who
+ * closed or removed says so. The kernel is asked all the same. */
+int af_io_uring(void *ctx)
+{
+	if (af_target_now())
+		af_count(AF_C_IO_URING);
+	return 0;
+}
+
+/* From outside: judge what a thread that does not wait has put off. args: tgid and epoch, the slot's address. */
+int af_settle_now(struct af_settle_args *ctx)
+{
+	u32 tgid = ctx->tgid_epoch >> 32, epoch = (u32)ctx->tgid_epoch;
+	int zero = 0;
+	struct af_scratch *s = scratch.lookup(&zero);
+	struct af_slot *slot = af_slot_of(tgid, epoch, ctx->addr);
+	struct af_target *target = targets.lookup(&tgid);
+	if (slot && s && target && target->epoch == epoch)
+		af_settle(target, slot, s, true);
 	return 0;
 }

@@ -6,7 +6,7 @@
  * one, on whatever threads (or fibers) they run, and a new call in an old one's place overwrites its value.
  * A tail call replaces the frame and with it the value. Nothing is removed: the oldest go when the map is full.
  */
-static inline __attribute__((always_inline)) int af_hit_entry(struct pt_regs *ctx, u32 entry, u64 cfa, u64 value)
+AF_FN int af_hit_entry(struct pt_regs *ctx, u32 entry, u64 cfa, u64 value)
 {
 	struct af_target *target = af_target_now();
 	if (!target)
@@ -18,7 +18,7 @@ static inline __attribute__((always_inline)) int af_hit_entry(struct pt_regs *ct
 }
 
 /* The value of the call that is under way; false when its entry was not seen, which is counted. */
-static inline __attribute__((always_inline)) bool af_entered(u32 entry, u64 cfa, u64 *value)
+AF_FN bool af_entered(u32 entry, u64 cfa, u64 *value)
 {
 	struct af_target *target = af_target_now();
 	if (!target)
@@ -35,7 +35,7 @@ static inline __attribute__((always_inline)) bool af_entered(u32 entry, u64 cfa,
 }
 
 /* DW_OP_div: signed, towards zero. BPF divides unsigned only. b is not zero. */
-static inline __attribute__((always_inline)) u64 af_divide(u64 a, u64 b)
+AF_FN u64 af_divide(u64 a, u64 b)
 {
 	u64 quotient = ((s64)a < 0 ? -a : a) / ((s64)b < 0 ? -b : b);
 	return (s64)(a ^ b) < 0 ? -quotient : quotient;

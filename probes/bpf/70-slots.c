@@ -2,7 +2,7 @@
  *
  * What the probed functions do to a slot. The generated readers below call these with the argument's value.
  */
-static inline __attribute__((always_inline)) struct af_thread *af_hit_thread(u64 ip)
+AF_FN struct af_thread *af_hit_thread(u64 ip)
 {
 	struct af_thread *t = af_thread_now();
 	if (t)
@@ -10,27 +10,37 @@ static inline __attribute__((always_inline)) struct af_thread *af_hit_thread(u64
 	return t;
 }
 
-static inline __attribute__((always_inline)) int af_hit_create(struct pt_regs *ctx, u64 addr)
+AF_FN int af_hit_create(struct pt_regs *ctx, u64 addr)
 {
 	u64 ip = ctx->ip;
 	struct af_target *target = af_target_now();
-	if (!target || addr < 4096)
+	int zero = 0;
+	struct af_scratch *s = scratch.lookup(&zero);
+	if (!target || !s || addr < 4096)
 		return 0;
 	u64 now = bpf_ktime_get_ns();
-	u32 tgid = af_tgid();
 	af_hit_thread(ip);
-	struct af_slot *slot = af_slot_find(tgid, addr);
+	struct af_slot *slot = af_slot_find(target, addr);
 	af_count(AF_C_HITS_CREATE);
 	if (!slot) {
-		slot = af_slot_new(tgid, addr);
+		slot = af_slot_new(target, addr);
 		if (!slot)
 			return 0;
 		slot->state = AF_SLOT_LIVE;
 		slot->gen = 1;
 		slot->live_from = 1;
 		slot->flags = AF_S_CREATE_SEEN;
+	} else if (slot->state == AF_SLOT_LIVE && (slot->flags & AF_S_UNBORN)) {
+		/* it was registered by the create that gives it out now */
+		af_unflag(slot, AF_S_UNBORN);
+		af_flag(slot, AF_S_CREATE_SEEN);
+		af_count(AF_C_ADDS_CREATED);
+	} else if (slot->state == AF_SLOT_LIVE && (slot->flags & AF_S_CREATE_SEEN) && !slot->add.ts && !af_linked(slot)) {
+		/* never registered: a create within a create (one constructor calls another), or a life of no interest */
+		slot->gen += AF_CREATE_COMPLETE ? 0 : 1;
+		slot->live_from = slot->gen;
 	} else {
-		af_slot_reborn(target, slot, AF_S_CREATE_SEEN);
+		af_slot_reborn(target, slot, AF_S_CREATE_SEEN, s);
 	}
 	/* the site says where; a stack would cost a microsecond of every connection */
 	af_at_set(&slot->create, now, now, ip, (u32)bpf_get_current_pid_tgid(), -1);
@@ -38,52 +48,13 @@ static inline __attribute__((always_inline)) int af_hit_create(struct pt_regs *c
 	return 0;
 }
 
-static inline __attribute__((always_inline)) u64 af_signature(struct af_slot *slot, struct af_target *target, struct af_reg *reg,
-					  u32 tid)
-{
-	u32 f = slot->flags;
-	u64 sig = 0;
-	u32 waiter = slot->waiter;
-	if (slot->add.ts)
-		sig |= AF_SIG_ADD;
-	if (f & AF_S_ADD_BY_OTHER)
-		sig |= AF_SIG_ADD_OTHER;
-	if (slot->deliveries)
-		sig |= AF_SIG_DELIVERED;
-	if (f & AF_S_DELETED)
-		sig |= AF_SIG_DEL;
-	else if (slot->del.ts)
-		sig |= AF_SIG_DEL_AFTER_CLOSE;
-	if (f & AF_S_DEL_BY_OTHER)
-		sig |= AF_SIG_DEL_OTHER;
-	if (slot->close.ts)
-		sig |= AF_SIG_CLOSE;
-	if (f & AF_S_CLOSE_BY_OTHER)
-		sig |= AF_SIG_CLOSE_OTHER;
-	if (slot->after_close)
-		sig |= AF_SIG_AFTER_CLOSE;
-	if (f & AF_S_DESTROY_BY_OTHER)
-		sig |= AF_SIG_DESTROY_OTHER;
-	if (f & AF_S_CLOSE_IN_BATCH)
-		sig |= AF_SIG_CLOSE_IN_BATCH;
-	if (f & AF_S_INFERRED)
-		sig |= AF_SIG_INFERRED;
-	if (f & AF_S_ORPHANED)
-		sig |= AF_SIG_ORPHANED;
-	if (f & AF_S_FORK_SHARED)
-		sig |= AF_SIG_FORK_SHARED;
-	if (f & AF_S_WAITER_KNOWN)
-		sig |= AF_SIG_WAITER_KNOWN;
-	if (reg)
-		sig |= AF_SIG_REGISTERED;
-	return sig;
-}
-
 /* Does the slot still hold the object it was registered with? Not when another protocol took it over: then
  * the dispatch probe says nothing about it. */
-static inline __attribute__((always_inline)) bool af_holds_object(struct af_slot *slot)
+AF_FN bool af_holds_object(struct af_slot *slot)
 {
-#if AF_HAVE_DISPATCH
+#if AF_OBJECT_IS_SLOT
+	return true;
+#elif AF_OBJECT_OFFSET >= 0
 	u64 object = 0;
 	if (!slot->object || bpf_probe_read_user(&object, sizeof(object), (void *)(slot->addr + AF_OBJECT_OFFSET)))
 		return false;
@@ -93,113 +64,194 @@ static inline __attribute__((always_inline)) bool af_holds_object(struct af_slot
 #endif
 }
 
-static inline __attribute__((always_inline)) bool af_undispatched(struct af_slot *slot, u32 tid, bool holds)
+#if AF_COUNT_OFFSET >= 0
+/* A destroy that only takes one of several references frees nothing. */
+AF_FN bool af_frees(u64 addr)
 {
-	if (slot->state != AF_SLOT_LIVE || !af_in_open_batch(slot))
-		return false;
-#if AF_HAVE_DISPATCH
-	return holds && slot->undispatched;
-#else
-	return slot->last_tid != tid;
+	u64 count = 0;
+	if (bpf_probe_read_user(&count, AF_COUNT_SIZE, (void *)(addr + AF_COUNT_OFFSET))) {
+		af_count(AF_C_READ_FAULT);
+		return true;
+	}
+	return count == AF_FREES_AT;
+}
 #endif
+
+#define AF_PENDING_NO 0
+#define AF_PENDING_YES 1
+#define AF_PENDING_UNKNOWN 2
+
+/* Is a delivery of the slot still to be worked on, in a batch that is open and names it? Only a dispatch tells. */
+AF_FN u32 af_undispatched(struct af_target *target, struct af_slot *slot, bool holds, u64 sp, u32 *nested)
+{
+	struct af_batch *b = slot->state == AF_SLOT_LIVE ? af_batch_of(target, slot, sp) : 0;
+	if (!b)
+		return AF_PENDING_NO;
+	*nested = b->nested;
+#if AF_HAVE_DISPATCH
+	if (holds)
+		return slot->undispatched ? AF_PENDING_YES : AF_PENDING_NO;
+#endif
+	/* the first event of a batch is being worked on, as far as anybody can tell */
+	return slot->last_index || slot->last_tid != (u32)bpf_get_current_pid_tgid() ? AF_PENDING_UNKNOWN
+										      : AF_PENDING_NO;
 }
 
-static inline __attribute__((always_inline)) int af_hit_destroy(struct pt_regs *ctx, u64 addr)
+AF_FN void af_destroy_begun(struct af_thread *t, struct pt_regs *ctx, u64 addr, bool entry)
+{
+	struct af_destroy *d = &t->destroys[t->destroyed & (AF_DESTROYS - 1)];
+	t->destroyed += 1;
+	d->addr = addr;
+	d->sp = ctx->sp;
+	d->ip = ctx->ip;
+	d->ret = 0;
+	if (entry)
+		bpf_probe_read_user(&d->ret, sizeof(d->ret), (void *)ctx->sp);
+}
+
+AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 addr, bool entry)
 {
 	u64 ip = ctx->ip;
 	struct af_target *target = af_target_now();
-	if (!target || addr < 4096)
+	int zero = 0;
+	struct af_scratch *s = scratch.lookup(&zero);
+	if (!target || !s || addr < 4096)
 		return 0;
+#if AF_COUNT_OFFSET >= 0
+	if (!af_frees(addr))
+		return 0;
+#endif
 	u64 now = bpf_ktime_get_ns();
-	u32 tgid = af_tgid(), tid = (u32)bpf_get_current_pid_tgid();
+	u32 tid = (u32)bpf_get_current_pid_tgid();
 	struct af_thread *t = af_hit_thread(ip);
-	struct af_slot *slot = af_slot_find(tgid, addr);
+	if (!t)
+		return 0;
+	struct af_slot *slot = af_slot_find(target, addr);
+	af_count(AF_C_HITS_DESTROY);
+	if (slot && slot->state == AF_SLOT_FREE && af_within_destroy(t, addr, ctx->sp, ip))
+		return 0; /* a destructor called by a destructor: one destroy */
+	af_destroy_begun(t, ctx, addr, entry);
 	s32 stack = af_stack_id(ctx);
 	struct af_at at;
 	u16 flags = 0;
-	af_count(AF_C_HITS_DESTROY);
 	af_at_set(&at, now, now, ip, tid, stack);
 	if (!slot) {
-		slot = af_slot_new(tgid, addr);
+		slot = af_slot_new(target, addr);
 		if (!slot)
 			return 0;
 		slot->state = AF_SLOT_LIVE;
 		slot->flags = AF_S_INFERRED;
 		flags = AF_F_UNKNOWN | AF_F_INFERRED;
+		if (AF_CREATE_COMPLETE && !(target->flags & AF_T_LATE))
+			af_count(AF_C_DESTROYS_UNKNOWN);
 	}
+	if (slot->flags & AF_S_UNBORN) {
+		af_unflag(slot, AF_S_UNBORN);
+		af_flag(slot, AF_S_INFERRED);
+	}
+	af_resolve(target, slot);
 	bool holds = af_holds_object(slot);
 	af_record(AF_DESTROYED, flags, now, ip, addr, slot->gen, slot->fd, slot->epfd, 0, holds, stack);
 	struct af_trigger_args a = {.ts = now, .enter = ip, .addr = addr, .gen = slot->gen, .fd = slot->fd,
-				    .epfd = slot->epfd, .ret = 0, .arg = 0, .stack = stack, .kind = AF_DESTROYED};
+				    .epfd = slot->epfd, .stack = stack, .kind = AF_DESTROYED};
 	if (slot->state == AF_SLOT_FREE) {
 		slot->double_destroys += 1;
-		af_suspect(AF_SUSPECT_DOUBLE_DESTROY, &a, t, slot, 0, 0);
+		if (slot->flags & AF_S_USED_AFTER)
+			a.flags = AF_F_REFCOUNT;
+		af_suspect(AF_SUSPECT_DOUBLE_DESTROY, &a, slot->tgid, target, t, slot,
+			   af_remembered(slot, &s->reg) ? &s->reg : 0, 0);
 		return 0;
 	}
-	struct af_reg *reg = af_reg_current(slot);
-	struct af_reg *raw = slot->fd >= 0 ? af_reg_find(tgid, slot->epfd, slot->fd) : 0;
-	if (raw && raw->slot == addr && raw->gen == slot->gen && (raw->flags & AF_R_ENDING))
-		slot->flags |= AF_S_CLOSE_PENDING;
-	if (!reg && slot->old_fd >= 0 && slot->old_gen >= slot->live_from)
-		reg = af_reg_old(slot, target);
-	bool in_batch = af_undispatched(slot, tid, holds);
+	if ((slot->flags & AF_S_CLOSE_PENDING) && !target->forks)
+		af_settle(target, slot, s, false);
+	u32 nested = 0;
+	u32 in_batch = af_undispatched(target, slot, holds, ctx->sp, &nested);
 	slot->state = AF_SLOT_FREE;
+	slot->adder = 0;
 	slot->destroy = at;
-	u32 waiter = slot->fd >= 0 ? af_waiter(tgid, slot->epfd) : 0;
-	if (waiter) {
-		slot->waiter = waiter;
-		slot->flags |= AF_S_WAITER_KNOWN;
-		if (waiter != tid)
-			slot->flags |= AF_S_DESTROY_BY_OTHER;
+	if (in_batch == AF_PENDING_UNKNOWN) {
+		af_flag(slot, AF_S_NOT_JUDGED);
+		af_count(AF_C_NOT_JUDGED);
+		target->not_judged += 1;
+		if (target->not_judged & (target->not_judged - 1))
+			in_batch = AF_PENDING_NO; /* told at doublings */
+		a.flags |= AF_F_NOT_JUDGED;
+		a.arg = (u32)target->not_judged;
 	}
-	af_lifetime_out(slot, af_signature(slot, target, reg, tid));
-	if (reg)
-		af_suspect(AF_SUSPECT_FREED_REGISTERED, &a, t, slot, reg, 0);
-	if (in_batch)
-		af_suspect(AF_SUSPECT_FREED_IN_BATCH, &a, t, slot, reg, 0);
+	bool registered = af_existing(slot, slot->live_from, slot->gen + 1, AF_WHENEVER, &s->reg);
+	if (registered || af_remembered(slot, &s->reg))
+		af_slot_waiter(slot, s->reg.ep, tid, AF_S_DESTROY_BY_OTHER);
+	if (registered) {
+		af_flag(slot, AF_S_PENDING); /* judged when this call is over */
+		af_put_off(t, slot);
+	} else {
+		af_lifetime_out(slot, af_signature(slot, false));
+	}
+	if (in_batch != AF_PENDING_NO) {
+		if (nested)
+			a.flags |= AF_F_NESTED;
+		af_suspect(AF_SUSPECT_FREED_IN_BATCH, &a, slot->tgid, target, t, slot, registered ? &s->reg : 0, 0);
+	}
+#if AF_OBJECT_OFFSET >= 0
+	if (slot->object && !slot->undispatched) {
+		/* its memory may be another slot's object soon, before that one is registered */
+		struct af_slot_key key = {.tgid = slot->tgid, .epoch = slot->epoch, .addr = slot->object};
+		u64 *owner = objects.lookup(&key);
+		if (owner && *owner == addr)
+			objects.delete(&key);
+	}
+#endif
 	return 0;
 }
 
-static inline __attribute__((always_inline)) int af_hit_disown(struct pt_regs *ctx, u64 addr)
+AF_FN int af_hit_disown(struct pt_regs *ctx, u64 addr)
 {
 	u64 ip = ctx->ip;
-	if (!af_target_now())
+	struct af_target *target = af_target_now();
+	if (!target)
 		return 0;
 	u64 now = bpf_ktime_get_ns();
 	af_hit_thread(ip);
-	struct af_slot *slot = af_slot_find(af_tgid(), addr);
+	struct af_slot *slot = af_slot_find(target, addr);
 	af_count(AF_C_HITS_DISOWN);
 	af_record(AF_DISOWNED, slot ? 0 : AF_F_UNKNOWN, now, ip, addr, slot ? slot->gen : 0, -1, -1, 0, 0, -1);
 	return 0;
 }
 
-static inline __attribute__((always_inline)) int af_hit_dispatch(struct pt_regs *ctx, u64 object)
+AF_FN int af_hit_dispatch(struct pt_regs *ctx, u64 object)
 {
 	u64 ip = ctx->ip;
-	if (!af_target_now())
+	struct af_target *target = af_target_now();
+	int zero = 0;
+	struct af_scratch *s = scratch.lookup(&zero);
+	if (!target || !s)
 		return 0;
 	struct af_thread *t = af_hit_thread(ip);
 	if (!t)
 		return 0;
 	u64 now = bpf_ktime_get_ns();
-	u32 tgid = af_tgid();
-	struct af_slot *slot = 0;
-	struct af_slot_key key = {.tgid = tgid, .addr = object};
-	bool known = false;
 	af_count(AF_C_HITS_DISPATCH);
+#if AF_OBJECT_IS_SLOT
+	struct af_slot *slot = object >= 4096 ? af_slot_find(target, object - AF_OBJECT_DELTA) : 0;
+	bool known = slot != 0;
+#else
+	struct af_slot *slot = 0;
+	struct af_slot_key key = {.tgid = af_tgid(), .epoch = target->epoch, .addr = object};
+	bool known = false;
 	u64 *addr = object >= 4096 ? objects.lookup(&key) : 0;
 	if (addr) {
-		slot = af_slot_find(tgid, *addr);
+		slot = af_slot_find(target, *addr);
 		known = slot != 0;
 	}
+#endif
 	/* null, not canonical (0xaa fill), or itself a slot's address: a free-list link read as an object */
-	bool garbage = object < 4096 || (object >> 47) || (!known && af_slot_find(tgid, object));
+	bool garbage = object < 4096 || (object >> 47) || (!known && af_slot_find(target, object));
 	if (!slot && garbage && t->stale_slot)
-		slot = af_slot_find(tgid, t->stale_slot);
+		slot = af_slot_find(target, t->stale_slot);
 	/* quiet while its deliveries are (af_delivered) */
 	if (!slot || slot->consecutive < AF_QUIET_AFTER || af_worth_sending(slot->consecutive, true))
 		af_record(AF_DISPATCHED, known ? 0 : AF_F_UNKNOWN, now, ip, object, slot ? slot->gen : 0, -1,
-			  t->wait_epfd, 0, slot ? (u32)slot->addr : 0, -1);
+			  t->wait.epfd, 0, slot ? (u32)slot->addr : 0, -1);
 	if (known && slot->state == AF_SLOT_LIVE) {
 		slot->dispatches += 1;
 		slot->last_dispatch = now;
@@ -209,15 +261,23 @@ static inline __attribute__((always_inline)) int af_hit_dispatch(struct pt_regs 
 	}
 	if (!garbage && !(slot && slot->state == AF_SLOT_FREE))
 		return 0;
+	if (slot && known) {
+		/* the memory of a freed object may be a new one's by now: only what a delivery is pending for counts,
+		 * and not what the destroying call itself does to it */
+		if (!slot->undispatched || af_within_destroy(t, slot->addr, ctx->sp, 0))
+			return 0;
+		slot->undispatched -= 1;
+		af_flag(slot, AF_S_USED_AFTER);
+	}
 	if (slot) {
 		slot->stale_dispatches += 1;
 		if (!af_worth_sending(slot->stale_dispatches, slot->consecutive > 0))
 			return 0;
 	}
 	struct af_trigger_args a = {.ts = now, .enter = ip, .addr = object, .gen = slot ? slot->gen : 0,
-				    .fd = slot ? slot->fd : -1, .epfd = t->wait_epfd, .ret = 0, .arg = 0,
+				    .fd = slot ? slot->fd : -1, .epfd = t->wait.epfd,
 				    .stack = af_stack_id(ctx), .kind = AF_DISPATCHED};
-	struct af_reg *reg = slot && slot->fd >= 0 ? af_reg_find(tgid, slot->epfd, slot->fd) : 0;
-	af_suspect(AF_SUSPECT_STALE_DISPATCH, &a, t, slot, reg, 0);
+	bool found = slot && (af_existing(slot, 0, slot->gen + 1, AF_WHENEVER, &s->reg) || af_remembered(slot, &s->reg));
+	af_suspect(AF_SUSPECT_STALE_DISPATCH, &a, af_tgid(), target, t, slot, found ? &s->reg : 0, 0);
 	return 0;
 }

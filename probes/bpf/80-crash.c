@@ -4,12 +4,12 @@
  */
 
 #define AF_CRASH_SPAN_NS 1000000000ull
-#define AF_LOOP _Pragma("clang loop unroll(disable)")
 
 /* The entry of `addr` among the slots of this message; a new one when it is known and there is room. */
-static inline __attribute__((always_inline)) struct af_crash_slot *af_crash_slot(struct af_crash *c, u32 tgid, u64 addr)
+AF_FN struct af_crash_slot *af_crash_slot(struct af_crash *c, struct af_target *target, struct af_scratch *picked,
+					  u64 addr)
 {
-	struct af_slot *slot = addr >= 4096 ? af_slot_find(tgid, addr) : 0;
+	struct af_slot *slot = addr >= 4096 ? af_slot_find(target, addr) : 0;
 	if (!slot)
 		return 0;
 	u32 n = c->nslots;
@@ -25,10 +25,9 @@ static inline __attribute__((always_inline)) struct af_crash_slot *af_crash_slot
 	s->objects = 0;
 	s->in_batch = 0;
 	s->nbytes = 0;
-	__builtin_memcpy(&s->slot, slot, sizeof(*slot));
-	struct af_reg *reg = slot->fd >= 0 ? af_reg_find(tgid, slot->epfd, slot->fd) : 0;
-	if (reg && reg->slot == addr)
-		__builtin_memcpy(&s->reg, reg, sizeof(*reg));
+	af_copy(&s->slot, slot, sizeof(*slot));
+	if (af_remembered(slot, &picked->reg))
+		af_copy(&s->reg, &picked->reg, sizeof(s->reg));
 	else
 		__builtin_memset(&s->reg, 0, sizeof(s->reg));
 	if (!bpf_probe_read_user(s->bytes, AF_CRASH_SLOT_SIZE, (void *)addr))
@@ -39,22 +38,22 @@ static inline __attribute__((always_inline)) struct af_crash_slot *af_crash_slot
 }
 
 /* Candidates are collected first and copied by one loop: a copy at each place would be too much for the verifier. */
-static inline __attribute__((always_inline)) void af_crash_pick(struct af_scratch *picked, u64 addr, u32 what, u32 index)
+AF_FN void af_crash_pick(struct af_scratch *picked, u64 addr, u32 what, u32 index)
 {
-	u32 n = picked->pending_count;
+	u32 n = picked->noticed_count;
 	if (n >= AF_CHUNK)
 		return;
-	picked->pending[n].addr = addr;
-	picked->pending[n].what = what;
-	picked->pending[n].index = index;
-	picked->pending_count = n + 1;
+	picked->noticed[n].addr = addr;
+	picked->noticed[n].what = what;
+	picked->noticed[n].index = index;
+	picked->noticed_count = n + 1;
 }
 
 #define AF_HELD_REGISTER 0
 #define AF_HELD_OBJECT 1
 #define AF_HELD_BATCH 2
 
-static inline __attribute__((always_inline)) void af_crash_registers(struct af_crash *c, struct af_scratch *picked, u32 tgid)
+AF_FN void af_crash_registers(struct af_crash *c, struct af_scratch *picked, struct af_target *target)
 {
 	c->near_valid = 0;
 	AF_LOOP
@@ -64,7 +63,7 @@ static inline __attribute__((always_inline)) void af_crash_registers(struct af_c
 			continue;
 		if (!bpf_probe_read_user(c->near[i], AF_CRASH_NEAR, (void *)value))
 			c->near_valid |= 1u << i;
-		struct af_slot_key key = {.tgid = tgid, .addr = value};
+		struct af_slot_key key = {.tgid = af_tgid(), .epoch = target->epoch, .addr = value};
 		u64 *owner = objects.lookup(&key);
 		if (owner)
 			af_crash_pick(picked, *owner, AF_HELD_OBJECT, i);
@@ -74,20 +73,23 @@ static inline __attribute__((always_inline)) void af_crash_registers(struct af_c
 }
 
 /* The events of the open batch as they are now, and the free slots among them. */
-static inline __attribute__((always_inline)) void af_crash_batch(struct af_crash *c, struct af_scratch *picked, struct af_thread *t,
-							      u32 tgid)
+AF_FN void af_crash_batch(struct af_crash *c, struct af_scratch *picked, struct af_thread *t, struct af_target *target)
 {
 	c->nevents = 0;
 	c->wait_enter = 0;
 	c->wait_exit = 0;
-	if (!t->batch_open || !t->events_ptr)
+	if (!t->depth)
 		return;
-	c->wait_enter = t->wait_enter;
-	c->wait_exit = t->wait_exit;
-	u32 count = t->returned < AF_CRASH_EVENTS ? t->returned : AF_CRASH_EVENTS;
+	struct af_batch *b = &t->open[(t->depth - 1) & (AF_BATCHES - 1)]; /* the innermost */
+	if (!b->events)
+		return;
+	c->wait_enter = b->enter;
+	c->wait_exit = b->exit;
+	c->batch = b->number;
+	u32 count = b->count < AF_CRASH_EVENTS ? b->count : AF_CRASH_EVENTS;
 	if (!count || count > AF_CRASH_EVENTS)
 		return;
-	if (bpf_probe_read_user(c->events, count * sizeof(struct af_epoll_event), (void *)t->events_ptr)) {
+	if (bpf_probe_read_user(c->events, count * sizeof(struct af_epoll_event), (void *)b->events)) {
 		af_count(AF_C_READ_FAULT);
 		return;
 	}
@@ -100,31 +102,31 @@ static inline __attribute__((always_inline)) void af_crash_batch(struct af_crash
 		__builtin_memcpy(&userdata, &c->events[i * sizeof(struct af_epoll_event) + 4], sizeof(userdata));
 		if (AF_IS_RESERVED(userdata))
 			continue;
-		struct af_slot *slot = af_slot_find(tgid, userdata & AF_UD_MASK);
+		struct af_slot *slot = af_slot_find(target, af_slot_behind(target, userdata, false));
 		if (slot && (slot->state == AF_SLOT_FREE || count <= AF_CRASH_SLOTS))
 			af_crash_pick(picked, slot->addr, AF_HELD_BATCH, i);
 	}
 }
 
-static inline __attribute__((always_inline)) void af_crash_slots(struct af_crash *c, struct af_thread *t, u32 tgid)
+AF_FN void af_crash_slots(struct af_crash *c, struct af_thread *t, struct af_target *target)
 {
 	int zero = 0;
 	struct af_scratch *picked = scratch.lookup(&zero);
 	if (!picked)
 		return;
-	picked->pending_count = 0;
-	af_crash_registers(c, picked, tgid);
+	picked->noticed_count = 0;
+	af_crash_registers(c, picked, target);
 	if (t->stale_slot)
 		af_crash_pick(picked, t->stale_slot, AF_HELD_REGISTER, 31);
-	af_crash_batch(c, picked, t, tgid);
+	af_crash_batch(c, picked, t, target);
 	AF_LOOP
 	for (u32 i = 0; i < AF_CHUNK; i++) {
-		if (i >= picked->pending_count)
+		if (i >= picked->noticed_count)
 			break;
-		struct af_crash_slot *s = af_crash_slot(c, tgid, picked->pending[i].addr);
+		struct af_crash_slot *s = af_crash_slot(c, target, picked, picked->noticed[i].addr);
 		if (!s)
 			continue;
-		u32 what = picked->pending[i].what, index = picked->pending[i].index & 127;
+		u32 what = picked->noticed[i].what, index = picked->noticed[i].index & 127;
 		if (what == AF_HELD_BATCH)
 			s->in_batch = s->in_batch ? s->in_batch : index + 1;
 		else if (what == AF_HELD_OBJECT)
@@ -135,7 +137,7 @@ static inline __attribute__((always_inline)) void af_crash_slots(struct af_crash
 }
 
 /* Follow the free list from the first free slot: bounded, and a cycle shows as a repeated address. */
-static inline __attribute__((always_inline)) void af_crash_links(struct af_crash *c)
+AF_FN void af_crash_links(struct af_crash *c)
 {
 	c->nlinks = 0;
 #if AF_LINK_OFFSET >= 0
@@ -159,16 +161,18 @@ static inline __attribute__((always_inline)) void af_crash_links(struct af_crash
 #endif
 }
 
-int af_signaled(struct af_tp_signal *ctx)
+int af_signaled(void *ctx)
 {
-	s32 sig = ctx->sig;
+	s32 sig = *(s32 *)(ctx + AF_TP_SIGNAL_SIG), code = *(s32 *)(ctx + AF_TP_SIGNAL_CODE);
 	/* SIGILL 4, SIGABRT 6, SIGBUS 7, SIGFPE 8, SIGSEGV 11 (signal(7)), sent by the thread to itself */
 	if (sig != 4 && sig != 6 && sig != 7 && sig != 8 && sig != 11)
 		return 0;
 	u64 id = bpf_get_current_pid_tgid();
-	if (ctx->pid != (s32)(u32)id && ctx->pid != (s32)(id >> 32))
+	s32 to = *(s32 *)(ctx + AF_TP_SIGNAL_PID);
+	if (to != (s32)(u32)id && to != (s32)(id >> 32))
 		return 0;
-	if (!af_target_now())
+	struct af_target *target = af_target_now();
+	if (!target)
 		return 0;
 	struct af_thread *t = af_thread_now();
 	if (!t)
@@ -210,7 +214,7 @@ int af_signaled(struct af_tp_signal *ctx)
 	c->trigger.tid = (u32)id;
 	c->trigger.gen = 0;
 	c->trigger.fd = -1;
-	c->trigger.epfd = t->wait_epfd;
+	c->trigger.epfd = t->wait.epfd;
 	c->trigger.ret = 0;
 	c->trigger.arg = sig;
 	c->trigger.stack = stack;
@@ -220,7 +224,7 @@ int af_signaled(struct af_tp_signal *ctx)
 		ip = t->hit_ip;
 	c->fault_ip = ip;
 	c->trigger.enter = ip;
-	c->si_code = ctx->code;
+	c->si_code = code;
 	c->batch = t->batch;
 	c->nslots = 0;
 	bpf_get_current_comm(c->comm, sizeof(c->comm));
@@ -232,9 +236,9 @@ int af_signaled(struct af_tp_signal *ctx)
 		c->head.nbytes = 512;
 	else
 		af_count(AF_C_READ_FAULT);
-	af_crash_slots(c, t, tgid);
+	af_crash_slots(c, t, target);
 	af_crash_links(c);
 	urgent.ringbuf_submit(c, 0);
-	af_record(AF_SIGNALED, 0, now, ip, addr, 0, -1, t->wait_epfd, ctx->code, sig, stack);
+	af_record(AF_SIGNALED, 0, now, ip, addr, 0, -1, t->wait.epfd, code, sig, stack);
 	return 0;
 }

@@ -7,7 +7,7 @@
 #ifndef AFTERFREE_ABI_H
 #define AFTERFREE_ABI_H
 
-#define AF_ABI_VERSION 1
+#define AF_ABI_VERSION 2
 
 /* kinds of stream records (struct af_rec.kind) */
 enum af_kind {
@@ -15,26 +15,27 @@ enum af_kind {
 	AF_DESTROYED = 2,   /* addr = slot, gen = the generation that ended, arg bit 0 = it still held its object */
 	AF_DISOWNED = 3,    /* addr = slot */
 	AF_DISPATCHED = 4,  /* addr = object; gen and arg (low half of the address) = its slot when known */
-	AF_ADD_BEGUN = 5,   /* epoll_ctl(ADD) entered: addr = userdata, arg = events */
+	AF_ADD_BEGUN = 5,   /* epoll_ctl(ADD) entered on what is not registered yet: addr = userdata, arg = events */
 	AF_ADDED = 6,       /* epoll_ctl(ADD) returned ret (negative errno on failure) */
 	AF_MODIFIED = 7,    /* epoll_ctl(MOD) returned ret: addr = userdata, arg = events */
-	AF_DEL_BEGUN = 8,   /* epoll_ctl(DEL) entered on a known registration */
+	AF_DEL_BEGUN = 8,   /* epoll_ctl(DEL) entered on a registration that exists */
 	AF_REMOVED = 9,     /* epoll_ctl(DEL) returned ret */
-	AF_CLOSE_BEGUN = 10, /* close entered on an fd with a known registration or description */
+	AF_CLOSE_BEGUN = 10, /* close entered on an fd that is registered */
 	AF_CLOSED = 11,     /* close returned ret; dup2/dup3 over an open fd and close_range count too */
 	AF_DUPPED = 12,     /* fd = old, ret = new fd */
 	AF_WAITER_SEEN = 13, /* first wait of this thread on epfd; a batch opens with its first AF_DELIVERED */
 	AF_DELIVERED = 14,  /* addr = userdata, arg = events, ret = index in the batch, stack = batch number,
 			     * fd = consecutive batches before this one, gen of the slot, enter = wait entered */
 	AF_BATCH_CLOSED = 15, /* same thread entered its next wait: arg = batch */
-	AF_ACCEPTED = 16,   /* ret = new fd */
+	/* 16 was an accept */
 	AF_FORKED = 17,     /* arg = child tgid; the child shares every open file description */
 	AF_FORK_ENDED = 18, /* arg = child tgid; it exec'ed or exited */
 	AF_SIGNALED = 19,   /* a fatal signal was generated: arg = signal, addr = fault address */
 	AF_EXECED = 20,
 	AF_EXITED = 21,     /* the last thread of the process left */
-	AF_READ = 22,       /* only while a spin is suspected: fd was read */
+	AF_PROGRESS = 22,   /* only while a spin is suspected: a call consumed or produced on fd */
 	AF_EPOLL_CREATED = 23, /* ret = new epoll fd */
+	AF_SPIN_SUSPECTED = 24, /* addr = slot, arg = its deliveries without known progress: progress should be watched */
 };
 
 /* af_rec.flags */
@@ -43,6 +44,10 @@ enum af_kind {
 #define AF_F_AGAIN 16u     /* not the slot's first delivery of its batch: another registration's */
 #define AF_F_NO_SLOT 4u    /* the userdata is reserved or not a slot */
 #define AF_F_UNKNOWN 8u    /* the slot or registration was never seen */
+#define AF_F_NOT_JUDGED 32u /* a free within a batch: how far the loop was is not known */
+#define AF_F_REFCOUNT 64u  /* a second destroy, and the slot was used as if alive between the two */
+#define AF_F_NESTED 128u   /* the batch may be over: a wait on another instance, as deep, came after it */
+#define AF_F_HOPELESS 256u /* hot: no call can make progress on it (only HUP or ERR, or its fd is closed) */
 
 /* one fact; 64 bytes. ts is the exit (or the hit) and enter the entry of the call, CLOCK_MONOTONIC ns. */
 struct af_rec {
@@ -74,29 +79,49 @@ struct af_at {
 enum af_slot_state { AF_SLOT_UNKNOWN = 0, AF_SLOT_LIVE = 1, AF_SLOT_FREE = 2 };
 
 /* af_slot.flags */
-#define AF_S_INFERRED 1u       /* live before the attach (fdinfo), or first seen otherwise */
-#define AF_S_CREATE_SEEN 2u
-#define AF_S_REBORN_LIVE 4u    /* created again without a destroy in between: two owners */
-#define AF_S_CLOSED 8u         /* its registered fd was closed */
-#define AF_S_DELETED 16u       /* its registration was removed with EPOLL_CTL_DEL */
-#define AF_S_ORPHANED 32u      /* its fd was closed and the description lived on */
-#define AF_S_CLOSE_IN_BATCH 64u /* fd closed by another thread while a batch with its delivery was open */
-#define AF_S_FORK_SHARED 256u  /* closed while a forked child may have shared the description */
-#define AF_S_ADD_FREED 512u    /* EPOLL_CTL_ADD with a slot that was free (an unseen create) */
-#define AF_S_CLOSE_BY_OTHER 1024u /* close by a thread other than the one that waits on epfd */
-#define AF_S_DESTROY_BY_OTHER 2048u
-#define AF_S_ADD_BY_OTHER 4096u
-#define AF_S_DEL_BY_OTHER 8192u
-#define AF_S_CLOSE_PENDING 16384u /* destroyed while a close of its fd was in flight on another thread */
-#define AF_S_WAITER_KNOWN 32768u
+#define AF_S_INFERRED 1ull       /* live before the attach (fdinfo), or first seen otherwise */
+#define AF_S_CREATE_SEEN 2ull
+#define AF_S_REBORN_LIVE 4ull    /* created again without a destroy in between: two owners */
+#define AF_S_CLOSED 8ull         /* its registered fd was closed */
+#define AF_S_DELETED 16ull       /* its registration was removed with EPOLL_CTL_DEL */
+#define AF_S_ORPHANED 32ull      /* its fd was closed, and the registration existed afterwards */
+#define AF_S_CLOSE_IN_BATCH 64ull /* fd closed by another thread while a batch with its delivery was open */
+#define AF_S_UNBORN 128ull       /* registered, and create has not given it out: no slot as long as that is so */
+#define AF_S_ADD_FREED 512ull    /* EPOLL_CTL_ADD or MOD with a slot that was free */
+#define AF_S_CLOSE_BY_OTHER 1024ull /* close by a thread other than the one that waits on the instance */
+#define AF_S_DESTROY_BY_OTHER 2048ull
+#define AF_S_ADD_BY_OTHER 4096ull
+#define AF_S_DEL_BY_OTHER 8192ull
+#define AF_S_CLOSE_PENDING 16384ull /* its fd was closed, and the registration existed afterwards: to be judged */
+#define AF_S_WAITER_KNOWN 32768ull
+#define AF_S_PENDING 65536ull    /* destroyed while registered: judged when the destroying call is over */
+#define AF_S_ENDED_AFTER 131072ull /* its registration was ended after the destroy had begun, before it was judged */
+#define AF_S_USED_AFTER 262144ull /* epoll_ctl, close or dispatch on it after its destroy */
+#define AF_S_LINKS_FULL 524288ull /* more registrations at once than AF_SLOT_LINKS: the rest is not followed */
+#define AF_S_EDGE 1048576ull      /* registered edge-triggered or one-shot: it cannot spin */
+#define AF_S_NOT_JUDGED 2097152ull /* freed within a batch: how far its loop was is not known */
+
+#define AF_SLOT_LINKS 4
+
+/* one registration of a slot: the kernel's own identity of it, and which of its lives it is */
+struct af_link {
+	__u64 ep;     /* struct eventpoll *; 0: an unused link */
+	__u64 file;   /* struct file *; 0: read from fdinfo and not asked for yet */
+	__u64 added;  /* af_reg.add.enter: tells it from a later one of the same (ep, file, fd) */
+	__s32 fd;
+	__s32 epfd;
+	__u32 gen;    /* the slot's generation that registered it */
+	__u32 events; /* of a link whose file is not known yet */
+};
 
 /* one life of one slot address; also the lifetime record written at destroy */
 struct af_slot {
 	__u64 addr;
 	__u32 tgid;
+	__u32 epoch;                 /* of the process: af_target.epoch */
 	__u32 gen;
 	__u32 state;
-	__u32 flags;
+	__u64 flags;
 	struct af_at create;
 	struct af_at add;
 	struct af_at del;
@@ -110,6 +135,10 @@ struct af_slot {
 	__u64 first_after_close;     /* first delivery that became visible after the close returned */
 	__u64 last_after_close;
 	__u64 object;                /* inner object pointer read from the slot at ADD; 0 unknown */
+	__u64 idle_since;            /* first delivery without progress since */
+	__u64 hup_since;             /* first delivery of the unbroken run with EPOLLHUP; 0 none */
+	__u64 idle_reported;         /* of `idle`, carried by suspicions already sent */
+	__u64 idle;                  /* deliveries since the last progress on its file that we know of */
 	__u32 deliveries;
 	__u32 dispatches;
 	__u32 after_close;           /* deliveries visible after close and before destroy */
@@ -118,37 +147,45 @@ struct af_slot {
 	__u32 double_destroys;
 	__u32 last_batch;
 	__u32 last_tid;              /* thread that got the last delivery */
-	__u32 consecutive;           /* consecutive batches with a delivery and no read since */
+	__u32 last_index;            /* of the last delivery in its batch */
+	__u32 consecutive;           /* consecutive batches of one thread with a delivery of it */
 	__u32 live_from;             /* first generation of the current life that no destroy has ended */
-	__u32 waiter;                /* thread that waits on epfd */
+	__u32 waiter;                /* thread that waits on its instance */
 	__s32 fd;                    /* of the current or last registration of this generation; -1 none */
 	__s32 epfd;
-	__s32 old_fd;                /* of a registration of an older generation that is still alive; -1 none */
+	__s32 old_fd;                /* of a registration of an older generation that existed when asked; -1 none */
 	__s32 old_epfd;
 	__u32 old_gen;
-	__u32 recycled;              /* deliveries while an older registration was alive */
+	__u32 recycled;              /* deliveries while an older registration existed */
 	__u32 recycled_reported;
-	__u64 old_desc;              /* description id of the old registration when its fd was closed; 0 otherwise */
 	__u32 batch_count;           /* deliveries in last_batch: one registration gives at most one a batch */
 	__u32 undispatched;          /* of these, not dispatched yet */
 	__u32 stale_dispatches;      /* dispatches after destroy */
+	__u32 adder;                 /* thread that registered it while it was free; 0 none */
 	__u32 reserved;
+	struct af_link links[AF_SLOT_LINKS];
 };
 
+/* af_reg.state: what the kernel answered when it was asked last */
 enum af_reg_state { AF_REG_NONE = 0, AF_REG_ADDING = 1, AF_REG_LIVE = 2, AF_REG_ORPHAN = 3, AF_REG_ENDED = 4 };
 
 /* af_reg.flags */
-#define AF_R_INFERRED 1u      /* read from /proc/PID/fdinfo */
-#define AF_R_ENDING 2u        /* a close or DEL of it is in flight */
-#define AF_R_BY_CLOSE 4u      /* ended by close */
+#define AF_R_INFERRED 1u      /* it predates the attach */
+#define AF_R_BY_CLOSE 4u      /* ended by close, or closed and surviving it (state ORPHAN) */
 #define AF_R_BY_DEL 8u        /* ended by EPOLL_CTL_DEL */
-#define AF_R_FORK_SHARED 16u  /* closed while a forked child may share the description */
-#define AF_R_SHARED 32u       /* the description was dup'ed while registered */
+#define AF_R_FORKED 16u       /* closed while forked children may have had the description */
+#define AF_R_REPORTED 32u     /* that it outlived its close was said */
+#define AF_R_NOT_ASKED 64u    /* the kernel could not be asked (no BTF, or too many items): fdinfo must tell */
+#define AF_R_TABLE_SHARED 128u /* other processes share the descriptor table: who closed it may not be seen */
 
+/* What we keep beside the kernel's registration (ep, file, fd): who made it, when, for which life of which slot. */
 struct af_reg {
 	__u64 userdata;
-	__u64 slot;       /* userdata after the profile's mask; 0 when reserved */
-	__u64 desc;       /* open file description id; 0 when never dup'ed */
+	__u64 slot;       /* userdata after the profile's mask and offset; 0 when reserved */
+	__u64 ep;         /* struct eventpoll * */
+	__u64 file;       /* struct file * */
+	__u64 item;       /* struct epitem *: where the kernel is asked; 0 not known yet */
+	__u64 ino;        /* inode number: a socket's is unique, /proc/PID/fd shows it */
 	__u32 tgid;
 	__u32 gen;        /* the slot's generation when it was made */
 	__s32 epfd;
@@ -156,10 +193,11 @@ struct af_reg {
 	__u32 events;
 	__u32 state;
 	__u32 flags;
-	__u32 consecutive;
+	__s32 dup_fd;     /* the newest duplicate of its file that was seen and is open; -1 none */
 	struct af_at add;
 	struct af_at mod;
 	struct af_at end; /* DEL or close; of an orphan: the close that left it behind */
+	struct af_at dup; /* who made dup_fd */
 };
 
 /* what the kernel side noticed; a fact pattern, not a verdict */
@@ -198,6 +236,9 @@ struct af_suspicion {
 	__u64 wait_exit;
 	__u32 batch;
 	__u32 batch_open;
+	__u32 forks;       /* forked children that may still share descriptions */
+	__u32 last_child;  /* the newest of them */
+	__u64 forked_at;
 	struct af_slot slot;
 	struct af_reg reg;    /* the registration concerned; state NONE when unknown */
 	struct af_reg other;  /* aliased: the other one; recycled: the current generation's */
@@ -262,7 +303,7 @@ struct af_crash {
 
 struct af_lifecycle {
 	struct af_urgent_head head;
-	struct af_rec trigger;  /* AF_EXECED, AF_EXITED, AF_FORKED, AF_FORK_ENDED */
+	struct af_rec trigger;  /* AF_EXECED, AF_EXITED, AF_FORKED, AF_FORK_ENDED, AF_SPIN_SUSPECTED */
 	char comm[AF_COMM];
 	char path[AF_PATH];     /* exec: the file name as given */
 };
@@ -273,7 +314,7 @@ enum af_counter {
 	AF_C_URGENT_LOST = 1,      /* urgent ring full */
 	AF_C_SLOTS_FULL = 2,
 	AF_C_REGS_FULL = 3,
-	AF_C_FDS_FULL = 4,
+	AF_C_PENDING_FULL = 4,     /* slots destroyed while registered, beyond what a thread may leave to be judged */
 	AF_C_THREADS_FULL = 5,
 	AF_C_EVENTS_TRUNCATED = 6, /* deliveries of one wait beyond what is read */
 	AF_C_READ_FAULT = 7,       /* user memory not resident */
@@ -287,14 +328,25 @@ enum af_counter {
 	AF_C_HITS_DESTROY = 15,
 	AF_C_HITS_DISOWN = 16,
 	AF_C_HITS_DISPATCH = 17,
-	AF_C_DESCS_FULL = 18,
+	AF_C_ITEMS_TRUNCATED = 18, /* a file with more registrations than are looked at */
 	AF_C_UNKNOWN_SLOT = 19,    /* deliveries for a userdata never seen */
 	AF_C_SUSPECTS_DROPPED = 20, /* suspicious deliveries of one wait beyond what is reported at once */
-	AF_C_ORPHANS_FULL = 21,
+	AF_C_LINKS_FULL = 21,      /* registrations of one slot beyond AF_SLOT_LINKS */
 	AF_C_OBJECTS_FULL = 22,
 	AF_C_RANGE_TRUNCATED = 23, /* close_range over more fds than are looked at */
 	AF_C_ENTRY_UNSEEN = 24,    /* hits whose call was entered before watching: their argument is not known */
-	AF_C_MAX = 32,
+	AF_C_BATCHES_FULL = 25,    /* nested waits beyond AF_BATCHES: the outermost is forgotten */
+	AF_C_NOT_JUDGED = 26,      /* frees within a batch of which is not known how far its loop was */
+	AF_C_ADDS = 27,            /* successful ADDs of what is not reserved */
+	AF_C_ADDS_CREATED = 28,    /* of these, with a slot that create gave out, or was to give out */
+	AF_C_AUDIT_ADD = 29,       /* ADD succeeded on what the kernel had said exists */
+	AF_C_AUDIT_MISSING = 30,   /* DEL or MOD: ENOENT on what the kernel had said exists */
+	AF_C_AUDIT_UNSEEN = 31,    /* a delivery of a registration never seen, in a process watched from its start */
+	AF_C_IO_URING = 32,        /* io_uring requests of watched processes */
+	AF_C_SHARED_TABLES = 33,   /* processes made that share a watched one's descriptor table (CLONE_FILES) */
+	AF_C_NOT_REGISTERED = 34,  /* DEL or MOD: ENOENT or EBADF on what was never seen registered */
+	AF_C_DESTROYS_UNKNOWN = 35, /* destroys of what create never gave out, in a process watched from its start */
+	AF_C_MAX = 40,
 };
 
 /* header of one CPU's mmapable ring; one 64-byte cell at index 0 of that CPU's part */
@@ -326,7 +378,8 @@ struct af_lifetime {
 #define AF_SIG_ORPHANED 2048ull
 #define AF_SIG_DEL_AFTER_CLOSE 4096ull
 #define AF_SIG_REGISTERED 8192ull   /* destroyed while registered */
-#define AF_SIG_FORK_SHARED 16384ull
+#define AF_SIG_ENDED_AFTER 16384ull /* DEL or close came after the destroy had begun, and before a wait */
 #define AF_SIG_WAITER_KNOWN 32768ull
+#define AF_SIG_NOT_JUDGED 65536ull  /* freed within a batch: how far its loop was is not known */
 
 #endif
