@@ -33,9 +33,9 @@ def all_entries(
     location of it begins. once: one argument is worked on once, as by destroy; else copies may follow each
     other that have the same one. Raises Unsupported where copies cannot be told apart.
     """
-    known = {at: _place(source_at(at)) for at in entries}
+    known = {at: place_of(source_at(at)) for at in entries}
     back = reentries(code, inside, known)
-    candidates = {at: _place(source_at(at)) for at in {*back, *starts} & inside}
+    candidates = {at: place_of(source_at(at)) for at in {*back, *starts} & inside}
     for _ in range(_MAX_COPIES):
         open_ = {at: place for at, place in candidates.items() if place and at not in known}
         if not open_:
@@ -72,7 +72,7 @@ def _after(code: FunctionCode, entries: Iterable[int]) -> list[int]:
     return [s for at in entries for s in code.succ(at)]
 
 
-def _place(source: ArgSource | None) -> str:
+def place_of(source: ArgSource | None) -> str:
     """The register or memory that holds the argument; "" for anything else."""
     if source is None or source.register in (None, LOAD_BIAS):
         return ""
@@ -110,7 +110,7 @@ def _follow(
         at = work.pop()
         may, must = held[at]
         insn = code.detail(at)
-        leaves = (_step(code, insn, may), _step(code, insn, must))
+        leaves = (step_places(code, insn, may), step_places(code, insn, must))
         for succ in code.succ(at):
             if succ not in towards or succ in entries:
                 continue
@@ -122,7 +122,7 @@ def _follow(
     return held
 
 
-def _step(code: FunctionCode, insn: Any, places: Places) -> Places:
+def step_places(code: FunctionCode, insn: Any, places: Places) -> Places:
     """Where the value is after an instruction."""
     if insn is None:
         return frozenset()

@@ -10,11 +10,11 @@ from symbols import dwarf_const as dw
 from symbols.code import full_register
 from symbols.dwarf import Die, Dwarf
 from symbols.expressions import Place, Unsupported, home_of, to_source
-from symbols.globs import matches
 from symbols.instances import Instance, check_entries, entry_points
-from symbols.lists import EVERYWHERE, Located, Range, locations_of, ranges_of
+from symbols.lists import EVERYWHERE, Located, locations_of, merge, ranges_of
 from symbols.plan import ArgSource, InstanceKind
 from symbols.popped import find_popped
+from symbols.qualified import fits
 from symbols.scopes import Scopes
 from symbols.sites import Found, pointee, strip
 
@@ -77,7 +77,7 @@ class Births:
         for child in self._dwarf.children(scope):
             if child.tag == dw.TAG_variable:
                 target = pointee(self._dwarf, child)
-                if target is not None and matches(self._slot_type, self._dwarf.name(target)):
+                if target is not None and fits(self._dwarf, target, self._slot_type):
                     yield child, scope, whose
             elif nested and child.tag == dw.TAG_lexical_block:
                 yield from self._pointers(child, whose)
@@ -130,7 +130,7 @@ class Births:
         inside = code.inside(instance.ranges)
         if not inside:
             raise Unsupported("the instance has no instructions")
-        spans = _merge([(lo, hi) for lo, hi, _expr in located])
+        spans = merge([(lo, hi) for lo, hi, _expr in located])
         live = code.inside(spans)
         # Born: where it becomes live on ways that all came through the instance.
         calls, elsewhere = entry_points(instance)
@@ -269,13 +269,3 @@ class Births:
             after = code.reach(code.succ(at), avoid=calls)
             if any(other in after for other in births):
                 raise Unsupported("it is assigned more than once on one way through")
-
-
-def _merge(spans: list[Range]) -> list[Range]:
-    merged: list[Range] = []
-    for low, high in sorted(spans):
-        if merged and low <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], high))
-        else:
-            merged.append((low, high))
-    return merged

@@ -73,6 +73,7 @@ AT_addr_base: Final = 0x73
 AT_rnglists_base: Final = 0x74
 AT_loclists_base: Final = 0x8C
 AT_dwo_name: Final = 0x76
+AT_virtuality: Final = 0x4C
 AT_signature: Final = 0x69
 AT_MIPS_linkage_name: Final = 0x2007
 AT_GNU_dwo_name: Final = 0x2130

@@ -8,22 +8,25 @@ from dataclasses import dataclass, replace
 from symbols.creates import Births
 from symbols.debugfiles import Searched, check_pair, find_debug_file
 from symbols.dwarf import Die, Dwarf
+from symbols.dwarf_const import RECORD_TAGS
 from symbols.errors import STRAY_ERRORS, NoDestroySite, NoProfileMatch, stray
 from symbols.expressions import Unsupported
 from symbols.image import Image
 from symbols.instances import Finder, Instance
-from symbols.layout import slot_layout
+from symbols.layout import Tie, slot_layout
 from symbols.linetable import LineTables
 from symbols.merged import MergedDestroys
-from symbols.owntype import of_slot_type
+from symbols.owntype import of_slot_type, slot_type_by_name
 from symbols.parts import without_nested, without_parts
 from symbols.plan import EntrySite, InstanceKind, ProbePlan, Role, Site, Unprobed
 from symbols.profile import Profile, shipped_profiles
+from symbols.qualified import complete_type
 from symbols.registers import X86_64
 from symbols.scopes import Scopes
 from symbols.search import FUNCTION_TAGS, Search
 from symbols.sites import SiteBuilder, pointee
 from symbols.tangles import Placed, untangle
+from symbols.ties import Ties
 
 _MAX_MISSING = 64  # split units without their file that are named one by one
 
@@ -142,7 +145,7 @@ class _Resolver:
         self._unprobed: list[Unprobed] = []
         self._warnings: list[str] = []
         self._slot_type: Die | None = None
-        self._object_type: Die | None = None
+        self._tie: Tie | None = None
 
     def plan(self) -> ProbePlan:
         session, profile = self._session, self._profile
@@ -152,7 +155,7 @@ class _Resolver:
                 continue
             instances, lost = self._finder.find(spec)
             self._unprobed += lost
-            instances, others = of_slot_type(session.dwarf, session.scopes, instances, profile.slot_type)
+            instances, others = of_slot_type(session.dwarf, session.scopes, instances, profile)
             if others:
                 self._warnings.append(f"{role.value}: left alone, of another type: {', '.join(others)}")
             self._builder.learn(instances)
@@ -160,19 +163,23 @@ class _Resolver:
             placed = without_parts(placed, session.scopes.symbols)
             if role is not Role.CREATE:
                 placed = without_nested(placed, self._builder.holds)
+            if role is Role.DISPATCH:
+                self._tie_all(placed)
             for one in untangle(placed) if role is Role.DESTROY else placed:
                 self._take(one)
             if role is Role.DESTROY:
                 self._merged(placed)
             if not self._finder.matched[role]:
                 self._warnings.append(f"{role.value}: no function matches {spec.pattern!r}")
+            elif not instances and self._finder.narrowed.get(role):
+                self._warnings.append(f"{role.value}: in, not_in and file leave out every instance")
             elif not instances and not lost:
                 self._warnings.append(f"{role.value}: {spec.pattern!r} has no code in this executable")
         if not any(site.role is Role.DESTROY for site in self._sites):
             raise self._no_destroy()
         self._unknown_units()
         entries = self._used_entries()
-        layout, notes = slot_layout(session.dwarf, profile, self._slot_type, self._object_type)
+        layout, userdata, notes = slot_layout(session.dwarf, profile, self._slot(), self._tie)
         self._warnings += notes
         image = session.image
         return ProbePlan(
@@ -182,7 +189,7 @@ class _Resolver:
             pie=image.pie,
             profile=profile.name,
             guard=profile.guard,
-            userdata=profile.userdata,
+            userdata=userdata,
             slot=layout,
             segments=image.segments,
             sites=tuple(self._sites),
@@ -190,6 +197,32 @@ class _Resolver:
             warnings=tuple(self._warnings),
             entries=entries,
         )
+
+    def _slot(self) -> Die | None:
+        """The slot's type: what destroy's parameter points to, else what the profile names."""
+        session = self._session
+        if self._slot_type is None:
+            self._slot_type = slot_type_by_name(session.dwarf, session.search, self._profile)
+        return self._slot_type
+
+    def _tie_all(self, placed: list[Placed]) -> None:
+        """Takes the sites from dispatches whose object does not lead to a slot: they would tell nothing."""
+        session = self._session
+        ties = Ties(session.dwarf, session.scopes, session.search, self._profile, self._slot())
+        for one in placed:
+            if not one.sites:
+                continue
+            tie = ties.of(one.instance, one.sites)
+            if isinstance(tie, str):
+                one.sites, one.reason = [], tie
+            elif self._tie is not None and not self._tie.same_place(tie):
+                one.sites = []
+                one.reason = (
+                    f"cannot be tied to a slot: {self._tie} in another dispatch, {tie} in this one; narrow"
+                    " function, or use in and not_in"
+                )
+            else:
+                self._tie = self._tie or tie
 
     def _used_entries(self) -> tuple[EntrySite, ...]:
         """The entry sites of the sites that are left, numbered anew."""
@@ -270,16 +303,16 @@ class _Resolver:
         return False
 
     def _learn_type(self, instance: Instance) -> None:
-        wanted = instance.spec.argument
-        scopes = self._session.scopes
-        for die in self._session.dwarf.origin_chain(instance.die):
-            for variable in scopes.variables(die):
-                if self._session.dwarf.name(variable) == wanted:
-                    target = pointee(self._session.dwarf, variable)
-                    if target is not None and instance.role is Role.DISPATCH:
-                        self._object_type = self._object_type or target
-                    elif target is not None:
-                        self._slot_type = self._slot_type or target
+        """What destroy's (disown's) parameter points to is the slot."""
+        if self._slot_type is not None or instance.role in (Role.CREATE, Role.DISPATCH):
+            return
+        session = self._session
+        for die in session.dwarf.origin_chain(instance.die):
+            for variable in session.scopes.variables(die):
+                if session.dwarf.name(variable) == instance.spec.argument:
+                    target = pointee(session.dwarf, variable)
+                    if target is not None and target.tag in RECORD_TAGS:
+                        self._slot_type = complete_type(session.dwarf, session.search, target)
                     return
 
     def _no_destroy(self) -> NoDestroySite:

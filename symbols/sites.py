@@ -17,11 +17,11 @@ from symbols.effects import entries_by_effect
 from symbols.entrytrace import EntryTrace
 from symbols.entryvalues import EntryValues
 from symbols.expressions import Unsupported, home_of, to_source
-from symbols.globs import matches
 from symbols.image import Image
 from symbols.instances import Instance, entry_points
-from symbols.lists import Located, locations_of, views_of
-from symbols.plan import Addr, ArgSource, EntrySite, InstanceKind, Price, Role, Site
+from symbols.lists import Located, Range, locations_of, merge, views_of
+from symbols.plan import MAX_RANGES, Addr, ArgSource, EntrySite, InstanceKind, Price, Role, Site
+from symbols.qualified import fits
 from symbols.scopes import Function, Scopes
 
 
@@ -172,7 +172,21 @@ class SiteBuilder:
             note=note,
             entry=entry,
             frame=frame,
+            at_entry=instance.kind is InstanceKind.OUT_OF_LINE and self._before_frame(instance, address),
+            ranges=_largest(instance.ranges),
         )
+
+    def _before_frame(self, instance: Instance, address: int) -> bool:
+        """Whether the stack pointer is still what the caller left: no prologue has begun."""
+        for at in instance.code.straight(instance.entry):
+            if at == address:
+                return True
+            insn = instance.code.detail(at)
+            if insn is None or self._scopes.machine.stack in {
+                full_register(insn.reg_name(reg)) for reg in insn.regs_access()[1]
+            }:
+                return False
+        return False
 
     @property
     def kept_at_entries(self) -> tuple[EntrySite, ...]:
@@ -354,6 +368,12 @@ class SiteBuilder:
         return not instance.code.passes(at, ArgSource(constant=0), harmless=False)
 
 
+def _largest(ranges: list[Range]) -> tuple[tuple[int, int], ...]:
+    """At most MAX_RANGES of an instance's ranges, by address; adjoining ones are one."""
+    merged = sorted(merge(ranges), key=lambda r: r[0] - r[1])[:MAX_RANGES]
+    return tuple(sorted(merged))
+
+
 def slot_variable(
     dwarf: Dwarf, scopes: Scopes, function: Function, address: int, register: str, slot_type: str
 ) -> str | None:
@@ -361,7 +381,7 @@ def slot_variable(
     for scope in reversed(scopes.chain_at(function, address)):
         for variable in scopes.variables(scope):
             target = pointee(dwarf, variable)
-            if target is None or not matches(slot_type, dwarf.name(target)):
+            if target is None or not fits(dwarf, target, slot_type):
                 continue
             for lo, hi, expr in locations_of(dwarf, variable):
                 if lo <= address < hi:
