@@ -13,10 +13,11 @@ from symbols.expressions import Place, Unsupported, home_of, to_source
 from symbols.instances import Instance, check_entries, entry_points
 from symbols.lists import EVERYWHERE, Located, locations_of, merge, ranges_of
 from symbols.plan import ArgSource, InstanceKind
+from symbols.pointers import pointee, strip
 from symbols.popped import find_popped
 from symbols.qualified import fits
 from symbols.scopes import Scopes
-from symbols.sites import Found, pointee, strip
+from symbols.sites import Found
 
 _MEETING = 48  # instructions after create within which two ways out count as one
 

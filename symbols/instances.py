@@ -151,6 +151,15 @@ class Finder:
             if die.tag in FUNCTION_TAGS
         )
 
+    def others(self, spec: FunctionSpec, name: str) -> list[Instance]:
+        """Instances of functions with this name, or a generic's of it, that the spec does not match."""
+        found = {
+            die.offset: die for glob in (name, f"{name}<*") for die in self._search.named(glob, FUNCTION_TAGS)
+        }
+        wanted = {die.offset for die in self._named(spec.pattern)}
+        queue = [die for offset, die in sorted(found.items()) if offset not in wanted]
+        return self._instances(spec, queue[:_MAX_OTHERS])[0]
+
     def _instances(self, spec: FunctionSpec, queue: list[Die]) -> tuple[list[Instance], list[Unprobed]]:
         instances: dict[int, Instance] = {}
         lost: list[Unprobed] = []

@@ -10,9 +10,9 @@ from symbols.dwarf import Die, Dwarf
 from symbols.errors import ProfileError
 from symbols.fieldpath import counter, embedded, find_field
 from symbols.plan import Role, SlotLayout, Userdata
+from symbols.pointers import strip
 from symbols.profile import Profile
 from symbols.qualified import fits, qualified
-from symbols.sites import strip
 from symbols.types import Types, member_offset
 
 _MAX_FIELDS = 4096

@@ -8,11 +8,11 @@ from symbols.dwarf import Die, Dwarf
 from symbols.errors import ProfileError
 from symbols.instances import Instance
 from symbols.plan import Role
+from symbols.pointers import pointee
 from symbols.profile import Profile
 from symbols.qualified import complete_type, fits, qualified, split_name
 from symbols.scopes import Scopes
 from symbols.search import Search
-from symbols.sites import pointee
 
 
 def of_slot_type(

@@ -19,12 +19,13 @@ from symbols.merged import MergedDestroys
 from symbols.owntype import of_slot_type, slot_type_by_name
 from symbols.parts import without_nested, without_parts
 from symbols.plan import EntrySite, InstanceKind, ProbePlan, Role, Site, Unprobed
+from symbols.pointers import pointee
 from symbols.profile import Profile, shipped_profiles
 from symbols.qualified import complete_type
 from symbols.registers import X86_64
 from symbols.scopes import Scopes
 from symbols.search import FUNCTION_TAGS, Search
-from symbols.sites import SiteBuilder, pointee
+from symbols.sites import SiteBuilder
 from symbols.tangles import Placed, untangle
 from symbols.ties import Ties
 

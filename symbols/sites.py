@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from capstone import x86_const as x86
 
-from symbols import dwarf_const as dw
 from symbols.code import full_register
 from symbols.copies import access, all_entries
 from symbols.dwarf import Die, Dwarf
@@ -21,6 +20,7 @@ from symbols.image import Image
 from symbols.instances import Instance, entry_points
 from symbols.lists import Located, Range, locations_of, merge, views_of
 from symbols.plan import MAX_RANGES, Addr, ArgSource, EntrySite, InstanceKind, Price, Role, Site
+from symbols.pointers import pointee
 from symbols.qualified import fits
 from symbols.scopes import Function, Scopes
 
@@ -389,29 +389,4 @@ def slot_variable(
                         place = scopes.place(function, address)
                         if to_source(expr, variable.unit, place) == ArgSource(register=register):
                             return dwarf.name(variable)
-    return None
-
-
-def pointee(dwarf: Dwarf, variable: Die) -> Die | None:
-    """The type a pointer variable points to, without const, volatile and typedef."""
-    for die in dwarf.origin_chain(variable):
-        if die.has(dw.AT_type):
-            kind = strip(dwarf, dwarf.target(die, dw.AT_type))
-            if kind is not None and kind.tag in (dw.TAG_pointer_type, dw.TAG_reference_type):
-                return strip(dwarf, dwarf.target(kind, dw.AT_type))
-            return None
-    return None
-
-
-_WRAPPERS = frozenset(
-    (dw.TAG_const_type, dw.TAG_volatile_type, dw.TAG_typedef, dw.TAG_restrict_type, dw.TAG_atomic_type)
-)
-
-
-def strip(dwarf: Dwarf, die: Die | None) -> Die | None:
-    """A type without its qualifiers and typedefs; None for void and endless chains."""
-    for _ in range(32):
-        if die is None or die.tag not in _WRAPPERS:
-            return die
-        die = dwarf.target(die, dw.AT_type)
     return None

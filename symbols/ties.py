@@ -10,11 +10,11 @@ from symbols.fieldpath import find_field
 from symbols.instances import Instance
 from symbols.layout import Tie, find_pointer, parts_of, same_type
 from symbols.plan import Site
+from symbols.pointers import pointee, strip
 from symbols.profile import Profile
 from symbols.qualified import complete_type
 from symbols.scopes import Scopes
 from symbols.search import Search
-from symbols.sites import pointee, strip
 from symbols.types import Types, member_offset
 
 _MAX_BASES = 8  # levels of inheritance
