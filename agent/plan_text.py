@@ -34,6 +34,7 @@ def plan_lines(plan: Mapping[str, Any], *, short: bool = False) -> list[Line]:
             rows.append(line(""))
         rows += [line("  ", Span(f"{_hex(s.get('address'))}: {printable(s['note'])}", "dim")) for s in notes]
     rows += _entries(plan.get("entries") or [])
+    rows += _counting(slot, sites)
     unprobed = plan.get("unprobed") or []
     if unprobed:
         plural = "s" if len(unprobed) > 1 else ""
@@ -91,6 +92,19 @@ def _userdata(plan: Mapping[str, Any]) -> list[Line]:
         text = f"the slot's address; structs that it may point to instead lie at {places}"
         return [line(Span("userdata ", "label"), text)]
     return []
+
+
+def _counting(slot: Mapping[str, Any], sites: Sequence[Mapping[str, Any]]) -> list[Line]:
+    """A destroy whose code looks as if only its last call frees."""
+    names = {short_name(str(site.get("function", "")), 60) for site in sites if site.get("counts")}
+    if not names or slot.get("count_offset") is not None:
+        return []
+    text = (
+        f"{', '.join(sorted(names))} decrements a field of the slot and may return without freeing: if it counts"
+        ' references, name the field in the profile (count = "FIELD" in destroy); until then every call is'
+        " taken for the end of the slot"
+    )
+    return [line(""), line(Span("note     ", "warning"), text)]
 
 
 def _sites(sites: Sequence[Mapping[str, Any]]) -> list[Line]:

@@ -22,6 +22,7 @@ from symbols.plan import EntrySite, InstanceKind, ProbePlan, Role, Site, Unprobe
 from symbols.pointers import pointee
 from symbols.profile import Profile, shipped_profiles
 from symbols.qualified import complete_type
+from symbols.refcount import counts_references
 from symbols.registers import X86_64
 from symbols.scopes import Scopes
 from symbols.search import FUNCTION_TAGS, Search
@@ -261,9 +262,20 @@ class _Resolver:
         try:
             found = self._births.find(instance) if create else self._builder.arguments(instance)
             sites = [self._builder.site(instance, place, 0, harmless=create) for place in found]
+            if instance.role is Role.DESTROY:
+                sites = [replace(site, counts=self._counts(instance, site)) for site in sites]
         except Unsupported as error:
             return Placed(instance, [], str(error))
         return Placed(instance, sites)
+
+    def _counts(self, instance: Instance, site: Site) -> bool:
+        code = instance.code
+        inside = code.inside(instance.ranges)
+        return counts_references(code, inside, site.address, site.source, self._function_name)
+
+    def _function_name(self, address: int) -> str:
+        symbol = self._session.scopes.symbols.function_at(address)
+        return symbol.name if symbol is not None and symbol.address == address else ""
 
     def _take(self, placed: Placed) -> None:
         if placed.reason:
