@@ -19,6 +19,11 @@ from symbols.qualified import fits
 from symbols.scopes import Scopes
 from symbols.sites import Found
 
+
+class LeavesByTailCall(Unsupported):
+    """The result is made by another function, which returns to the caller: only there it can be seen."""
+
+
 _MEETING = 48  # instructions after create within which two ways out count as one
 
 
@@ -31,15 +36,21 @@ class Births:
         self._slot_type = slot_type
         self._link_offset = link_offset
 
-    def find(self, instance: Instance) -> list[Found]:
-        """Where the result is, one entry per way to success. Raises Unsupported with every reason."""
+    def find(self, instance: Instance, *, within: bool = False) -> list[Found]:
+        """Where the result is, one entry per way to success.
+
+        Raises Unsupported with every reason; LeavesByTailCall where callers can tell, unless asked for what
+        can be found within the function.
+        """
         if instance.entry not in instance.code.insns:
             raise Unsupported("its entry is not the start of an instruction")
         reasons: list[str] = []
         if instance.kind is InstanceKind.OUT_OF_LINE and self._returns_pointer(instance):
             try:
                 return self._at_returns(instance)
-            except Unsupported as error:
+            except LeavesByTailCall as error:
+                if not within:
+                    raise
                 reasons.append(str(error))
         for variable, scope, whose in self._candidates(instance):
             name = self._dwarf.name(variable)
@@ -106,8 +117,10 @@ class Births:
                 rets.append(address)
             elif insn.mnemonic == "jmp" and not code.succ(address):
                 leaving.append(address)
+            elif insn.mnemonic.startswith("j") and insn.operands.startswith("0x"):
+                leaving += [address] * (int(insn.operands, 16) not in code.insns)
         if leaving:
-            raise Unsupported("it leaves by a tail call, where its result is not known yet")
+            raise LeavesByTailCall("it leaves by a tail call, where its result is not known yet")
         return [Found(at, ArgSource(register=code.machine.result), "return value") for at in sorted(rets)]
 
     def _births(self, instance: Instance, variable: Die, scope: Die) -> list[Found]:

@@ -34,22 +34,33 @@ def without_parts(placed: list[Placed], symbols: Image) -> list[Placed]:
     return [one for one in placed if id(one) not in left]
 
 
-def without_nested(placed: list[Placed], holds: Callable[[Instance, int, ArgSource], bool]) -> list[Placed]:
+def without_nested(
+    placed: list[Placed],
+    holds: Callable[[Instance, int, ArgSource], bool],
+    variants: Callable[[Instance, Instance], bool],
+) -> list[Placed]:
     """Without instances inside another instance of the function that work on the same slot.
 
     That is a part which was inlined after its head. A function that calls itself has another slot there.
-    holds(instance, address, source): whether its argument is in source there.
+    holds(instance, address, source): whether its argument is in source there. variants: whether two are
+    constructors, or destructors, of one object by their nature (D0 always runs D2 on its own `this`).
     """
     probed = {one.instance.die.offset: one.instance for one in placed if one.sites}
 
     def repeats(one: Placed) -> bool:
         for die in one.instance.path[:-1]:
             outer = probed.get(die.offset)
-            if outer is not None and all(holds(outer, site.address, site.source) for site in one.sites):
+            if outer is not None and variants(outer, one.instance):
+                return True
+            if (
+                outer is not None
+                and one.sites
+                and all(holds(outer, site.address, site.source) for site in one.sites)
+            ):
                 return True
         return False
 
-    return [one for one in placed if not (one.sites and repeats(one))]
+    return [one for one in placed if not repeats(one)]
 
 
 def _is_part(instance: Instance, symbols: Image) -> bool:

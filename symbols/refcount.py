@@ -225,7 +225,7 @@ class _Walk:
         if operand.type == x86.X86_OP_REG:
             return state.registers.get(_register(insn, operand))
         if operand.type == x86.X86_OP_IMM:
-            return _Value("constant", _signed(operand))
+            return _Value("constant", _signed(operand, operand.size))
         if operand.type != x86.X86_OP_MEM:
             return None
         home = _home(self._code, insn, operand)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from symbols.entryvalues import EntryValues
 from symbols.expressions import Unsupported, home_of, to_source
 from symbols.image import Image
 from symbols.instances import Instance, entry_points
-from symbols.lists import Located, Range, locations_of, merge, views_of
+from symbols.lists import Located, locations_of, merge, views_of
 from symbols.plan import MAX_RANGES, Addr, ArgSource, EntrySite, InstanceKind, Price, Role, Site
 from symbols.pointers import pointee
 from symbols.qualified import fits
@@ -33,6 +34,14 @@ class Found:
     source: ArgSource
     argument: str
     note: str = ""
+
+
+class Refused(Unsupported):
+    """The value is known, but the kernel takes no probe on the instruction there."""
+
+    def __init__(self, reason: str, found: Found) -> None:
+        self.found = found
+        super().__init__(reason)
 
 
 class SiteBuilder:
@@ -133,6 +142,13 @@ class SiteBuilder:
             return False
         return self._value(instance, locations_of(self._dwarf, variable), address) == source
 
+    def variants(self, outer: Instance, inner: Instance) -> bool:
+        """Whether both come from one declared constructor or destructor (Itanium ABI: C1, C2, D0, D1, D2)."""
+        declared = [list(self._dwarf.origin_chain(one.die))[-1] for one in (outer, inner)]
+        linkage = self._dwarf.linkage_name(inner.die)
+        special = self._dwarf.name(declared[0]).startswith("~") or bool(re.search(r"C[1-5]I?E", linkage))
+        return special and declared[0].offset == declared[1].offset and inner.die is not outer.die
+
     def site(self, instance: Instance, found: Found, index: int, *, harmless: bool = False) -> Site:
         """The cheapest site that means the same as `found`. Raises Unsupported."""
         code = instance.code
@@ -140,7 +156,8 @@ class SiteBuilder:
             raise Unsupported("its address is not the start of an instruction")
         address = code.cheapest(found.address, found.source, harmless=harmless)
         if address is None:
-            raise Unsupported(code.refused(found.address) or "no instruction there can be probed")
+            reason = code.refused(found.address) or "no instruction there can be probed"
+            raise Refused(reason, found)
         offset = self._image.file_offset(address)
         if offset is None or not self._image.executable(address):
             raise Unsupported("its address is not in an executable segment")
@@ -173,8 +190,12 @@ class SiteBuilder:
             entry=entry,
             frame=frame,
             at_entry=instance.kind is InstanceKind.OUT_OF_LINE and self._before_frame(instance, address),
-            ranges=_largest(instance.ranges),
+            ranges=self.ranges(instance),
         )
+
+    def ranges(self, instance: Instance) -> tuple[tuple[int, int], ...]:
+        """At most MAX_RANGES of an instance's ranges, by address; adjoining ones are one."""
+        return tuple(sorted(sorted(merge(instance.ranges), key=lambda r: r[0] - r[1])[:MAX_RANGES]))
 
     def _before_frame(self, instance: Instance, address: int) -> bool:
         """Whether the stack pointer is still what the caller left: no prologue has begun."""
@@ -366,12 +387,6 @@ class SiteBuilder:
     def _damages(self, instance: Instance, at: int) -> bool:
         """Whether the instruction touches memory outside the frame."""
         return not instance.code.passes(at, ArgSource(constant=0), harmless=False)
-
-
-def _largest(ranges: list[Range]) -> tuple[tuple[int, int], ...]:
-    """At most MAX_RANGES of an instance's ranges, by address; adjoining ones are one."""
-    merged = sorted(merge(ranges), key=lambda r: r[0] - r[1])[:MAX_RANGES]
-    return tuple(sorted(merged))
 
 
 def slot_variable(

@@ -30,6 +30,10 @@ KEEP void next_life(struct obj *o) { o->generation++; o->next = pool; pool = o; 
 KEEP void backwards(struct obj *o) { o->generation--; o->next = pool; pool = o; }
 KEEP void by_state(struct obj *o) { if (o->refs == 1) sum++; o->next = pool; pool = o; }
 
+static struct obj *make(void) { struct obj *o = calloc(1, sizeof *o); o->refs = 1; o->shared = 1; return o; }
+
 int main(void) {
+    plain(make()); last_first(make()); checked(make()); atomic(make()); builtin(make()); guarded(make()); locked(make());
+    always(make()); null_is_fine(make()); population(make()); next_life(make()); backwards(make()); by_state(make());
     return 0;
 }
