@@ -100,9 +100,9 @@ def _counting(slot: Mapping[str, Any], sites: Sequence[Mapping[str, Any]]) -> li
     if not names or slot.get("count_offset") is not None:
         return []
     text = (
-        f"{', '.join(sorted(names))} decrements a field of the slot and may return without freeing: if it counts"
-        ' references, name the field in the profile (count = "FIELD" in destroy); until then every call is'
-        " taken for the end of the slot"
+        f"{', '.join(sorted(names))} decrements a field of the slot and may return without freeing: if it"
+        ' counts references, name the field in the profile (count = "FIELD" in destroy); until then every'
+        " call is taken for the end of the slot"
     )
     return [line(""), line(Span("note     ", "warning"), text)]
 

@@ -12,6 +12,7 @@ from symbols.expressions import Unsupported
 from symbols.plan import LOAD_BIAS, Add, ArgSource, Deref
 
 _MAX_COPIES = 64
+_MAX_BACK = 16  # instructions before an entry
 _MAX_REGION = 20_000  # instructions followed between copies
 
 Places = frozenset[str]
@@ -104,7 +105,7 @@ def _follow(
     work = []
     for at, place in entries.items():
         if at in towards:
-            held[at] = (frozenset({place} if place else ()),) * 2
+            held[at] = (_aliases(code, at, place),) * 2
             work.append(at)
     while work:
         at = work.pop()
@@ -120,6 +121,25 @@ def _follow(
                 held[succ] = new
                 work.append(succ)
     return held
+
+
+def _aliases(code: FunctionCode, at: int, place: str) -> Places:
+    """The place and the registers that the straight code before an address made equal to it."""
+    found, written = {place} - {""}, set[str]()
+    for _ in range(_MAX_BACK if found else 0):
+        preds = code.preds.get(at, [])
+        if at in code.targets or len(preds) != 1 or len(code.succ(preds[0])) != 1:
+            break
+        at = preds[0]
+        insn = code.detail(at)
+        if insn is None or insn.mnemonic.startswith("call"):
+            break
+        if insn.mnemonic == "mov" and all(o.type == x86.X86_OP_REG and o.size == 8 for o in insn.operands):
+            pair = {full_register(insn.reg_name(operand.reg)) for operand in insn.operands}
+            if pair & found and not pair & written:
+                found |= pair
+        written |= {full_register(insn.reg_name(reg)) for reg in insn.regs_access()[1]}
+    return frozenset(found)
 
 
 def step_places(code: FunctionCode, insn: Any, places: Places) -> Places:

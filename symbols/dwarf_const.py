@@ -46,6 +46,7 @@ AT_low_pc: Final = 0x11
 AT_high_pc: Final = 0x12
 AT_discr: Final = 0x15
 AT_discr_value: Final = 0x16
+AT_language: Final = 0x13
 AT_comp_dir: Final = 0x1B
 AT_const_value: Final = 0x1C
 AT_inline: Final = 0x20

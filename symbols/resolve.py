@@ -379,5 +379,11 @@ class _Resolver:
             if lost.role is Role.DESTROY:
                 where = f"{lost.address:#x} in {lost.enclosing}" if lost.address else lost.enclosing
                 found.append(f"{lost.kind.value} at {where}: {lost.reason}")
+        left_out = self._finder.narrowed.get(Role.DESTROY)
+        if left_out:
+            found.append(f"{left_out} left out by in, not_in and file")
         detail = f"profile {self._profile.name!r}: no place to probe destroy ({spec.pattern})"
-        return NoDestroySite(detail, path=self._session.image.path, found=tuple(found))
+        misnamed = any("has no parameter" in line for line in found)
+        remedy = f'write one of its parameters in the profile instead of slot = "{spec.argument}"'
+        path = self._session.image.path
+        return NoDestroySite(detail, path=path, found=tuple(found), remedy=remedy if misnamed else "")

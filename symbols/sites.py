@@ -21,9 +21,12 @@ from symbols.image import Image
 from symbols.instances import Instance, entry_points
 from symbols.lists import Located, locations_of, merge, views_of
 from symbols.plan import MAX_RANGES, Addr, ArgSource, EntrySite, InstanceKind, Price, Role, Site
-from symbols.pointers import pointee
+from symbols.pointers import pointee, type_text
 from symbols.qualified import fits
 from symbols.scopes import Function, Scopes
+
+
+_MAX_NAMED = 12  # parameters in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +123,27 @@ class SiteBuilder:
         return None
 
     def _without_parameter(self, instance: Instance) -> list[Found]:
-        missing = Unsupported(f"no parameter {instance.spec.argument!r} in its debug information")
+        missing = Unsupported(self._no_parameter(instance))
         if instance.kind is not InstanceKind.INLINED or not self._named.get(instance.role):
             raise missing
         found = self._by_links(instance, self._entries(instance, []))
         if not found:
             raise missing
         return found
+
+    def _no_parameter(self, instance: Instance) -> str:
+        """What is wrong with the profile's parameter name, and which names there are."""
+        for die in self._dwarf.origin_chain(instance.die):
+            named = {
+                self._dwarf.name(one): type_text(self._dwarf, one)
+                for one in self._scopes.variables(die)
+                if one.tag == dw.TAG_formal_parameter and self._dwarf.name(one)
+            }
+            if named:
+                has = ", ".join(f"{name} ({kind})" for name, kind in list(named.items())[:_MAX_NAMED])
+                plain = self._dwarf.name(instance.die) or instance.name
+                return f"{plain} has no parameter {instance.spec.argument!r}; it has: {has}"
+        return f"no parameter {instance.spec.argument!r} in its debug information, which names none"
 
     def _by_links(self, instance: Instance, entries: list[int]) -> list[Found]:
         """_by_link for every entry; nothing where one fails."""

@@ -10,7 +10,7 @@ from symbols.fieldpath import find_field
 from symbols.instances import Instance
 from symbols.layout import Tie, find_pointer, parts_of, same_type
 from symbols.plan import Site
-from symbols.pointers import pointee, strip
+from symbols.pointers import pointee, strip, type_text
 from symbols.profile import Profile
 from symbols.qualified import complete_type
 from symbols.scopes import Scopes
@@ -150,23 +150,3 @@ class Ties:
             if inner is not None:
                 return offset + inner
         return None
-
-
-def type_text(dwarf: Dwarf, variable: Die) -> str:
-    """A variable's type, shortly: `struct conn *`, `void *`, `int`."""
-    stars, die = "", None
-    for entry in dwarf.origin_chain(variable):
-        if entry.has(dw.AT_type):
-            die = dwarf.target(entry, dw.AT_type)
-            break
-    for _ in range(16):
-        if die is not None and die.tag in (dw.TAG_const_type, dw.TAG_volatile_type, dw.TAG_restrict_type):
-            die = dwarf.target(die, dw.AT_type)
-        elif die is not None and die.tag == dw.TAG_pointer_type and not dwarf.name(die):
-            stars, die = stars + "*", dwarf.target(die, dw.AT_type)
-        elif die is not None and die.tag == dw.TAG_reference_type:
-            stars, die = stars + "&", dwarf.target(die, dw.AT_type)
-        else:
-            break
-    name = dwarf.name(die) or "?" if die is not None else "void"
-    return f"{name} {stars}".strip()
