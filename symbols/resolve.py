@@ -167,7 +167,7 @@ class _Resolver:
             placed = [self._place(instance) for instance in instances]
             placed = without_parts(placed, session.scopes.symbols)
             if not spec.returned:
-                placed = without_nested(placed, self._builder.holds, self._builder.variants)
+                placed = without_nested(placed, self._builder.holds, session.dwarf)
             if role is Role.DISPATCH:
                 self._tie_all(placed)
             for one in untangle(placed) if role is Role.DESTROY else placed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,13 +19,11 @@ from symbols.expressions import Unsupported, home_of, to_source
 from symbols.image import Image
 from symbols.instances import Instance, entry_points
 from symbols.lists import Located, locations_of, merge, views_of
+from symbols.parameters import no_parameter, parameter
 from symbols.plan import MAX_RANGES, Addr, ArgSource, EntrySite, InstanceKind, Price, Role, Site
-from symbols.pointers import pointee, type_text
+from symbols.pointers import pointee
 from symbols.qualified import fits
 from symbols.scopes import Function, Scopes
-
-
-_MAX_NAMED = 12  # parameters in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +62,12 @@ class SiteBuilder:
         """Whether a role's parameter exists at all, by the name that the profile gives it."""
         for one in instances:
             if not self._named.get(one.role):
-                self._named[one.role] = self._parameter(one, one.spec.argument) is not None
+                self._named[one.role] = parameter(self._dwarf, self._scopes, one) is not None
 
     def arguments(self, instance: Instance) -> list[Found]:
         """Where the wanted argument is, at the entry of the instance. Raises Unsupported."""
         name = instance.spec.argument
-        variable = self._parameter(instance, name)
+        variable = parameter(self._dwarf, self._scopes, instance)
         if variable is None:
             return self._without_parameter(instance)
         if instance.kind is InstanceKind.OUT_OF_LINE:
@@ -123,27 +120,13 @@ class SiteBuilder:
         return None
 
     def _without_parameter(self, instance: Instance) -> list[Found]:
-        missing = Unsupported(self._no_parameter(instance))
+        missing = Unsupported(no_parameter(self._dwarf, self._scopes, instance))
         if instance.kind is not InstanceKind.INLINED or not self._named.get(instance.role):
             raise missing
         found = self._by_links(instance, self._entries(instance, []))
         if not found:
             raise missing
         return found
-
-    def _no_parameter(self, instance: Instance) -> str:
-        """What is wrong with the profile's parameter name, and which names there are."""
-        for die in self._dwarf.origin_chain(instance.die):
-            named = {
-                self._dwarf.name(one): type_text(self._dwarf, one)
-                for one in self._scopes.variables(die)
-                if one.tag == dw.TAG_formal_parameter and self._dwarf.name(one)
-            }
-            if named:
-                has = ", ".join(f"{name} ({kind})" for name, kind in list(named.items())[:_MAX_NAMED])
-                plain = self._dwarf.name(instance.die) or instance.name
-                return f"{plain} has no parameter {instance.spec.argument!r}; it has: {has}"
-        return f"no parameter {instance.spec.argument!r} in its debug information, which names none"
 
     def _by_links(self, instance: Instance, entries: list[int]) -> list[Found]:
         """_by_link for every entry; nothing where one fails."""
@@ -154,17 +137,10 @@ class SiteBuilder:
 
     def holds(self, instance: Instance, address: int, source: ArgSource) -> bool:
         """Whether the instance's argument is in source at an address behind its entry."""
-        variable = self._parameter(instance, instance.spec.argument)
+        variable = parameter(self._dwarf, self._scopes, instance)
         if variable is None:
             return False
         return self._value(instance, locations_of(self._dwarf, variable), address) == source
-
-    def variants(self, outer: Instance, inner: Instance) -> bool:
-        """Whether both come from one declared constructor or destructor (Itanium ABI: C1, C2, D0, D1, D2)."""
-        declared = [list(self._dwarf.origin_chain(one.die))[-1] for one in (outer, inner)]
-        linkage = self._dwarf.linkage_name(inner.die)
-        special = self._dwarf.name(declared[0]).startswith("~") or bool(re.search(r"C[1-5]I?E", linkage))
-        return special and declared[0].offset == declared[1].offset and inner.die is not outer.die
 
     def site(self, instance: Instance, found: Found, index: int, *, harmless: bool = False) -> Site:
         """The cheapest site that means the same as `found`. Raises Unsupported."""
@@ -307,17 +283,6 @@ class SiteBuilder:
         return points
 
     # -- the argument ----------------------------------------------------------------------------
-
-    def _parameter(self, instance: Instance, name: str) -> Die | None:
-        """The parameter's entry in the instance; falls back to the abstract one (without location)."""
-        for variable in self._scopes.variables(instance.die):
-            if self._dwarf.name(variable) == name:
-                return variable
-        for origin in list(self._dwarf.origin_chain(instance.die))[1:]:
-            for variable in self._scopes.variables(origin):
-                if self._dwarf.name(variable) == name:
-                    return variable
-        return None
 
     def _homed_at_entry(self, instance: Instance, variable: Die) -> ArgSource | None:
         """Unoptimized code: the parameter's one location is its stack home, empty at entry.

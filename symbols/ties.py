@@ -9,6 +9,7 @@ from symbols.errors import ProfileError
 from symbols.fieldpath import find_field
 from symbols.instances import Instance
 from symbols.layout import Tie, find_pointer, parts_of, same_type
+from symbols.parameters import parameter
 from symbols.plan import Site
 from symbols.pointers import pointee, strip, type_text
 from symbols.profile import Profile
@@ -35,7 +36,7 @@ class Ties:
 
     def of(self, instance: Instance, sites: list[Site]) -> Tie | str:
         """The tie of an instance of dispatch, or why there is none. Raises ProfileError for a wrong `is`."""
-        variable = self._parameter(instance)
+        variable = parameter(self._dwarf, self._scopes, instance)
         if variable is None:
             return self._said(instance, None) or "its parameter is not in the debug information"
         target = pointee(self._dwarf, variable)
@@ -114,13 +115,6 @@ class Ties:
         return ProfileError(f"slot.dispatch.is: {detail}", path=self._profile.path, key="slot.dispatch.is")
 
     # -- types -----------------------------------------------------------------------------------
-
-    def _parameter(self, instance: Instance) -> Die | None:
-        for die in self._dwarf.origin_chain(instance.die):
-            for variable in self._scopes.variables(die):
-                if self._dwarf.name(variable) == instance.spec.argument:
-                    return variable
-        return None
 
     def _by_cast(self, instance: Instance, sites: list[Site]) -> Tie | None:
         """void *arg: the one type that the function takes it for, where it copies it into a variable."""
