@@ -52,13 +52,11 @@ def without_nested(
     def repeats(one: Placed) -> bool:
         for die in one.instance.path[:-1]:
             outer = probed.get(die.offset)
-            if outer is not None and variants(outer, one.instance):
+            if outer is None:
+                continue
+            if _variants(dwarf, outer, one.instance):
                 return True
-            if (
-                outer is not None
-                and one.sites
-                and all(holds(outer, site.address, site.source) for site in one.sites)
-            ):
+            if one.sites and all(holds(outer, site.address, site.source) for site in one.sites):
                 return True
         return False
 

@@ -32,6 +32,7 @@ from symbols.sites import Refused, SiteBuilder
 from symbols.tangles import Placed, untangle
 from symbols.ties import Ties
 
+_MAX_REASONS = 3  # in the error of a destroy that cannot be probed
 _MAX_MISSING = 64  # split units without their file that are named one by one
 
 
@@ -383,7 +384,10 @@ class _Resolver:
         if left_out:
             found.append(f"{left_out} left out by in, not_in and file")
         detail = f"profile {self._profile.name!r}: no place to probe destroy ({spec.pattern})"
-        misnamed = any("has no parameter" in line for line in found)
+        reasons = list(dict.fromkeys(one.reason for one in self._unprobed if one.role is Role.DESTROY))
+        if reasons or left_out:
+            detail += f": {'; '.join(reasons[:_MAX_REASONS] or found[-1:])}"
+        misnamed = any("has no parameter" in reason for reason in reasons)
         remedy = f'write one of its parameters in the profile instead of slot = "{spec.argument}"'
         path = self._session.image.path
         return NoDestroySite(detail, path=path, found=tuple(found), remedy=remedy if misnamed else "")
