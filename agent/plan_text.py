@@ -22,6 +22,8 @@ def plan_lines(plan: Mapping[str, Any], *, short: bool = False) -> list[Line]:
         ),
         line(Span("profile  ", "label"), printable(plan.get("profile")), _guard(plan)),
         line(Span("slot     ", "label"), _slot(slot)),
+        *_object(slot),
+        *_userdata(plan),
         line(""),
     ]
     sites = plan.get("sites") or []
@@ -32,6 +34,7 @@ def plan_lines(plan: Mapping[str, Any], *, short: bool = False) -> list[Line]:
             rows.append(line(""))
         rows += [line("  ", Span(f"{_hex(s.get('address'))}: {printable(s['note'])}", "dim")) for s in notes]
     rows += _entries(plan.get("entries") or [])
+    rows += _counting(slot, sites)
     unprobed = plan.get("unprobed") or []
     if unprobed:
         plural = "s" if len(unprobed) > 1 else ""
@@ -56,9 +59,52 @@ def _slot(slot: Mapping[str, Any]) -> str:
     text = f"{short_name(str(slot.get('type_name', '?')), 60)}, {slot.get('size', 0)} bytes"
     if slot.get("freelist_offset") is not None:
         text += f", free-list link at +{slot['freelist_offset']:#x}"
-    if slot.get("object_offset") is not None:
-        text += f", {printable(slot.get('object_field'))} at +{slot['object_offset']:#x}"
+    if slot.get("count_offset") is not None:
+        text += f", references counted in {printable(slot.get('count_field'))} at +{slot['count_offset']:#x}"
+        text += f" (frees at {slot.get('frees_at', 1)})"
     return text
+
+
+def _object(slot: Mapping[str, Any]) -> list[Line]:
+    """How what dispatch probes see is tied to the slot."""
+    if slot.get("object_is_slot"):
+        delta = slot.get("object_delta") or 0
+        text = f"lies at {delta:+#x} of the slot" if delta else "is the slot"
+    elif slot.get("object_offset") is not None:
+        text = f"what {printable(slot.get('object_field'))} at +{slot['object_offset']:#x} points to"
+    else:
+        return []
+    if slot.get("object_type"):
+        text += f" ({short_name(str(slot['object_type']), 60)})"
+    return [line(Span("object   ", "label"), text)]
+
+
+def _userdata(plan: Mapping[str, Any]) -> list[Line]:
+    """Where userdata points, unless it is simply the slot's address."""
+    userdata = plan.get("userdata") or {}
+    embedded = (plan.get("slot") or {}).get("embedded") or ()
+    if userdata.get("kind") == "fd":
+        return [line(Span("userdata ", "label"), "a file descriptor")]
+    if userdata.get("offset"):
+        return [line(Span("userdata ", "label"), f"points to +{userdata['offset']:#x} of the slot")]
+    if embedded:
+        places = ", ".join(f"+{offset:#x}" for offset in embedded)
+        text = f"the slot's address; structs that it may point to instead lie at {places}"
+        return [line(Span("userdata ", "label"), text)]
+    return []
+
+
+def _counting(slot: Mapping[str, Any], sites: Sequence[Mapping[str, Any]]) -> list[Line]:
+    """A destroy whose code looks as if only its last call frees."""
+    names = {short_name(str(site.get("function", "")), 60) for site in sites if site.get("counts")}
+    if not names or slot.get("count_offset") is not None:
+        return []
+    text = (
+        f"{', '.join(sorted(names))} decrements a field of the slot and may return without freeing: if it"
+        ' counts references, name the field in the profile (count = "FIELD" in destroy); until then every'
+        " call is taken for the end of the slot"
+    )
+    return [line(""), line(Span("note     ", "warning"), text)]
 
 
 def _sites(sites: Sequence[Mapping[str, Any]]) -> list[Line]:

@@ -16,7 +16,7 @@ from symbols.image import Image
 from symbols.plan import ProbePlan
 from symbols.serial import plan_from_json, plan_to_json
 
-_MAGIC = b"afterfree-plan/1\n"
+_MAGIC = b"afterfree-plan/2\n"
 _SUFFIX = ".plan"
 
 

@@ -12,6 +12,7 @@ from symbols.expressions import Unsupported
 from symbols.plan import LOAD_BIAS, Add, ArgSource, Deref
 
 _MAX_COPIES = 64
+_MAX_BACK = 16  # instructions before an entry
 _MAX_REGION = 20_000  # instructions followed between copies
 
 Places = frozenset[str]
@@ -33,9 +34,9 @@ def all_entries(
     location of it begins. once: one argument is worked on once, as by destroy; else copies may follow each
     other that have the same one. Raises Unsupported where copies cannot be told apart.
     """
-    known = {at: _place(source_at(at)) for at in entries}
+    known = {at: place_of(source_at(at)) for at in entries}
     back = reentries(code, inside, known)
-    candidates = {at: _place(source_at(at)) for at in {*back, *starts} & inside}
+    candidates = {at: place_of(source_at(at)) for at in {*back, *starts} & inside}
     for _ in range(_MAX_COPIES):
         open_ = {at: place for at, place in candidates.items() if place and at not in known}
         if not open_:
@@ -72,7 +73,7 @@ def _after(code: FunctionCode, entries: Iterable[int]) -> list[int]:
     return [s for at in entries for s in code.succ(at)]
 
 
-def _place(source: ArgSource | None) -> str:
+def place_of(source: ArgSource | None) -> str:
     """The register or memory that holds the argument; "" for anything else."""
     if source is None or source.register in (None, LOAD_BIAS):
         return ""
@@ -104,13 +105,13 @@ def _follow(
     work = []
     for at, place in entries.items():
         if at in towards:
-            held[at] = (frozenset({place} if place else ()),) * 2
+            held[at] = (_aliases(code, at, place),) * 2
             work.append(at)
     while work:
         at = work.pop()
         may, must = held[at]
         insn = code.detail(at)
-        leaves = (_step(code, insn, may), _step(code, insn, must))
+        leaves = (step_places(code, insn, may), step_places(code, insn, must))
         for succ in code.succ(at):
             if succ not in towards or succ in entries:
                 continue
@@ -122,7 +123,26 @@ def _follow(
     return held
 
 
-def _step(code: FunctionCode, insn: Any, places: Places) -> Places:
+def _aliases(code: FunctionCode, at: int, place: str) -> Places:
+    """The place and the registers that the straight code before an address made equal to it."""
+    found, written = {place} - {""}, set[str]()
+    for _ in range(_MAX_BACK if found else 0):
+        preds = code.preds.get(at, [])
+        if at in code.targets or len(preds) != 1 or len(code.succ(preds[0])) != 1:
+            break
+        at = preds[0]
+        insn = code.detail(at)
+        if insn is None or insn.mnemonic.startswith("call"):
+            break
+        if insn.mnemonic == "mov" and all(o.type == x86.X86_OP_REG and o.size == 8 for o in insn.operands):
+            pair = {full_register(insn.reg_name(operand.reg)) for operand in insn.operands}
+            if pair & found and not pair & written:
+                found |= pair
+        written |= {full_register(insn.reg_name(reg)) for reg in insn.regs_access()[1]}
+    return frozenset(found)
+
+
+def step_places(code: FunctionCode, insn: Any, places: Places) -> Places:
     """Where the value is after an instruction."""
     if insn is None:
         return frozenset()

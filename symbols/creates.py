@@ -10,13 +10,19 @@ from symbols import dwarf_const as dw
 from symbols.code import full_register
 from symbols.dwarf import Die, Dwarf
 from symbols.expressions import Place, Unsupported, home_of, to_source
-from symbols.globs import matches
 from symbols.instances import Instance, check_entries, entry_points
-from symbols.lists import EVERYWHERE, Located, Range, locations_of, ranges_of
+from symbols.lists import EVERYWHERE, Located, locations_of, merge, ranges_of
 from symbols.plan import ArgSource, InstanceKind
+from symbols.pointers import pointee, strip
 from symbols.popped import find_popped
+from symbols.qualified import fits
 from symbols.scopes import Scopes
-from symbols.sites import Found, pointee, strip
+from symbols.sites import Found
+
+
+class LeavesByTailCall(Unsupported):
+    """The result is made by another function, which returns to the caller: only there it can be seen."""
+
 
 _MEETING = 48  # instructions after create within which two ways out count as one
 
@@ -30,15 +36,21 @@ class Births:
         self._slot_type = slot_type
         self._link_offset = link_offset
 
-    def find(self, instance: Instance) -> list[Found]:
-        """Where the result is, one entry per way to success. Raises Unsupported with every reason."""
+    def find(self, instance: Instance, *, within: bool = False) -> list[Found]:
+        """Where the result is, one entry per way to success.
+
+        Raises Unsupported with every reason; LeavesByTailCall where callers can tell, unless asked for what
+        can be found within the function.
+        """
         if instance.entry not in instance.code.insns:
             raise Unsupported("its entry is not the start of an instruction")
         reasons: list[str] = []
         if instance.kind is InstanceKind.OUT_OF_LINE and self._returns_pointer(instance):
             try:
                 return self._at_returns(instance)
-            except Unsupported as error:
+            except LeavesByTailCall as error:
+                if not within:
+                    raise
                 reasons.append(str(error))
         for variable, scope, whose in self._candidates(instance):
             name = self._dwarf.name(variable)
@@ -77,7 +89,7 @@ class Births:
         for child in self._dwarf.children(scope):
             if child.tag == dw.TAG_variable:
                 target = pointee(self._dwarf, child)
-                if target is not None and matches(self._slot_type, self._dwarf.name(target)):
+                if target is not None and fits(self._dwarf, target, self._slot_type):
                     yield child, scope, whose
             elif nested and child.tag == dw.TAG_lexical_block:
                 yield from self._pointers(child, whose)
@@ -105,8 +117,10 @@ class Births:
                 rets.append(address)
             elif insn.mnemonic == "jmp" and not code.succ(address):
                 leaving.append(address)
+            elif insn.mnemonic.startswith("j") and insn.operands.startswith("0x"):
+                leaving += [address] * (int(insn.operands, 16) not in code.insns)
         if leaving:
-            raise Unsupported("it leaves by a tail call, where its result is not known yet")
+            raise LeavesByTailCall("it leaves by a tail call, where its result is not known yet")
         return [Found(at, ArgSource(register=code.machine.result), "return value") for at in sorted(rets)]
 
     def _births(self, instance: Instance, variable: Die, scope: Die) -> list[Found]:
@@ -130,7 +144,7 @@ class Births:
         inside = code.inside(instance.ranges)
         if not inside:
             raise Unsupported("the instance has no instructions")
-        spans = _merge([(lo, hi) for lo, hi, _expr in located])
+        spans = merge([(lo, hi) for lo, hi, _expr in located])
         live = code.inside(spans)
         # Born: where it becomes live on ways that all came through the instance.
         calls, elsewhere = entry_points(instance)
@@ -269,13 +283,3 @@ class Births:
             after = code.reach(code.succ(at), avoid=calls)
             if any(other in after for other in births):
                 raise Unsupported("it is assigned more than once on one way through")
-
-
-def _merge(spans: list[Range]) -> list[Range]:
-    merged: list[Range] = []
-    for low, high in sorted(spans):
-        if merged and low <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], high))
-        else:
-            merged.append((low, high))
-    return merged

@@ -2,6 +2,7 @@
 # scopes and code. Must not choose probe addresses (sites.py, creates.py do).
 from __future__ import annotations
 
+import posixpath
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from symbols.code import FunctionCode
 from symbols.copies import reentries, repeats
 from symbols.dwarf import Die, Dwarf
 from symbols.expressions import Unsupported
+from symbols.globs import matches
 from symbols.image import Image
 from symbols.lists import Range, ranges_of
 from symbols.plan import Addr, InstanceKind, Role, SourceLine, Unprobed
 from symbols.profile import FunctionSpec
+from symbols.qualified import fits, split_name
 from symbols.scopes import Function, Scopes
 from symbols.search import FUNCTION_TAGS, Search
 
@@ -99,6 +102,7 @@ class Finder:
         self._codes: WeakValueDictionary[int, FunctionCode] = WeakValueDictionary()
         self._recent: deque[FunctionCode] = deque(maxlen=4)
         self.matched: dict[Role, list[str]] = {}
+        self.narrowed: dict[Role, int] = {}  # instances that in, not_in and file leave out
 
     def code_of(self, function: Function) -> FunctionCode:
         code = self._codes.get(function.low)
@@ -110,16 +114,49 @@ class Finder:
 
     def find(self, spec: FunctionSpec) -> tuple[list[Instance], list[Unprobed]]:
         """Every instance of the functions a spec matches, by address; and those beyond reach."""
-        queue = self._search.named(spec.pattern, FUNCTION_TAGS)
+        queue = self._named(spec.pattern)
         self.matched[spec.role] = sorted({self._dwarf.linkage_name(die) for die in queue})
-        return self._instances(spec, queue)
+        instances, lost = self._instances(spec, queue)
+        if spec.within is None and spec.not_within is None and spec.file is None:
+            return instances, lost
+        kept = [instance for instance in instances if self._meant(spec, instance)]
+        self.narrowed[spec.role] = len(instances) - len(kept)
+        return kept, lost
+
+    def _named(self, pattern: str) -> list[Die]:
+        """Entries whose name, linkage name or name with its namespaces matches."""
+        found = self._search.named(pattern, FUNCTION_TAGS)
+        last = split_name(pattern)[-1]
+        if found or last == pattern or not last.strip("*?"):
+            return found
+        return [die for die in self._search.named(last, FUNCTION_TAGS) if fits(self._dwarf, die, pattern)]
+
+    def _meant(self, spec: FunctionSpec, instance: Instance) -> bool:
+        """Whether the profile's in, not_in and file mean the instance."""
+        if spec.file is not None:
+            declared = instance.declared_at.file if instance.declared_at is not None else ""
+            if not (matches(spec.file, declared) or matches(spec.file, posixpath.basename(declared))):
+                return False
+        if spec.within is not None and not self._inside(instance, spec.within):
+            return False
+        return spec.not_within is None or not self._inside(instance, spec.not_within)
+
+    def _inside(self, instance: Instance, pattern: str) -> bool:
+        """Whether a function that the instance's code is in, or is, has such a name or symbol."""
+        symbol = self._scopes.symbols.function_at(instance.function.low)
+        around = instance.path if instance.kind is InstanceKind.OUT_OF_LINE else instance.path[:-1]
+        return (symbol is not None and matches(pattern, symbol.name)) or any(
+            matches(pattern, self._dwarf.linkage_name(die)) or fits(self._dwarf, die, pattern)
+            for die in around
+            if die.tag in FUNCTION_TAGS
+        )
 
     def others(self, spec: FunctionSpec, name: str) -> list[Instance]:
         """Instances of functions with this name, or a generic's of it, that the spec does not match."""
         found = {
             die.offset: die for glob in (name, f"{name}<*") for die in self._search.named(glob, FUNCTION_TAGS)
         }
-        wanted = {die.offset for die in self._search.named(spec.pattern, FUNCTION_TAGS)}
+        wanted = {die.offset for die in self._named(spec.pattern)}
         queue = [die for offset, die in sorted(found.items()) if offset not in wanted]
         return self._instances(spec, queue[:_MAX_OTHERS])[0]
 

@@ -45,6 +45,10 @@ class JsonObject:
             raise BadPlan("is missing", key=self.key(name))
         return self._data[name]
 
+    def has(self, name: str) -> bool:
+        """For what plans of older recordings do not say."""
+        return name in self._data
+
     def absent(self, name: str) -> bool:
         return self._get(name) is None
 

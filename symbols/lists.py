@@ -222,3 +222,14 @@ def _entries5(
             at += size
         yield low, high, block
     raise data.bad("a list has no end")
+
+
+def merge(spans: list[Range]) -> list[Range]:
+    """By address, overlapping and adjoining ones as one."""
+    merged: list[Range] = []
+    for low, high in sorted(spans):
+        if merged and low <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], high))
+        else:
+            merged.append((low, high))
+    return merged

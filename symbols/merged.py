@@ -15,6 +15,7 @@ from symbols.dwarf import Dwarf
 from symbols.instances import Finder, Instance
 from symbols.plan import ArgSource, InstanceKind, Unprobed
 from symbols.pushes import pushes
+from symbols.qualified import split_name
 from symbols.registers import X86_64
 from symbols.scopes import Function, Scopes
 from symbols.search import Search
@@ -167,7 +168,8 @@ class MergedDestroys:
         if not self._nameless(function, push.addresses[-1]):
             return False
         if self._typed is None:
-            found = self._search.named(self._slot_type, dw.RECORD_TAGS) if self._slot_type.strip("*?") else []
+            glob = split_name(self._slot_type)[-1]
+            found = self._search.named(glob, dw.RECORD_TAGS) if glob.strip("*?") else []
             shared = any(self._dwarf.root(die.unit).tag != dw.TAG_compile_unit for die in found)
             self._typed = set() if shared else {die.unit.offset for die in found}  # type units serve all
         if self._typed and function.die.unit.offset not in self._typed:

@@ -3,8 +3,10 @@
 # must hit one probe. Must not look for new sites.
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
+from symbols.dwarf import Dwarf
 from symbols.image import Image
 from symbols.instances import Instance
 from symbols.plan import ArgSource, InstanceKind
@@ -34,10 +36,15 @@ def without_parts(placed: list[Placed], symbols: Image) -> list[Placed]:
     return [one for one in placed if id(one) not in left]
 
 
-def without_nested(placed: list[Placed], holds: Callable[[Instance, int, ArgSource], bool]) -> list[Placed]:
+def without_nested(
+    placed: list[Placed],
+    holds: Callable[[Instance, int, ArgSource], bool],
+    dwarf: Dwarf,
+) -> list[Placed]:
     """Without instances inside another instance of the function that work on the same slot.
 
     That is a part which was inlined after its head. A function that calls itself has another slot there.
+    Destructors that run another copy of themselves do so for their own `this` (D0 runs D2).
     holds(instance, address, source): whether its argument is in source there.
     """
     probed = {one.instance.die.offset: one.instance for one in placed if one.sites}
@@ -45,11 +52,23 @@ def without_nested(placed: list[Placed], holds: Callable[[Instance, int, ArgSour
     def repeats(one: Placed) -> bool:
         for die in one.instance.path[:-1]:
             outer = probed.get(die.offset)
-            if outer is not None and all(holds(outer, site.address, site.source) for site in one.sites):
+            if outer is None:
+                continue
+            if _variants(dwarf, outer, one.instance):
+                return True
+            if one.sites and all(holds(outer, site.address, site.source) for site in one.sites):
                 return True
         return False
 
-    return [one for one in placed if not (one.sites and repeats(one))]
+    return [one for one in placed if not repeats(one)]
+
+
+def _variants(dwarf: Dwarf, outer: Instance, inner: Instance) -> bool:
+    """Whether both come from one declared constructor or destructor (Itanium ABI: C1, C2, D0, D1, D2)."""
+    declared = [list(dwarf.origin_chain(one.die))[-1] for one in (outer, inner)]
+    linkage = dwarf.linkage_name(inner.die)
+    special = dwarf.name(declared[0]).startswith("~") or bool(re.search(r"C[1-5]I?E", linkage))
+    return special and declared[0].offset == declared[1].offset and inner.die is not outer.die
 
 
 def _is_part(instance: Instance, symbols: Image) -> bool:

@@ -35,6 +35,12 @@ class Price(Enum):
     SINGLE_STEP = "single-step"  # anything else: 5 to 8 µs
 
 
+MAX_RANGES = 8
+"""Ranges of one Site."""
+
+MAX_EMBEDDED = 16
+"""Offsets in SlotLayout.embedded."""
+
 MAX_STEPS = 32
 """Steps of one ArgSource, those of its operands counted: the most a generated reader evaluates."""
 
@@ -199,6 +205,9 @@ class Site:
     note: str = ""  # e.g. "address moved +0x5 from the entry: cheaper"
     entry: int | None = None  # position in ProbePlan.entries of where source.entry is taken
     frame: ArgSource | None = None  # with entry: the CFA here, which tells the calls of a function apart
+    at_entry: bool = False  # of a call: the stack pointer has not moved yet, the return address is at [sp]
+    ranges: tuple[tuple[int, int], ...] = ()  # image addresses [low, high) of the instance's code, at most 8
+    counts: bool = False  # destroy: it seems to count references down, and only the last call to free
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,15 +287,23 @@ class SlotLayout:
     object_field: str | None  # e.g. "protocol.http"
     object_type: str | None
     fields: tuple[SlotField, ...] = ()  # leaves by offset; empty when the type is not described
+    object_is_slot: bool = False  # dispatch probes see the slot itself: object_offset is None then
+    object_delta: int = 0  # with object_is_slot: the object's address minus the slot's (a base class)
+    embedded: tuple[int, ...] = ()  # where other structs lie in it: userdata may point there; at most 16
+    count_field: str | None = None  # of the reference count, where the profile names one
+    count_offset: int | None = None  # bytes from the slot's start
+    count_size: int = 0  # 1, 2, 4 or 8
+    frees_at: int = 1  # the count that destroy finds when it frees
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Userdata:
-    """How epoll_data maps to a slot (profile [userdata])."""
+    """How epoll_data maps to a slot (profile [userdata]): its address is (data & mask) - offset."""
 
     kind: str = "pointer"  # "pointer" or "fd"
     mask: int = 0xFFFF_FFFF_FFFF_FFFF
     reserved: tuple[int, ...] = ()
+    offset: int = 0  # bytes from the slot's start to what userdata points to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,3 +328,13 @@ class ProbePlan:
     def complete(self, role: Role) -> bool:
         """True when the role has at least one site and none of its instances is unprobed."""
         return any(self.by_role(role)) and not any(u.role is role for u in self.unprobed)
+
+    @property
+    def destroy_counts(self) -> bool:
+        """Whether a destroy seems to count references, and the profile does not say where."""
+        return self.slot.count_offset is None and any(site.counts for site in self.by_role(Role.DESTROY))
+
+    @property
+    def tied(self) -> bool:
+        """Whether the object that dispatch probes see leads to its slot."""
+        return self.slot.object_is_slot or self.slot.object_offset is not None

@@ -18,17 +18,35 @@ __all__ = ["FunctionSpec", "Profile", "load_profile", "matches", "parse_profile"
 _MAX_PROFILE = 1 << 20
 _TOP = frozenset(("name", "guard", "slot", "userdata", "description"))
 _SLOT = frozenset(("type", "create", "destroy", "disown", "dispatch", "freelist_link"))
-_USERDATA = frozenset(("kind", "mask", "reserved"))
-_ARGUMENT = {Role.CREATE: "returns", Role.DESTROY: "slot", Role.DISOWN: "slot", Role.DISPATCH: "object"}
+_USERDATA = frozenset(("kind", "mask", "reserved", "offset"))
+_ARGUMENTS: Mapping[Role, tuple[str, ...]] = {
+    Role.CREATE: ("returns", "slot"),
+    Role.DESTROY: ("slot",),
+    Role.DISOWN: ("slot",),
+    Role.DISPATCH: ("object",),
+}
+_NARROWING = frozenset(("function", "in", "not_in", "file"))
+_EXTRA: Mapping[Role, frozenset[str]] = {
+    Role.DESTROY: frozenset(("count", "frees_at")),
+    Role.DISPATCH: frozenset(("is",)),
+}
+_HIGHEST = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionSpec:
-    """One function of the profile. argument: the parameter's name; for create always "slot" (the result)."""
+    """One function of the profile."""
 
     role: Role
-    pattern: str  # glob on linkage name and on name
-    argument: str
+    pattern: str  # glob on linkage name, on name and on the name with its namespaces
+    argument: str  # the parameter's name; "slot" where the slot is what the function returns
+    returned: bool = False  # create: the slot is what the function returns
+    within: str | None = None  # glob: only instances in (functions inlined into) a function of that name
+    not_within: str | None = None  # glob: none of those
+    file: str | None = None  # glob on the source file that declares the function
+    tie: str | None = None  # dispatch: "slot", or "slot.FIELD", the field that points to the object
+    count: str | None = None  # destroy: path of the slot's field that counts references
+    frees_at: int = 1  # destroy: the count that the call which frees finds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +58,7 @@ class Profile:
     freelist_offset: int | None
     userdata: Userdata
     guard: str | None = None
+    userdata_field: str | None = None  # the slot's field that userdata points to, instead of an offset
 
 
 def load_profile(path: str | os.PathLike[str]) -> Profile:
@@ -149,6 +168,7 @@ class _Reader:
             self._keys(link, frozenset(("offset",)), "slot.freelist_link.")
             freelist = self._integer(link.get("offset"), "slot.freelist_link.offset", 0, 1 << 20)
         guard = data.get("guard")
+        userdata, userdata_field = self._userdata(data.get("userdata", {}))
         if "description" in data:
             self._text(data["description"], "description")
         return Profile(
@@ -157,35 +177,70 @@ class _Reader:
             slot_type=self._text(slot.get("type", "*"), "slot.type"),
             functions=functions,
             freelist_offset=freelist,
-            userdata=self._userdata(data.get("userdata", {})),
+            userdata=userdata,
+            userdata_field=userdata_field,
             guard=None if guard is None else self._text(guard, "guard"),
         )
 
     def _function(self, role: Role, value: Any) -> FunctionSpec:
-        key, argument = f"slot.{role.value}", _ARGUMENT[role]
+        key, arguments = f"slot.{role.value}", _ARGUMENTS[role]
         table = self._table(value, key)
-        self._keys(table, frozenset(("function", argument)), f"{key}.")
-        for name in ("function", argument):
-            if name not in table:
-                raise self._error(f"{key}.{name}", "is missing")
-        wanted = self._text(table[argument], f"{key}.{argument}")
-        if role is Role.CREATE and wanted != "slot":
+        self._keys(table, _NARROWING | {*arguments} | _EXTRA.get(role, frozenset()), f"{key}.")
+        if "function" not in table:
+            raise self._error(f"{key}.function", "is missing")
+        given = [name for name in arguments if name in table]
+        if not given:
+            other = ', and so is slot, the name of the parameter of a constructor ("this")'
+            raise self._error(f"{key}.{arguments[0]}", "is missing" + (other if arguments[1:] else ""))
+        if len(given) > 1:
+            detail = "give either returns or slot: the function returns the slot, or has it as a parameter"
+            raise self._error(f"{key}.{given[1]}", detail)
+        wanted = self._text(table[given[0]], f"{key}.{given[0]}")
+        returned = given[0] == "returns"
+        if returned and wanted != "slot":
             raise self._error(f"{key}.returns", 'must be "slot"')
         pattern = self._text(table["function"], f"{key}.function")
         if not pattern.strip("*?"):
             raise self._error(f"{key}.function", "matches every function")
-        return FunctionSpec(role=role, pattern=pattern, argument=wanted)
+        if "frees_at" in table and "count" not in table:
+            raise self._error(f"{key}.frees_at", "says nothing without count")
+        tie = self._optional(table, "is", key)
+        if tie is not None and tie != "slot" and not re.match(r"slot\.[^.]", tie):
+            detail = 'must be "slot", or "slot.FIELD" with the field that points to the object'
+            raise self._error(f"{key}.is", detail)
+        return FunctionSpec(
+            role=role,
+            pattern=pattern,
+            argument=wanted,
+            returned=returned,
+            within=self._optional(table, "in", key),
+            not_within=self._optional(table, "not_in", key),
+            file=self._optional(table, "file", key),
+            tie=tie,
+            count=self._optional(table, "count", key),
+            frees_at=self._integer(table.get("frees_at", 1), f"{key}.frees_at", 0, _HIGHEST),
+        )
 
-    def _userdata(self, value: Any) -> Userdata:
+    def _optional(self, table: Mapping[str, Any], name: str, where: str) -> str | None:
+        return self._text(table[name], f"{where}.{name}") if name in table else None
+
+    def _userdata(self, value: Any) -> tuple[Userdata, str | None]:
+        """(userdata, the field whose offset is still to be found)."""
         table = self._table(value, "userdata")
         self._keys(table, _USERDATA, "userdata.")
         kind = table.get("kind", "pointer")
         if kind not in ("pointer", "fd"):
             raise self._error("userdata.kind", 'must be "pointer" or "fd"')
-        highest = (1 << 64) - 1
-        mask = self._integer(table.get("mask", highest), "userdata.mask", 1, highest)
+        mask = self._integer(table.get("mask", _HIGHEST), "userdata.mask", 1, _HIGHEST)
         reserved = table.get("reserved", [])
         if not isinstance(reserved, list) or len(reserved) > 1024:
             raise self._error("userdata.reserved", "must be a list of at most 1024 integers")
-        numbers = tuple(self._integer(item, "userdata.reserved", 0, highest) for item in reserved)
-        return Userdata(kind=kind, mask=mask, reserved=numbers)
+        numbers = tuple(self._integer(item, "userdata.reserved", 0, _HIGHEST) for item in reserved)
+        offset = table.get("offset", 0)
+        if "offset" in table and kind == "fd":
+            raise self._error("userdata.offset", 'says nothing of kind = "fd"')
+        named = self._text(offset, "userdata.offset") if isinstance(offset, str) else None
+        if named is None:
+            offset = self._integer(offset, "userdata.offset", 0, 1 << 20)
+        userdata = Userdata(kind=kind, mask=mask, reserved=numbers, offset=offset if named is None else 0)
+        return userdata, named

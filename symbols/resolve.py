@@ -2,29 +2,37 @@
 # Must not print, cache, or attach.
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, replace
 
-from symbols.creates import Births
+from symbols.creates import Births, LeavesByTailCall
 from symbols.debugfiles import Searched, check_pair, find_debug_file
 from symbols.dwarf import Die, Dwarf
+from symbols.dwarf_const import RECORD_TAGS
 from symbols.errors import STRAY_ERRORS, NoDestroySite, NoProfileMatch, stray
 from symbols.expressions import Unsupported
 from symbols.image import Image
 from symbols.instances import Finder, Instance
-from symbols.layout import slot_layout
+from symbols.layout import Tie, slot_layout
 from symbols.linetable import LineTables
 from symbols.merged import MergedDestroys
-from symbols.owntype import of_slot_type
+from symbols.outside import OutsideProbes, earlier
+from symbols.owntype import of_slot_type, slot_type_by_name
 from symbols.parts import without_nested, without_parts
-from symbols.plan import EntrySite, InstanceKind, ProbePlan, Role, Site, Unprobed
+from symbols.plan import ArgSource, EntrySite, InstanceKind, ProbePlan, Role, Site, Unprobed
+from symbols.pointers import pointee
 from symbols.profile import Profile, shipped_profiles
+from symbols.qualified import complete_type
+from symbols.refcount import counts_references
 from symbols.registers import X86_64
 from symbols.scopes import Scopes
 from symbols.search import FUNCTION_TAGS, Search
-from symbols.sites import SiteBuilder, pointee
+from symbols.sites import Refused, SiteBuilder
 from symbols.tangles import Placed, untangle
+from symbols.ties import Ties
 
+_MAX_REASONS = 3  # in the error of a destroy that cannot be probed
 _MAX_MISSING = 64  # split units without their file that are named one by one
 
 
@@ -138,11 +146,12 @@ class _Resolver:
             slot_type=profile.slot_type,
             link_offset=profile.freelist_offset or 0,
         )
+        self._outside = OutsideProbes(session.image, session.scopes, self._finder, self._builder)
         self._sites: list[Site] = []
         self._unprobed: list[Unprobed] = []
         self._warnings: list[str] = []
         self._slot_type: Die | None = None
-        self._object_type: Die | None = None
+        self._tie: Tie | None = None
 
     def plan(self) -> ProbePlan:
         session, profile = self._session, self._profile
@@ -152,27 +161,31 @@ class _Resolver:
                 continue
             instances, lost = self._finder.find(spec)
             self._unprobed += lost
-            instances, others = of_slot_type(session.dwarf, session.scopes, instances, profile.slot_type)
+            instances, others = of_slot_type(session.dwarf, session.scopes, instances, profile)
             if others:
                 self._warnings.append(f"{role.value}: left alone, of another type: {', '.join(others)}")
             self._builder.learn(instances)
             placed = [self._place(instance) for instance in instances]
             placed = without_parts(placed, session.scopes.symbols)
-            if role is not Role.CREATE:
-                placed = without_nested(placed, self._builder.holds)
+            if not spec.returned:
+                placed = without_nested(placed, self._builder.holds, session.dwarf)
+            if role is Role.DISPATCH:
+                self._tie_all(placed)
             for one in untangle(placed) if role is Role.DESTROY else placed:
                 self._take(one)
             if role is Role.DESTROY:
                 self._merged(placed)
             if not self._finder.matched[role]:
                 self._warnings.append(f"{role.value}: no function matches {spec.pattern!r}")
+            elif not instances and self._finder.narrowed.get(role):
+                self._warnings.append(f"{role.value}: in, not_in and file leave out every instance")
             elif not instances and not lost:
                 self._warnings.append(f"{role.value}: {spec.pattern!r} has no code in this executable")
         if not any(site.role is Role.DESTROY for site in self._sites):
             raise self._no_destroy()
         self._unknown_units()
         entries = self._used_entries()
-        layout, notes = slot_layout(session.dwarf, profile, self._slot_type, self._object_type)
+        layout, userdata, notes = slot_layout(session.dwarf, profile, self._slot(), self._tie)
         self._warnings += notes
         image = session.image
         return ProbePlan(
@@ -182,7 +195,7 @@ class _Resolver:
             pie=image.pie,
             profile=profile.name,
             guard=profile.guard,
-            userdata=profile.userdata,
+            userdata=userdata,
             slot=layout,
             segments=image.segments,
             sites=tuple(self._sites),
@@ -190,6 +203,32 @@ class _Resolver:
             warnings=tuple(self._warnings),
             entries=entries,
         )
+
+    def _slot(self) -> Die | None:
+        """The slot's type: what destroy's parameter points to, else what the profile names."""
+        session = self._session
+        if self._slot_type is None:
+            self._slot_type = slot_type_by_name(session.dwarf, session.search, self._profile)
+        return self._slot_type
+
+    def _tie_all(self, placed: list[Placed]) -> None:
+        """Takes the sites from dispatches whose object does not lead to a slot: they would tell nothing."""
+        session = self._session
+        ties = Ties(session.dwarf, session.scopes, session.search, self._profile, self._slot())
+        for one in placed:
+            if not one.sites:
+                continue
+            tie = ties.of(one.instance, one.sites)
+            if isinstance(tie, str):
+                one.sites, one.reason = [], tie
+            elif self._tie is not None and not self._tie.same_place(tie):
+                one.sites = []
+                one.reason = (
+                    f"cannot be tied to a slot: {self._tie} in another dispatch, {tie} in this one; narrow"
+                    " function, or use in and not_in"
+                )
+            else:
+                self._tie = self._tie or tie
 
     def _used_entries(self) -> tuple[EntrySite, ...]:
         """The entry sites of the sites that are left, numbered anew."""
@@ -221,15 +260,67 @@ class _Resolver:
 
     def _place(self, instance: Instance) -> Placed:
         """Sites of one instance, or the reason why it has none: all of it or nothing."""
-        create = instance.role is Role.CREATE
-        if not create:
-            self._learn_type(instance)
+        self._learn_type(instance)
         try:
-            found = self._births.find(instance) if create else self._builder.arguments(instance)
-            sites = [self._builder.site(instance, place, 0, harmless=create) for place in found]
+            return Placed(instance, self._sites_of(instance))
+        except LeavesByTailCall as error:
+            return self._in_callers(instance, error)
+        except Refused as error:
+            source, outside = error.found.source, None
+            entered = instance.kind is InstanceKind.OUT_OF_LINE and error.found.address == instance.entry
+            if entered and source.is_register and not instance.spec.returned:
+                outside = self._outside.of_argument(instance, source)
+            if outside is None or not outside.sites:
+                return self._earlier(instance, error)
+            self._unprobed += outside.lost
+            counts = instance.role is Role.DESTROY and self._counts(instance, instance.entry, source)
+            return Placed(instance, [replace(site, counts=counts) for site in outside.sites])
         except Unsupported as error:
             return Placed(instance, [], str(error))
-        return Placed(instance, sites)
+
+    def _sites_of(self, instance: Instance, *, within: bool = False) -> list[Site]:
+        births, returned = self._births, instance.spec.returned
+        found = births.find(instance, within=within) if returned else self._builder.arguments(instance)
+        create = instance.role is Role.CREATE
+        sites = [self._builder.site(instance, place, 0, harmless=create) for place in found]
+        if instance.role is Role.DESTROY:
+            sites = [
+                replace(site, counts=self._counts(instance, site.address, site.source)) for site in sites
+            ]
+        return sites
+
+    def _earlier(self, instance: Instance, error: Refused) -> Placed:
+        """An inlined instance whose first instruction takes no probe: on the way to it."""
+        at = earlier(instance.code, error.found.address, error.found.source)
+        if at is None:
+            return Placed(instance, [], str(error))
+        note = "before its first instruction, on which the kernel takes no probe"
+        try:
+            site = self._builder.site(instance, replace(error.found, address=at, note=note), 0)
+        except Unsupported:
+            return Placed(instance, [], str(error))
+        counts = instance.role is Role.DESTROY and self._counts(instance, at, site.source)
+        return Placed(instance, [replace(site, counts=counts)])
+
+    def _in_callers(self, instance: Instance, error: LeavesByTailCall) -> Placed:
+        """A create that ends in a tail call: at its callers if these are known, else what is left of it."""
+        outside = self._outside.of_result(instance)
+        if not outside.complete:
+            with contextlib.suppress(Unsupported):
+                return Placed(instance, self._sites_of(instance, within=True))
+        if not outside.sites:
+            return Placed(instance, [], "; ".join([str(error), *(one.reason for one in outside.lost[:4])]))
+        self._unprobed += outside.lost
+        return Placed(instance, outside.sites)
+
+    def _counts(self, instance: Instance, address: int, source: ArgSource) -> bool:
+        code = instance.code
+        inside = code.inside(instance.ranges)
+        return counts_references(code, inside, address, source, self._function_name)
+
+    def _function_name(self, address: int) -> str:
+        symbol = self._session.scopes.symbols.function_at(address)
+        return symbol.name if symbol is not None and symbol.address == address else ""
 
     def _take(self, placed: Placed) -> None:
         if placed.reason:
@@ -270,16 +361,16 @@ class _Resolver:
         return False
 
     def _learn_type(self, instance: Instance) -> None:
-        wanted = instance.spec.argument
-        scopes = self._session.scopes
-        for die in self._session.dwarf.origin_chain(instance.die):
-            for variable in scopes.variables(die):
-                if self._session.dwarf.name(variable) == wanted:
-                    target = pointee(self._session.dwarf, variable)
-                    if target is not None and instance.role is Role.DISPATCH:
-                        self._object_type = self._object_type or target
-                    elif target is not None:
-                        self._slot_type = self._slot_type or target
+        """What destroy's (disown's) parameter points to is the slot."""
+        if self._slot_type is not None or instance.role in (Role.CREATE, Role.DISPATCH):
+            return
+        session = self._session
+        for die in session.dwarf.origin_chain(instance.die):
+            for variable in session.scopes.variables(die):
+                if session.dwarf.name(variable) == instance.spec.argument:
+                    target = pointee(session.dwarf, variable)
+                    if target is not None and target.tag in RECORD_TAGS:
+                        self._slot_type = complete_type(session.dwarf, session.search, target)
                     return
 
     def _no_destroy(self) -> NoDestroySite:
@@ -289,5 +380,14 @@ class _Resolver:
             if lost.role is Role.DESTROY:
                 where = f"{lost.address:#x} in {lost.enclosing}" if lost.address else lost.enclosing
                 found.append(f"{lost.kind.value} at {where}: {lost.reason}")
+        left_out = self._finder.narrowed.get(Role.DESTROY)
+        if left_out:
+            found.append(f"{left_out} left out by in, not_in and file")
         detail = f"profile {self._profile.name!r}: no place to probe destroy ({spec.pattern})"
-        return NoDestroySite(detail, path=self._session.image.path, found=tuple(found))
+        reasons = list(dict.fromkeys(one.reason for one in self._unprobed if one.role is Role.DESTROY))
+        if reasons or left_out:
+            detail += f": {'; '.join(reasons[:_MAX_REASONS] or found[-1:])}"
+        misnamed = any("has no parameter" in reason for reason in reasons)
+        remedy = f'write one of its parameters in the profile instead of slot = "{spec.argument}"'
+        path = self._session.image.path
+        return NoDestroySite(detail, path=path, found=tuple(found), remedy=remedy if misnamed else "")

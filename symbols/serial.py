@@ -8,6 +8,7 @@ from symbols.errors import BadPlan
 from symbols.jsonobject import MAX_ITEMS, U64, JsonObject, integer, string
 from symbols.plan import (
     LOAD_BIAS,
+    MAX_RANGES,
     MAX_STEPS,
     Add,
     Addr,
@@ -23,17 +24,15 @@ from symbols.plan import (
     Role,
     Segment,
     Site,
-    SlotField,
-    SlotLayout,
-    SlotVariant,
     SourceLine,
     Step,
     Unprobed,
-    Userdata,
 )
 from symbols.registers import MACHINES
+from symbols.serialslot import read_slot, read_userdata, slot_to_json, userdata_to_json
 
-VERSION = 2
+VERSION = 3
+_READ = (2, VERSION)  # 2: of older recordings
 _REGISTERS = frozenset(name for machine in MACHINES.values() for name in machine.registers) | {LOAD_BIAS}
 
 
@@ -47,33 +46,8 @@ def plan_to_json(plan: ProbePlan) -> dict[str, Any]:
         "pie": plan.pie,
         "profile": plan.profile,
         "guard": plan.guard,
-        "userdata": {
-            "kind": plan.userdata.kind,
-            "mask": plan.userdata.mask,
-            "reserved": list(plan.userdata.reserved),
-        },
-        "slot": {
-            "type_name": plan.slot.type_name,
-            "size": plan.slot.size,
-            "freelist_offset": plan.slot.freelist_offset,
-            "object_offset": plan.slot.object_offset,
-            "object_field": plan.slot.object_field,
-            "object_type": plan.slot.object_type,
-            "fields": [
-                {
-                    "path": f.path,
-                    "offset": f.offset,
-                    "size": f.size,
-                    "type": f.type,
-                    "kind": f.kind,
-                    "tag_offset": f.tag_offset,
-                    "tag_size": f.tag_size,
-                    "tag_mask": f.tag_mask,
-                    "variants": [[v.tag, v.name, v.type, v.kind] for v in f.variants],
-                }
-                for f in plan.slot.fields
-            ],
-        },
+        "userdata": userdata_to_json(plan.userdata),
+        "slot": slot_to_json(plan.slot),
         "segments": [
             {
                 "vaddr": s.vaddr,
@@ -132,6 +106,9 @@ def _site(site: Site) -> dict[str, Any]:
         "note": site.note,
         "entry": site.entry,
         "frame": None if site.frame is None else source_to_json(site.frame),
+        "at_entry": site.at_entry,
+        "ranges": [list(pair) for pair in site.ranges],
+        "counts": site.counts,
     }
 
 
@@ -165,13 +142,9 @@ def plan_from_json(data: object) -> ProbePlan:
     """The plan a JSON value holds. Raises BadPlan (with the key) for anything that does not validate."""
     top = JsonObject(data, "plan")
     version = top.number("version", 0, U64)
-    if version != VERSION:
-        raise BadPlan(f"version {version}, this program reads {VERSION}", key="version")
-    userdata, slot = top.inner("userdata"), top.inner("slot")
-    kind = userdata.text("kind")
-    if kind not in ("pointer", "fd"):
-        raise BadPlan("neither pointer nor fd", key="userdata.kind")
-    reserved = userdata.items("reserved")
+    if version not in _READ:
+        known = " and ".join(str(number) for number in _READ)
+        raise BadPlan(f"version {version}, this program reads {known}", key="version")
     segments = tuple(_read_segment(s) for s in top.readers("segments"))
     sites = tuple(_read_site(s) for s in top.readers("sites"))
     if [site.index for site in sites] != list(range(len(sites))):
@@ -192,20 +165,8 @@ def plan_from_json(data: object) -> ProbePlan:
         pie=top.flag("pie"),
         profile=top.text("profile"),
         guard=top.text_or_none("guard"),
-        userdata=Userdata(
-            kind=kind,
-            mask=userdata.number("mask", 0, U64),
-            reserved=tuple(integer(n, "userdata.reserved", 0, U64) for n in reserved),
-        ),
-        slot=SlotLayout(
-            type_name=slot.text("type_name"),
-            size=slot.number("size", 0, 1 << 32),
-            freelist_offset=slot.number_or_none("freelist_offset", 0, 1 << 32),
-            object_offset=slot.number_or_none("object_offset", 0, 1 << 32),
-            object_field=slot.text_or_none("object_field"),
-            object_type=slot.text_or_none("object_type"),
-            fields=tuple(_read_field(f) for f in slot.readers("fields")),
-        ),
+        userdata=read_userdata(top.inner("userdata")),
+        slot=read_slot(top.inner("slot")),
         segments=segments,
         sites=sites,
         unprobed=tuple(_read_unprobed(u) for u in top.readers("unprobed")),
@@ -241,28 +202,6 @@ def _read_segment(data: JsonObject) -> Segment:
     )
 
 
-def _read_field(data: JsonObject) -> SlotField:
-    variants = []
-    for item in data.items("variants"):
-        if not isinstance(item, list) or len(item) != 4:
-            raise BadPlan("not [tag, name, type, kind]", key=data.key("variants"))
-        key = data.key("variants")
-        tag = integer(item[0], key, -(1 << 63), U64)
-        name, type_name, kind = (string(part, key) for part in item[1:])
-        variants.append(SlotVariant(tag=tag, name=name, type=type_name, kind=kind))
-    return SlotField(
-        path=data.text("path"),
-        offset=data.number("offset", 0, 1 << 32),
-        size=data.number("size", 0, 1 << 32),
-        type=data.text("type"),
-        kind=data.text("kind"),
-        tag_offset=data.number_or_none("tag_offset", 0, 1 << 32),
-        tag_size=data.number("tag_size", 0, 8),
-        tag_mask=data.number("tag_mask", 0, U64),
-        variants=tuple(variants),
-    )
-
-
 def _read_site(data: JsonObject) -> Site:
     return Site(
         index=data.number("index", 0, MAX_ITEMS),
@@ -281,7 +220,22 @@ def _read_site(data: JsonObject) -> Site:
         note=data.text("note"),
         entry=data.number_or_none("entry", 0, MAX_ITEMS),
         frame=None if data.absent("frame") else _read_source(data.inner("frame")),
+        at_entry=data.flag("at_entry") if data.has("at_entry") else False,
+        ranges=_read_ranges(data) if data.has("ranges") else (),
+        counts=data.flag("counts") if data.has("counts") else False,
     )
+
+
+def _read_ranges(data: JsonObject) -> tuple[tuple[int, int], ...]:
+    key, ranges = data.key("ranges"), []
+    for item in data.items("ranges"):
+        if not isinstance(item, list) or len(item) != 2:
+            raise BadPlan("not [low, high]", key=key)
+        low = integer(item[0], key, 0, U64)
+        ranges.append((low, integer(item[1], key, low, U64)))
+    if len(ranges) > MAX_RANGES:
+        raise BadPlan(f"more than {MAX_RANGES}", key=key)
+    return tuple(ranges)
 
 
 def _read_entry(data: JsonObject) -> EntrySite:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from capstone import x86_const as x86
 
-from symbols import dwarf_const as dw
 from symbols.code import full_register
 from symbols.copies import access, all_entries
 from symbols.dwarf import Die, Dwarf
@@ -17,11 +16,13 @@ from symbols.effects import entries_by_effect
 from symbols.entrytrace import EntryTrace
 from symbols.entryvalues import EntryValues
 from symbols.expressions import Unsupported, home_of, to_source
-from symbols.globs import matches
 from symbols.image import Image
 from symbols.instances import Instance, entry_points
-from symbols.lists import Located, locations_of, views_of
-from symbols.plan import Addr, ArgSource, EntrySite, InstanceKind, Price, Role, Site
+from symbols.lists import Located, locations_of, merge, views_of
+from symbols.parameters import no_parameter, parameter
+from symbols.plan import MAX_RANGES, Addr, ArgSource, EntrySite, InstanceKind, Price, Role, Site
+from symbols.pointers import pointee
+from symbols.qualified import fits
 from symbols.scopes import Function, Scopes
 
 
@@ -33,6 +34,14 @@ class Found:
     source: ArgSource
     argument: str
     note: str = ""
+
+
+class Refused(Unsupported):
+    """The value is known, but the kernel takes no probe on the instruction there."""
+
+    def __init__(self, reason: str, found: Found) -> None:
+        self.found = found
+        super().__init__(reason)
 
 
 class SiteBuilder:
@@ -53,12 +62,12 @@ class SiteBuilder:
         """Whether a role's parameter exists at all, by the name that the profile gives it."""
         for one in instances:
             if not self._named.get(one.role):
-                self._named[one.role] = self._parameter(one, one.spec.argument) is not None
+                self._named[one.role] = parameter(self._dwarf, self._scopes, one) is not None
 
     def arguments(self, instance: Instance) -> list[Found]:
         """Where the wanted argument is, at the entry of the instance. Raises Unsupported."""
         name = instance.spec.argument
-        variable = self._parameter(instance, name)
+        variable = parameter(self._dwarf, self._scopes, instance)
         if variable is None:
             return self._without_parameter(instance)
         if instance.kind is InstanceKind.OUT_OF_LINE:
@@ -111,7 +120,7 @@ class SiteBuilder:
         return None
 
     def _without_parameter(self, instance: Instance) -> list[Found]:
-        missing = Unsupported(f"no parameter {instance.spec.argument!r} in its debug information")
+        missing = Unsupported(no_parameter(self._dwarf, self._scopes, instance))
         if instance.kind is not InstanceKind.INLINED or not self._named.get(instance.role):
             raise missing
         found = self._by_links(instance, self._entries(instance, []))
@@ -128,7 +137,7 @@ class SiteBuilder:
 
     def holds(self, instance: Instance, address: int, source: ArgSource) -> bool:
         """Whether the instance's argument is in source at an address behind its entry."""
-        variable = self._parameter(instance, instance.spec.argument)
+        variable = parameter(self._dwarf, self._scopes, instance)
         if variable is None:
             return False
         return self._value(instance, locations_of(self._dwarf, variable), address) == source
@@ -140,7 +149,8 @@ class SiteBuilder:
             raise Unsupported("its address is not the start of an instruction")
         address = code.cheapest(found.address, found.source, harmless=harmless)
         if address is None:
-            raise Unsupported(code.refused(found.address) or "no instruction there can be probed")
+            reason = code.refused(found.address) or "no instruction there can be probed"
+            raise Refused(reason, found)
         offset = self._image.file_offset(address)
         if offset is None or not self._image.executable(address):
             raise Unsupported("its address is not in an executable segment")
@@ -172,7 +182,25 @@ class SiteBuilder:
             note=note,
             entry=entry,
             frame=frame,
+            at_entry=instance.kind is InstanceKind.OUT_OF_LINE and self._before_frame(instance, address),
+            ranges=self.ranges(instance),
         )
+
+    def ranges(self, instance: Instance) -> tuple[tuple[int, int], ...]:
+        """At most MAX_RANGES of an instance's ranges, by address; adjoining ones are one."""
+        return tuple(sorted(sorted(merge(instance.ranges), key=lambda r: r[0] - r[1])[:MAX_RANGES]))
+
+    def _before_frame(self, instance: Instance, address: int) -> bool:
+        """Whether the stack pointer is still what the caller left: no prologue has begun."""
+        for at in instance.code.straight(instance.entry):
+            if at == address:
+                return True
+            insn = instance.code.detail(at)
+            if insn is None or self._scopes.machine.stack in {
+                full_register(insn.reg_name(reg)) for reg in insn.regs_access()[1]
+            }:
+                return False
+        return False
 
     @property
     def kept_at_entries(self) -> tuple[EntrySite, ...]:
@@ -255,17 +283,6 @@ class SiteBuilder:
         return points
 
     # -- the argument ----------------------------------------------------------------------------
-
-    def _parameter(self, instance: Instance, name: str) -> Die | None:
-        """The parameter's entry in the instance; falls back to the abstract one (without location)."""
-        for variable in self._scopes.variables(instance.die):
-            if self._dwarf.name(variable) == name:
-                return variable
-        for origin in list(self._dwarf.origin_chain(instance.die))[1:]:
-            for variable in self._scopes.variables(origin):
-                if self._dwarf.name(variable) == name:
-                    return variable
-        return None
 
     def _homed_at_entry(self, instance: Instance, variable: Die) -> ArgSource | None:
         """Unoptimized code: the parameter's one location is its stack home, empty at entry.
@@ -361,7 +378,7 @@ def slot_variable(
     for scope in reversed(scopes.chain_at(function, address)):
         for variable in scopes.variables(scope):
             target = pointee(dwarf, variable)
-            if target is None or not matches(slot_type, dwarf.name(target)):
+            if target is None or not fits(dwarf, target, slot_type):
                 continue
             for lo, hi, expr in locations_of(dwarf, variable):
                 if lo <= address < hi:
@@ -369,29 +386,4 @@ def slot_variable(
                         place = scopes.place(function, address)
                         if to_source(expr, variable.unit, place) == ArgSource(register=register):
                             return dwarf.name(variable)
-    return None
-
-
-def pointee(dwarf: Dwarf, variable: Die) -> Die | None:
-    """The type a pointer variable points to, without const, volatile and typedef."""
-    for die in dwarf.origin_chain(variable):
-        if die.has(dw.AT_type):
-            kind = strip(dwarf, dwarf.target(die, dw.AT_type))
-            if kind is not None and kind.tag in (dw.TAG_pointer_type, dw.TAG_reference_type):
-                return strip(dwarf, dwarf.target(kind, dw.AT_type))
-            return None
-    return None
-
-
-_WRAPPERS = frozenset(
-    (dw.TAG_const_type, dw.TAG_volatile_type, dw.TAG_typedef, dw.TAG_restrict_type, dw.TAG_atomic_type)
-)
-
-
-def strip(dwarf: Dwarf, die: Die | None) -> Die | None:
-    """A type without its qualifiers and typedefs; None for void and endless chains."""
-    for _ in range(32):
-        if die is None or die.tag not in _WRAPPERS:
-            return die
-        die = dwarf.target(die, dw.AT_type)
     return None

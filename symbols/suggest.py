@@ -13,10 +13,10 @@ from symbols.dwarf import Die, Dwarf
 from symbols.errors import STRAY_ERRORS, NoProfileMatch, SymbolError, stray
 from symbols.image import Image
 from symbols.plan import Role
+from symbols.pointers import pointee, strip
 from symbols.profile import parse_profile
 from symbols.resolve import Session, close_session, open_session, resolve
 from symbols.search import FUNCTION_TAGS
-from symbols.sites import pointee, strip
 from symbols.types import member_offset
 
 _DESTROY = re.compile(r"destroy|dealloc|release|recycle|reclaim|free|delete|put|drop|retire", re.IGNORECASE)

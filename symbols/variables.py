@@ -12,9 +12,9 @@ from symbols.expressions import Unsupported, to_source
 from symbols.leb import Truncated, uleb
 from symbols.lists import locations_of
 from symbols.plan import LOAD_BIAS, Add, Apply, ArgSource, Deref, Extend
+from symbols.pointers import strip
 from symbols.resolve import Session
 from symbols.scopes import Function
-from symbols.sites import strip
 from symbols.types import Type, Types
 from symbols.values import compute, extended
 

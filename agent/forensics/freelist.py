@@ -11,8 +11,8 @@ from agent.forensics.view import View
 from symbols.errors import STRAY_ERRORS, SymbolError
 from symbols.layout import same_type
 from symbols.plan import Role
+from symbols.pointers import pointee
 from symbols.search import FUNCTION_TAGS
-from symbols.sites import pointee
 from symbols.types import Type
 
 _MOST_NODES = 1 << 20

@@ -108,7 +108,7 @@ def test_damaged_entries_are_resolved_again(damage: str, profile: Path, cache: P
 
         text = b'{"version": 1}'
         digest = hashlib.sha256(text).hexdigest()[:32].encode()
-        entry.write_bytes(b"afterfree-plan/1\n%b\n%08x\n%b" % (digest, len(text), text))
+        entry.write_bytes(b"afterfree-plan/2\n%b\n%08x\n%b" % (digest, len(text), text))
     elif damage == "link":
         other = entry.with_name("elsewhere")
         entry.rename(other)
