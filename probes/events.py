@@ -70,19 +70,21 @@ class SlotLife:
     old_gen: int
     recycled: int
     recycled_reported: int
-    old_desc: int = 0
     batch_count: int = 0
     undispatched: int = 0
     stale_dispatches: int = 0
+    idle: int = 0  # deliveries since the last progress on its file that is known of
+    idle_since: int = 0
+    hup_since: int = 0  # first delivery of the unbroken run with EPOLLHUP; 0 none
+    last_index: int = 0  # of the last delivery in its batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """struct af_reg: one registration of a slot with an epoll instance."""
+    """struct af_reg: one registration of a slot with an epoll instance, with the state that the kernel answered."""
 
     userdata: int
     slot: int
-    desc: int
     tgid: int
     gen: int
     epfd: int
@@ -90,10 +92,13 @@ class Registration:
     events: int
     state: RegState
     flags: RegFlag
-    consecutive: int
     add: Moment
     mod: Moment
     end: Moment
+    file: int = 0  # identity of the open file description, while it exists
+    ino: int = 0  # inode number; a socket's is unique
+    dup_fd: int = -1  # an open duplicate of its fd that was seen being made; -1 none
+    dup: Moment = Moment()  # who made it
 
 
 class Trigger(NamedTuple):
@@ -130,6 +135,9 @@ class SuspicionRaised:
     other: Registration | None
     comm: str  # of the triggering thread; untrusted text
     memory: bytes  # the slot's first bytes at that moment; empty when unreadable
+    forks: int = 0  # forked children of the target that may still share its descriptions
+    last_child: int = 0  # the newest of them
+    forked_at: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,10 +158,12 @@ class LifetimesCounted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotLingering:
-    """A scan found a slot whose fd was closed and that is still not destroyed."""
+    """A scan found a slot whose fd was closed and that is still not destroyed, or that reports HUP and is not
+    closed; and how many such slots of its target there are in all."""
 
     ts: int
     slot: SlotLife
+    total: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +248,8 @@ class ProcessForked:
     tgid: int
     child: int
     ended: bool  # the child exec'ed or exited
+    watched: bool = False  # it is watched itself, from its first instruction
+    shares_table: bool = False  # CLONE_FILES: it closes for the target, unseen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,6 +336,7 @@ class FdinfoChecked:
     fd: int
     userdata: int
     present: bool | None  # None: could not be read
+    holders: tuple[tuple[int, int, str], ...] = ()  # (pid, fd, comm) of who else has the description open
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
