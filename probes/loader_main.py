@@ -38,6 +38,7 @@ def serve(channel: socket.socket, raw: bytes) -> None:
                 defines=tuple(fields["defines"]),
                 pids=tuple(fields["pids"]),
                 empty=bool(fields["empty"]),
+                fresh=bool(fields.get("fresh")),
             )
         )
     except ProbeError as error:
