@@ -218,6 +218,10 @@ class SymbolClient:
             self._debug[str(plan.get("identity", ""))] = debug_file
         return plan
 
+    def hello(self) -> None:
+        """Start the worker and let it load what it will need. Raises SymbolsFailed, PrerequisiteMissing."""
+        self._call({"do": "hello"})
+
     def close(self) -> None:
         """End the worker. What is in flight gets a reason."""
         self._end_worker()

@@ -24,9 +24,7 @@ class ProcHelper:
         self._child: children.Child | None = None
         self.failures = 0  # requests that got no answer
         self.silent = False  # the last one got none, from two helpers: that says nothing of the process
-        self.ended = (
-            ""  # how the last helper ended without an answer, and its last words; "": it was too slow
-        )
+        self.ended = ""  # how the last one ended without an answer, and its last words; "": it was slow
 
     def refusal(self, pid: int) -> errors.ProbeError:
         """Why nothing is known of a process while the helper is silent."""
