@@ -1,5 +1,5 @@
-# Owns the one check that proves something: afterfree watches its own process use epoll, and demands the records
-# of it. Nothing is built or started for it but what every watch starts.
+# Owns the one check that proves something: afterfree watches its own process use epoll, and demands the
+# records of it. Nothing is built or started for it but what every watch starts.
 from __future__ import annotations
 
 import ctypes
@@ -27,7 +27,7 @@ from symbols.plan import (
 PATIENCE_S = 60.0
 """For records that come within milliseconds."""
 WANTED = ("EPOLL_CREATED", "ADDED", "DELIVERED", "CLOSED")
-"""Names of probes.abi.Kind: what the kernel side must say of epoll_create1, epoll_ctl, epoll_wait and close."""
+"""Names of probes.abi.Kind: what the kernel side must say of epoll_create1, ctl, wait and close."""
 PROBED = "DESTROYED"
 """What a uprobe must say."""
 _SLOT = 0x7E57_0000_1000  # userdata that looks like a slot's address; nothing reads there

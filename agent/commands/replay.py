@@ -25,7 +25,15 @@ def command(
     timeline_rate: int,
 ) -> int:
     """Judge a recording again. Findings are those of the live run, byte for byte."""
-    from agent.commands.live import LiveOptions, conclude, correlator, notices, sinks, threshold
+    from agent.commands.live import (
+        LiveOptions,
+        conclude,
+        correlator,
+        demand_process,
+        notices,
+        sinks,
+        threshold,
+    )
     from agent.errors import Misused
     from agent.replay_source import RecordingSource
     from agent.runner import Runner, Stop
@@ -64,6 +72,7 @@ def command(
     conclude(outcome, form)
     if outcome.error is not None:
         raise outcome.error
+    demand_process(outcome.stats.attached, None, form)
     stopped = source.totals.get("stopped")
     if stopped:
         notices().text(f"afterfree: the recording ends early: {stopped}")
