@@ -289,6 +289,7 @@ class SymbolClient:
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            here=True,
             buffered=False,
             overheard=os.environ.get("AFTERFREE_DEBUG") == "1",
         )

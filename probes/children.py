@@ -47,13 +47,18 @@ class Child(subprocess.Popen[bytes]):
         stdin: int = subprocess.DEVNULL,
         stdout: int | None = None,
         pass_fds: Sequence[int] = (),
+        here: bool = False,
         session: bool = True,
         buffered: bool = True,
         overheard: bool = False,
     ) -> None:
-        """given: of `command`. stdout: None for where standard error goes. session: one of its own, so that
-        Ctrl-C in our terminal is not for it. buffered: of our ends of its pipes. overheard: standard error is
-        ours. Raises OSError."""
+        """given: of `command`. stdout: None for where standard error goes. Raises OSError.
+
+        here: in the current folder, for one that opens what the user named; others have no business there,
+        and libraries do take files from it unasked (clang an included header). session: one of its own, so
+        that Ctrl-C in our terminal is not for it. buffered: our ends of its pipes. overheard: its standard
+        error is ours.
+        """
         # A file, not a pipe: nobody has to empty it, and writing to it works when we are gone.
         self._log = os.memfd_create("af-child-log")
         weakref.finalize(self, os.close, self._log)
@@ -63,6 +68,7 @@ class Child(subprocess.Popen[bytes]):
             stdout=self._log if stdout is None else stdout,
             stderr=None if overheard else self._log,
             pass_fds=tuple(pass_fds),
+            cwd=None if here else "/",
             start_new_session=session,
             env=environment(),
             bufsize=-1 if buffered else 0,

@@ -202,7 +202,7 @@ class CrashDesk:
         job.began = self._clock()
         try:
             self._child = children.Child(
-                children.command("agent.forensics.bundler", *arguments), stdout=subprocess.PIPE
+                children.command("agent.forensics.bundler", *arguments), stdout=subprocess.PIPE, here=True
             )
         except OSError as error:
             self._done(BundleDone(path="", notes=(f"no process for the bundle: {error}",)))
