@@ -123,8 +123,13 @@ def summary(stats: Stats, findings: Sequence[Finding], *, notes: Sequence[str] =
         rows.append(
             line(Span(f"{len(alarming)} finding{'s' if len(alarming) > 1 else ''} above warning", "high"))
         )
+    elif not stats.attached:
+        rows.append(line(Span("no process was ever seen: nothing was judged", "high")))
     else:
         rows.append(line(Span("no finding above warning", "good")))
+        if not stats.lifetimes and stats.counters.get("deliveries") == 0:
+            idle = "no event was delivered and no slot destroyed meanwhile: there was nothing to judge"
+            rows.append(line(Span(idle, "warning")))
     if findings:
         rows += _table(findings)
     rows.append(line(""))

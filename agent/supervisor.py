@@ -71,6 +71,11 @@ class Wanted:
     profile: str | None = None
     debug_file: str | None = None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """For a sentence about all of it."""
+        return (*self.exes, *self.units, *(f"pid {pid}" for pid in self.pids))
+
 
 @dataclass(slots=True, kw_only=True)
 class _Open:
@@ -127,6 +132,7 @@ class Supervisor:
         self._refused: dict[str, FileState] = {}  # new files that cannot be watched: not tried again
         self._gone_counters: Counter[str] = Counter()
         self._last_tick = 0
+        self._seen: set[str] = set()  # of the programs that are followed: those with a process so far
         self._closed = False
         self.plans: list[dict[str, Any]] = []  # every plan that was resolved, newest last
 
@@ -231,6 +237,11 @@ class Supervisor:
         """All processes that are attached now."""
         return {pid: target for entry in self._sessions for pid, target in entry.session.targets.items()}
 
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Programs that the user named and that no process was ever seen of."""
+        return tuple(exe for exe in dict.fromkeys(self._wanted.exes) if exe not in self._seen)
+
     def poll(self, timeout: float) -> Iterator[Event]:
         """Events of all sessions; each waits its share of `timeout` seconds."""
         share = timeout / max(len(self._sessions), 1)
@@ -251,6 +262,7 @@ class Supervisor:
         if isinstance(event, TargetAttached):
             identity = str(event.plan.get("identity", ""))
             self._resolver.know_image(identity, [event.exe, f"/proc/{event.tgid}/exe"])
+            self._seen.add(entry.exe)
         elif isinstance(event, CountersRead):
             # Each session counts for itself; what leaves here is the sum, and never goes back.
             entry.counters = event.counters

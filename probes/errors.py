@@ -104,6 +104,21 @@ class TargetNotReadable(ProbeError):
         )
 
 
+class HelperEnded(ProbeError):
+    """how: the end of the /proc helper, and its last words."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(
+            "the helper process that reads /proc ends instead of answering",
+            detail=f"{how}\nno probe was left behind",
+            causes=(
+                "the installation is damaged, or was replaced while afterfree runs",
+                "a limit on processes or memory",
+            ),
+            remedy="afterfree doctor",
+        )
+
+
 class WrongArchitecture(PrerequisiteMissing):
     def __init__(self, machine: str, host: str) -> None:
         super().__init__(

@@ -1,5 +1,6 @@
 # Entry point of the loader child: one request on stdin (JSON), one answer with file descriptors on the
 # socket whose number is the first argument. Exits at once: whoever holds the descriptors holds the probes.
+# The argument "bcc" only shows what bcc there is.
 from __future__ import annotations
 
 import json
@@ -10,7 +11,7 @@ from typing import Any
 
 from probes import tracefs
 from probes.errors import LoaderFailed, NotRoot, ProbeError
-from probes.loader_bcc import LoadRequest, load
+from probes.loader_bcc import LoadRequest, import_bcc, load
 
 FDS_PER_MESSAGE = 200  # SCM_MAX_FD is 253 (unix(7))
 PROTOCOL = 1
@@ -38,6 +39,7 @@ def serve(channel: socket.socket, raw: bytes) -> None:
                 defines=tuple(fields["defines"]),
                 pids=tuple(fields["pids"]),
                 empty=bool(fields["empty"]),
+                fresh=bool(fields.get("fresh")),
             )
         )
     except ProbeError as error:
@@ -60,7 +62,20 @@ def serve(channel: socket.socket, raw: bytes) -> None:
     answer(channel, {"maps": names, "links": len(loaded.links), "missing": loaded.missing}, fds)
 
 
-def main() -> None:
+def show_bcc() -> int:
+    """For doctor: the version and place of bcc in this process, or why it has none."""
+    try:
+        bcc = import_bcc()
+    except ProbeError as error:
+        print(f"{error.title}: {error.detail}", error.remedy, sep="\n")
+        return 3
+    print(getattr(bcc, "__version__", "?"), bcc.__file__)
+    return 0
+
+
+def main() -> int:
+    if sys.argv[1] == "bcc":
+        return show_bcc()
     channel = socket.socket(fileno=int(sys.argv[1]))
     serve(channel, sys.stdin.buffer.read())
     channel.close()
@@ -69,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

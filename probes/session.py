@@ -168,8 +168,8 @@ class LiveSession:
         looked = time.monotonic_ns()
         who = self._helper.identity(pid)
         if who is None:
-            if required and self._helper.silent:
-                raise errors.TargetNotReadable(pid)
+            if self._helper.silent and (required or self._helper.ended):
+                raise self._helper.refusal(pid)
             if required:
                 raise errors.TargetGoneWhileAttaching(pid, "exited")
             return
