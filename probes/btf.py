@@ -113,9 +113,9 @@ class Btf:
         _, info, _ = _TYPE.unpack_from(self._data, at)
         for index in range(info & 0xFFFF):
             name, kind, bits = _TYPE.unpack_from(self._data, at + 12 + 12 * index)
-            where = base + (bits & 0xFFFFFF) // 8
+            where = base + int(bits & 0xFFFFFF) // 8
             if name in names:
-                return where
+                return int(where)
             if name or not depth or kind >= len(self._types):
                 continue
             inner = self._types[kind]

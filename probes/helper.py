@@ -85,6 +85,11 @@ class ProcHelper:
         entries = self._ask("epoll_entries", pid, epfd)
         return None if entries is None else [EpollEntry(*entry) for entry in entries]
 
+    def holders(self, inode: int, pid: int, fd: int) -> list[tuple[int, int, str]] | None:
+        """Who has a socket open, but for `fd` of `pid`: (pid, fd, comm)."""
+        found = self._ask("holders", inode, pid, fd)
+        return None if found is None else [(int(p), int(f), str(comm)) for p, f, comm in found]
+
     def identity(self, pid: int) -> Identity | None:
         found = self._ask("identity", pid)
         return Identity(**found) if isinstance(found, dict) else None

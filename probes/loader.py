@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +29,7 @@ MAX_FDS = 65536
 RECORDER_BYTES = 64 << 20
 LIFETIME_BYTES = 16 << 20
 MIN_RECORDS = 256  # per CPU, however many there are
+MAX_EMBEDDED = 8  # places within a slot that userdata is looked for at
 MAX_ENTERED = 16384  # calls whose entry values are kept; the least recently used go first
 
 
@@ -91,16 +93,25 @@ def defines(plan: ProbePlan, options: LoadOptions) -> tuple[str, ...]:
             detail="the kernel side follows slots whose address is the userdata",
             remedy='a profile with [userdata] kind = "pointer", or { mask = … } for tagged pointers',
         )
-    dispatch = any(plan.by_role(Role.DISPATCH)) and plan.slot.object_offset is not None
+    slot = plan.slot
+    dispatch = any(plan.by_role(Role.DISPATCH)) and (slot.object_is_slot or slot.object_offset is not None)
+    create = any(plan.by_role(Role.CREATE))
+    pointed = dispatch and not slot.object_is_slot
+    counted = slot.count_offset is not None
     return plain_defines(
         options,
         mask=plan.userdata.mask,
         reserved=plan.userdata.reserved,
-        have_create=any(plan.by_role(Role.CREATE)),
+        offset=plan.userdata.offset,
+        embedded=() if plan.userdata.offset else slot.embedded[:MAX_EMBEDDED],
+        have_create=create,
+        create_complete=create and not any(gap.role is Role.CREATE for gap in plan.unprobed),
+        object_delta=slot.object_delta if dispatch and slot.object_is_slot else None,
+        count=(slot.count_offset or 0, slot.count_size, slot.frees_at) if counted else None,
         have_dispatch=dispatch,
-        object_offset=(plan.slot.object_offset or 0) if dispatch else -1,
-        slot_size=plan.slot.size or 64,
-        link_offset=plan.slot.freelist_offset,
+        object_offset=(slot.object_offset or 0) if pointed else -1,
+        slot_size=slot.size or 64,
+        link_offset=slot.freelist_offset,
         max_entered=MAX_ENTERED if plan.entries else 64,
     )
 
@@ -201,8 +212,17 @@ def tried() -> tuple[int, tuple[str, ...]]:
     return len(fds) - len(message["maps"]), tuple(map(str, message.get("missing", ())))
 
 
-def _answered(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
-    """The loader child's answer and its descriptors. Raises a ProbeError with what the child said."""
+def attach(programs: Sequence[tuple[int, str]]) -> list[int]:
+    """Put loaded programs on more tracepoints: (descriptor of the program, "category:event"). Returns what holds
+    them there; a tracepoint that this kernel lacks is left out. Raises a ProbeError with what the child said."""
+    held = sorted({program for program, _ in programs})
+    _, fds = _answered({"attach": list(programs)}, held)
+    return fds
+
+
+def _answered(request: dict[str, Any], lent: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
+    """The loader child's answer and its descriptors. lent: descriptors that it gets under their numbers.
+    Raises a ProbeError with what the child said."""
     deadline = time.monotonic() + TIMEOUT_S
     message: dict[str, Any] = {}
     fds: list[int] = []
@@ -212,7 +232,7 @@ def _answered(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
             child = children.Child(
                 children.command("probes.loader_main", str(theirs.fileno())),
                 stdin=subprocess.PIPE,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), *lent),
                 session=False,  # Ctrl-C while it compiles is for it too
             )
         try:

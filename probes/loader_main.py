@@ -9,7 +9,7 @@ import socket
 import sys
 from typing import Any
 
-from probes import tracefs
+from probes import perf, tracefs
 from probes.errors import LoaderFailed, NotRoot, ProbeError
 from probes.loader_bcc import LoadRequest, import_bcc, load
 
@@ -31,6 +31,10 @@ def serve(channel: socket.socket, raw: bytes) -> None:
             raise NotRoot(os.geteuid())
         tracefs.ensure_mounted()
         fields = json.loads(raw)
+        if "attach" in fields:
+            links = [link for program, name in fields["attach"] for link in _attached(int(program), str(name))]
+            answer(channel, {"maps": [], "links": len(links)}, links)
+            return
         loaded = load(
             LoadRequest(
                 image=fields["image"],
@@ -60,6 +64,21 @@ def serve(channel: socket.socket, raw: bytes) -> None:
     names = list(loaded.maps)
     fds = [loaded.maps[name] for name in names] + loaded.links
     answer(channel, {"maps": names, "links": len(loaded.links), "missing": loaded.missing}, fds)
+
+
+def _attached(program: int, tracepoint: str) -> list[int]:
+    """The perf event that runs a lent program at "category:event"; none where this kernel has no such one."""
+    category, event = tracepoint.split(":")
+    number = perf.tracepoint_id(category, event)
+    try:
+        return [] if number is None else [perf.attach(program, number)]
+    except OSError as error:
+        raise LoaderFailed(
+            f"cannot attach to tracepoint {tracepoint}",
+            detail=str(error),
+            causes=("kernel.perf_event_paranoid forbids it", "too many open files (ulimit -n)"),
+            remedy="afterfree doctor",
+        ) from error
 
 
 def show_bcc() -> int:

@@ -37,6 +37,10 @@ def _processes_of(device: int, inode: int) -> Any:
     return procfs.processes_of(device, inode)
 
 
+def _holders(inode: int, pid: int, fd: int) -> Any:
+    return procfs.holders(inode, pid, fd)
+
+
 def _modules(pid: int, own: str) -> Any:
     return procfs.modules(pid, own)
 
@@ -52,6 +56,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "comm": _comm,
     "load_bias": _load_bias,
     "processes_of": _processes_of,
+    "holders": _holders,
     "modules": _modules,
     "process": _process,
 }

@@ -78,7 +78,6 @@ class Tallies:
         slot, reg, ts = evidence.slot, evidence.reg, evidence.trigger.ts
         key: Key = (evidence.trigger.tgid, epoch)
         key += (slot.addr, slot.gen) if slot is not None else (0, 0)
-        key += (reg.epfd, reg.fd, reg.add.ts) if reg is not None else (-1, -1, 0)
         repeats = max(1, repeat_count(evidence))
         before = self._runs.get(key)
         rate: float | None = None
@@ -86,8 +85,8 @@ class Tallies:
         if before is not None and repeats >= before.repeats:
             count = repeats - before.repeats
             rate = _rate(count, ts - before.ts) or before.rate
-        elif slot is not None and 0 < slot.deliveries <= repeats + 1:
-            rate = _rate(repeats, ts - slot.first_delivery)  # every delivery so far belongs to this run
+        elif slot is not None and slot.idle_since:
+            rate = _rate(repeats, ts - slot.idle_since)
         self._runs.put(key, _Run(ts, repeats, rate))
         return count, rate
 

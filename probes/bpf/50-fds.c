@@ -19,17 +19,17 @@ AF_FN void af_slot_closed(struct af_target *target, struct af_thread *t, struct 
  * kernels before 6.6 the last reference goes only after this tracepoint (close_fd_get_file, __fput_sync). */
 AF_FN void af_note_closed(struct af_target *target, struct af_thread *t, struct af_reg *note, struct af_at *at)
 {
-	struct af_slot *slot = af_slot_find(target, note->slot);
+	struct af_slot *slot = af_note_slot(note);
 	note->end = *at;
 	note->flags |= AF_R_BY_CLOSE | (target->forks ? AF_R_FORKED : 0) |
 		       (target->flags & AF_T_TABLE_SHARED ? AF_R_TABLE_SHARED : 0);
 	if (slot && slot->gen == note->gen)
 		af_slot_closed(target, t, slot, note, at);
 	if (af_note_exists(note) == AF_GONE) {
-		af_note_ended(note, slot, target->epoch);
+		af_note_ended(note, slot);
 		return;
 	}
-	af_number_keep(note, target->epoch);
+	af_number_keep(note);
 	if (slot) {
 		af_flag(slot, AF_S_CLOSE_PENDING);
 		af_put_off(t, slot);
@@ -62,9 +62,10 @@ AF_FN void af_close_begun(void *ctx, struct af_target *target, struct af_thread 
 				af_count(AF_C_ITEMS_TRUNCATED);
 				break;
 			}
-			if (!af_note(ep, t->file, fd) &&
-			    !af_note_inferred(target, ep, t->file, fd, -1, event.data, event.events, t->enter,
-					      item)) {
+			struct af_reg *known = af_note(ep, t->file, fd);
+			/* a child closes its copy of the number: that ends nothing of its parent's */
+			if (known ? known->tgid != af_tgid() : !af_note_inferred(target, ep, t->file, fd, -1, event.data, event.events, t->enter,
+									 item)) {
 				node = af_word(node);
 				continue;
 			}
@@ -110,7 +111,7 @@ AF_FN void af_bad_close(void *ctx, struct af_target *target, struct af_thread *t
 	if (last) {
 		af_copy(&s->reg, last, sizeof(s->reg));
 		s->reg.state = AF_REG_ENDED;
-		slot = af_slot_find(target, last->slot);
+		slot = af_note_slot(last);
 		if (slot && slot->gen != last->gen)
 			slot = 0;
 	}
@@ -192,8 +193,8 @@ int af_exit_close_range(struct af_sys_exit *ctx)
 		af_record(AF_CLOSED, 0, now, now, note->userdata, note->gen, note->fd, note->epfd, 0, 1, at.stack);
 		note->end = at;
 		note->flags |= AF_R_BY_CLOSE;
-		af_number_keep(note, target->epoch);
-		struct af_slot *slot = af_slot_find(target, note->slot);
+		af_number_keep(note);
+		struct af_slot *slot = af_note_slot(note);
 		if (!slot || slot->gen != note->gen)
 			continue;
 		slot->close = at;
