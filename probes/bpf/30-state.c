@@ -515,8 +515,9 @@ AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, bool waited)
 					 added ? slot->destroy.ts : AF_WHENEVER, &s->reg);
 		af_lifetime_out(slot, af_signature(slot, registered));
 	}
-	if (!registered && added && waited) {
+	if (added && waited)
 		slot->adder = 0;
+	if (!registered && added && waited && slot->state == AF_SLOT_FREE) {
 		registered = af_existing(slot, slot->live_from, slot->gen + 1, AF_WHENEVER, &s->reg);
 	}
 	return send | (registered ? AF_SETTLED_FREED : 0);

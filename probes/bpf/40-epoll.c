@@ -19,8 +19,12 @@ int af_exit_create(struct af_sys_exit *ctx)
 AF_FN struct af_slot *af_slot_for_add(struct af_target *target, u64 addr, struct af_scratch *s)
 {
 	struct af_slot *slot = af_slot_find(target, addr);
-	if (!slot)
-		return af_slot_inferred(target, addr);
+	if (!slot) {
+		slot = af_slot_inferred(target, addr);
+		if (slot)
+			slot->adder = (u32)bpf_get_current_pid_tgid(); /* a create under way may register it */
+		return slot;
+	}
 	if (slot->state == AF_SLOT_FREE) {
 		if (AF_CREATE_COMPLETE) {
 			slot->adder = (u32)bpf_get_current_pid_tgid();
@@ -164,11 +168,11 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 			af_suspect(AF_SUSPECT_ALIASED_SLOT, &a, af_tgid(), target, t, slot, &s->reg, &s->other);
 		}
 	}
-	if (slot->state == AF_SLOT_FREE) {
-		/* if no create comes to give it out, a freed slot was registered */
+	/* if no create comes to give it out before this thread waits, none is under way */
+	if (slot->adder)
 		af_put_off(t, slot);
+	if (slot->state == AF_SLOT_FREE)
 		return;
-	}
 	slot->fd = t->fd;
 	slot->epfd = t->epfd;
 	slot->add = *at;

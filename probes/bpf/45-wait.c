@@ -182,7 +182,7 @@ AF_FN void af_delivered(struct af_target *target, struct af_thread *t, u32 tid, 
 	s->flags = 0;
 	s->repeat = consecutive;
 	af_idle(target, slot, events, s, now);
-	if (slot->state == AF_SLOT_FREE && !slot->adder) {
+	if (slot->state == AF_SLOT_FREE && !slot->adder) { /* of one that a create may be giving out nobody can tell */
 		slot->stale += 1;
 		if (!t->stale_slot)
 			t->stale_slot = slot->addr;
