@@ -46,7 +46,9 @@ class Session(Protocol):
 class Opener(Protocol):
     """Attaches: LiveSession.open with its options bound."""
 
-    def __call__(self, plan: ProbePlan, *, pids: Sequence[int], follow: bool) -> Session: ...
+    def __call__(
+        self, plan: ProbePlan, *, pids: Sequence[int], follow: bool, program: str = ""
+    ) -> Session: ...
 
 
 class Resolver(Protocol):
@@ -157,8 +159,9 @@ class Supervisor:
             state = file_state(exe)
             if state.id not in seen:
                 seen.add(state.id)
-                plan = self._resolve(os.path.realpath(exe))
-                self._attach(plan, state.id, self._proc.running(state.id), exe=exe, state=state)
+                running = self._proc.running(state.id)
+                plan = self._resolve_of(os.path.realpath(exe), running)
+                self._attach(plan, state.id, running, exe=exe, state=state)
         return seen
 
     def _open_units(self, covered: set[FileId]) -> None:
@@ -205,7 +208,19 @@ class Supervisor:
             if identity not in covered:
                 images.setdefault(identity, (path, []))[1].append(pid)
         for identity, (path, pids) in images.items():
-            self._attach(self._resolve(path), identity, tuple(pids))
+            self._attach(self._resolve_of(path, pids), identity, tuple(pids))
+
+    def _resolve_of(self, program: str, pids: Sequence[int]) -> dict[str, Any]:
+        """The plan of a program, or of the shared object it runs that holds the functions of the profile."""
+        try:
+            return self._resolve(program)
+        except SymbolsFailed:
+            for library in self._proc.libraries(pids[0]) if pids else ():
+                with contextlib.suppress(SymbolsFailed):
+                    plan = self._resolve(library)
+                    self._notice(f"the functions of the profile are in {library}")
+                    return plan
+            raise
 
     def _resolve(self, image: str) -> dict[str, Any]:
         plan = self._resolver.resolve(image, self._wanted.profile, self._wanted.debug_file)
@@ -221,7 +236,9 @@ class Supervisor:
         exe: str = "",
         state: FileState | None = None,
     ) -> None:
-        session = self._opener(self._load_plan(plan), pids=pids, follow=bool(exe))
+        loaded = self._load_plan(plan)
+        program = exe and os.path.realpath(exe)
+        session = self._opener(loaded, pids=pids, follow=bool(exe), program=program)
         self.plans = [*self.plans[-7:], plan]
         self._sessions.append(_Open(session=session, image=image, exe=exe, state=state))
 

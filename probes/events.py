@@ -30,6 +30,9 @@ class Moment(NamedTuple):
         return self.ts != 0
 
 
+NOWHERE = Moment()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotLife:
     """One (slot, generation) as far as it has got (struct af_slot; field meanings stand there)."""
@@ -81,7 +84,7 @@ class SlotLife:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """struct af_reg: one registration of a slot with an epoll instance, with the state that the kernel answered."""
+    """struct af_reg: one registration of a slot, with the state that the kernel answered."""
 
     userdata: int
     slot: int
@@ -98,7 +101,7 @@ class Registration:
     file: int = 0  # identity of the open file description, while it exists
     ino: int = 0  # inode number; a socket's is unique
     dup_fd: int = -1  # an open duplicate of its fd that was seen being made; -1 none
-    dup: Moment = Moment()  # who made it
+    dup: Moment = NOWHERE  # who made it
 
 
 class Trigger(NamedTuple):
@@ -159,11 +162,11 @@ class LifetimesCounted:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotLingering:
     """A scan found a slot whose fd was closed and that is still not destroyed, or that reports HUP and is not
-    closed; and how many such slots of its target there are in all."""
+    closed. Not every such slot is named."""
 
     ts: int
     slot: SlotLife
-    total: int = 1
+    total: int = 1  # slots of its target that have lingered at least as long, this one included
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,10 @@
-# Owns the periodic look at the slots map: closed slots that nobody destroys, HUP that nobody answers, runs that
-# the kernel side goes on counting without a message for each, and what threads that do not wait have put off.
+# Owns the periodic look at the slots map: closed slots that nobody destroys, HUP that nobody answers, runs
+# that the kernel side counts without a message for each, and what threads that do not wait have put off.
 # Bounded by the map's size.
 from __future__ import annotations
 
 import ctypes
 import struct
-from collections import Counter
 from collections.abc import Callable, Iterator
 
 from probes import abi, decode, events
@@ -24,7 +23,9 @@ _DESTROY_TID = _FIELDS["destroy"] + abi.At.tid.offset
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 LINGER_NS = 5_000_000_000
-SETTLE_NS = 1_000_000_000  # that long a thread that does not wait may take between a destroy and what follows it
+SETTLE_NS = (
+    1_000_000_000  # that long a thread that does not wait may take between a destroy and what follows it
+)
 HUP_STILL_NS = 5_000_000_000  # a HUP reported within that time is one that is still reported
 MAX_REPORTED = 256  # slots of each kind named in one scan
 _NO_SLOT = abi.SlotFlag.UNBORN
@@ -39,27 +40,29 @@ class Leftovers:
             raise ValueError(f"slots of {slots.value_size} bytes")
 
     def scan(self, now: int) -> Iterator[events.SlotLingering | events.SuspicionRaised]:
-        """Live slots whose registered fd was closed LINGER_NS ago or earlier, or that report HUP as long, with
-        how many there are; and runs as far as they have got: the kernel side sends those at doublings only."""
-        lingering: list[bytes] = []
-        totals: Counter[int] = Counter()
+        """Live slots whose fd was closed LINGER_NS ago or earlier, or that report HUP as long, each with how
+        many of its target's have lingered at least as long; and runs as far as they have got."""
+        lingering: dict[int, list[tuple[int, bytes]]] = {}  # tgid -> (since when, key)
         named = 0
-        for _, raw in self._slots.entries():
+        for key, raw in self._slots.entries():
             flags = _u64(raw, "flags")
             if flags & _PUT_OFF:
                 self._put_off(raw, now)
             if flags & _NO_SLOT:
                 continue
-            if _u32(raw, "state") == abi.SlotState.LIVE and _lingers(raw, now):
-                totals[_u32(raw, "tgid")] += 1
-                lingering = [*lingering, raw] if len(lingering) < MAX_REPORTED else lingering
+            since = _lingers(raw, now) if _u32(raw, "state") == abi.SlotState.LIVE else 0
+            if since:
+                lingering.setdefault(_u32(raw, "tgid"), []).append((since, key))
             event = self._run(raw)
             if event is not None and named < MAX_REPORTED:
                 named += 1
                 yield event
-        for raw in lingering:
-            slot = decode.slot(raw)
-            yield events.SlotLingering(ts=now, slot=slot, total=totals[slot.tgid])
+        for slots in lingering.values():
+            slots.sort()
+            for number in _chosen(len(slots)):
+                found = self._slots.get(slots[number][1])
+                if found is not None:
+                    yield events.SlotLingering(ts=now, slot=decode.slot(found), total=number + 1)
 
     def unreported(self, tgid: int) -> Iterator[events.SuspicionRaised]:
         """What the kernel side has counted and not reported yet, one suspicion per slot."""
@@ -87,12 +90,21 @@ class Leftovers:
         return None
 
 
-def _lingers(raw: bytes, now: int) -> bool:
+def _chosen(count: int) -> range | list[int]:
+    """Which of `count` slots are named: all, or MAX_REPORTED from the oldest to the youngest."""
+    if count <= MAX_REPORTED:
+        return range(count)
+    return [index * (count - 1) // (MAX_REPORTED - 1) for index in range(MAX_REPORTED)]
+
+
+def _lingers(raw: bytes, now: int) -> int:
+    """Since when a live slot has been closed, or has reported HUP, for LINGER_NS and longer; else 0."""
+    since = 0
     if _u64(raw, "flags") & abi.SlotFlag.CLOSED:
-        closed = _U64.unpack_from(raw, _CLOSE_TS)[0]
-        return bool(closed) and now - closed >= LINGER_NS
-    since = _u64(raw, "hup_since")
-    return bool(since) and now - since >= LINGER_NS and now - _u64(raw, "last_delivery") < HUP_STILL_NS
+        since = int(_U64.unpack_from(raw, _CLOSE_TS)[0])
+    elif now - _u64(raw, "last_delivery") < HUP_STILL_NS:
+        since = _u64(raw, "hup_since")
+    return since if since and now - since >= LINGER_NS else 0
 
 
 def _u32(raw: bytes, name: str) -> int:

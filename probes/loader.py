@@ -213,8 +213,10 @@ def tried() -> tuple[int, tuple[str, ...]]:
 
 
 def attach(programs: Sequence[tuple[int, str]]) -> list[int]:
-    """Put loaded programs on more tracepoints: (descriptor of the program, "category:event"). Returns what holds
-    them there; a tracepoint that this kernel lacks is left out. Raises a ProbeError with what the child said."""
+    """Put loaded programs on more tracepoints: (descriptor of the program, "category:event").
+
+    Returns what holds them there; a tracepoint that this kernel lacks is left out. Raises a ProbeError.
+    """
     held = sorted({program for program, _ in programs})
     _, fds = _answered({"attach": list(programs)}, held)
     return fds

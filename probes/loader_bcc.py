@@ -84,7 +84,14 @@ _LICENSE = b"Dual MIT/GPL"
 _NAME = 15  # BPF_OBJ_NAME_LEN with its end
 _LOG = 1 << 20
 _LOG_LINES = 12
-_SLOW = ("af_report", "af_signaled", "af_exit_wait", "af_wait_more", "af_enter_wait", "af_settle_more")  # to verify
+_SLOW = (
+    "af_report",
+    "af_signaled",
+    "af_exit_wait",
+    "af_wait_more",
+    "af_enter_wait",
+    "af_settle_more",
+)  # to verify
 _RUN = ("af_settle_now",)  # by BPF_PROG_TEST_RUN, which takes raw tracepoints (kernel/bpf/syscall.c)
 
 

@@ -32,7 +32,9 @@ def serve(channel: socket.socket, raw: bytes) -> None:
         tracefs.ensure_mounted()
         fields = json.loads(raw)
         if "attach" in fields:
-            links = [link for program, name in fields["attach"] for link in _attached(int(program), str(name))]
+            links = [
+                link for program, name in fields["attach"] for link in _attached(int(program), str(name))
+            ]
             answer(channel, {"maps": [], "links": len(links)}, links)
             return
         loaded = load(

@@ -31,8 +31,8 @@ def tracepoint_id(category: str, event: str) -> int | None:
 
 
 def attach(program: int, number: int) -> int:
-    """Descriptor of the perf event that runs a program at a tracepoint, on every CPU and in every process (the
-    program of a tracepoint event runs wherever it is hit). Closing it detaches. Raises OSError."""
+    """Descriptor of the perf event that runs a program at a tracepoint, wherever it is hit. Closing it
+    detaches. Raises OSError."""
     attr = struct.pack("<IIQQQQ", _TYPE_TRACEPOINT, _SIZE, number, 1, 0, 0).ljust(_SIZE, b"\0")
     buffer = ctypes.create_string_buffer(attr, _SIZE)
     fd = int(_libc.syscall(_NR, ctypes.byref(buffer), -1, 0, -1, _CLOEXEC))

@@ -120,7 +120,7 @@ def modules(pid: int, own: str) -> list[tuple[int, int, int, str, str]] | None:
                 with Image(place, any_machine=True) as image:
                     offset = bias_of(image.segments, mapping, executable=True)
                     bias = bias if offset is None else offset
-                    identity = own if int(fields[4]) == executable else image.identity
+                    identity = (own if int(fields[4]) == executable else "") or image.identity
                 break
             except SymbolError:
                 continue
@@ -186,9 +186,11 @@ MAX_PROCESSES, MAX_LOOKED_AT, MAX_HOLDERS = 4096, 65536, 16
 
 
 def holders(inode: int, pid: int, fd: int) -> list[tuple[int, int, str]]:
-    """(pid, fd, comm) of every descriptor of a socket of this inode number, but for `fd` of `pid`; at most
-    MAX_HOLDERS. A socket's number is unique, and /proc/PID/fd shows it (sockfs, net/socket.c); nobody holds one
-    that is in flight in another socket (SCM_RIGHTS)."""
+    """(pid, fd, comm) of every descriptor of a socket of this inode number, but for `fd` of `pid`.
+
+    At most MAX_HOLDERS. A socket's number is unique, and /proc/PID/fd shows it (sockfs, net/socket.c); nobody
+    holds one that is in flight in another socket (SCM_RIGHTS).
+    """
     wanted = f"socket:[{inode}]"
     found: list[tuple[int, int, str]] = []
     looked = 0

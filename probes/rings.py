@@ -37,8 +37,8 @@ _IN_FLIGHT = 8  # programs that may be within a record on one CPU: each interrup
 
 
 def _whole(mapping: mmap.mmap, start: int, end: int, place: Callable[[int], int]) -> int:
-    """Up to which record of [start, end) every one is written: a program takes its place first, and writes `seq`
-    (the low half of the record's number) last. place: record number -> its offset in the mapping."""
+    """Up to which record of [start, end) every one is written: a program takes its place first, and writes
+    `seq` (the low half of the record's number) last. place: record number -> its offset in the mapping."""
     for number in range(max(start, end - _IN_FLIGHT), end):
         if _SEQ(mapping, place(number))[0] != number & 0xFFFF_FFFF:
             return number

@@ -15,8 +15,8 @@ from probes.bootstrap import TARGET, Bootstrap, epoch_of
 from probes.context import Context
 from probes.helper import ProcHelper
 from probes.leftovers import Leftovers
-from probes.progress import ProgressWatch
 from probes.procfs import Identity
+from probes.progress import ProgressWatch
 from probes.rings import Lifetimes, Recorder, Urgent, last_records, unpacked
 from probes.sysbpf import Map, PerCpuCounters, possible_cpus, run
 from symbols.plan import ProbePlan
@@ -76,12 +76,28 @@ class SessionOptions:
     empty: bool = False
 
 
+def _of_library(image: str, executable: str) -> bool:
+    """Whether a plan's image is another file than the executable: a shared object."""
+    try:
+        return not os.path.samefile(image, executable)
+    except OSError:
+        return False
+
+
 class LiveSession:
     """An EventSource over the kernel side. Make it with `open`; `close` (or death) removes every probe."""
 
     def __init__(
-        self, plan: ProbePlan, handles: loader.Handles, options: SessionOptions, follow: bool
+        self,
+        plan: ProbePlan,
+        handles: loader.Handles,
+        options: SessionOptions,
+        follow: bool,
+        *,
+        library: int = 0,
     ) -> None:
+        """library: inode of the shared object that the plan is of; 0: it is of the executable."""
+        self._library = library
         self._plan, self._handles, self._options, self._follow = plan, handles, options, follow
         sizes = handles.options
         cpus = possible_cpus()
@@ -95,7 +111,9 @@ class LiveSession:
         self._leftovers = Leftovers(self._maps["slots"], self._settle)
         self._progress = ProgressWatch(self._maps["control"], maps)
         self._helper = ProcHelper()
-        self._context = Context(self._maps["stacks"], self._maps["stack_bytes"], self._helper, plan.identity)
+        self._context = Context(
+            self._maps["stacks"], self._maps["stack_bytes"], self._helper, "" if library else plan.identity
+        )
         self._epoll = select.epoll()
         self._epoll.register(self._urgent.fd, select.EPOLLIN)
         self._pidfds: dict[int, int] = {}  # pidfd -> tgid
@@ -116,9 +134,17 @@ class LiveSession:
 
     @classmethod
     def open(
-        cls, plan: ProbePlan, *, pids: Sequence[int], follow: bool, options: SessionOptions | None = None
+        cls,
+        plan: ProbePlan,
+        *,
+        pids: Sequence[int],
+        follow: bool,
+        program: str = "",
+        options: SessionOptions | None = None,
     ) -> LiveSession:
-        """Arm the plan's probes on `pids`; with `follow`, on every process of the image, present and future.
+        """Arm the plan's probes on `pids`; with `follow`, on all processes of the program, present and future.
+
+        program: its executable; the plan may be of a shared object that it runs.
 
         Raises ProbeError subclasses: NoSuchProcess, TargetGoneWhileAttaching, PrerequisiteMissing,
         LoaderFailed.
@@ -129,7 +155,8 @@ class LiveSession:
         for pid in pids:
             if not os.path.isdir(f"/proc/{pid}"):
                 raise errors.NoSuchProcess(pid)
-        path = f"/proc/{pids[0]}/exe" if pids and not follow else plan.image
+        executable = f"/proc/{pids[0]}/exe" if pids and not follow else program or plan.image
+        path = plan.image if _of_library(plan.image, executable) else executable
         try:
             # Held open: the plan's addresses must never reach another program that a pid executes meanwhile.
             image = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -138,7 +165,7 @@ class LiveSession:
                 raise
             raise errors.TargetGoneWhileAttaching(pids[0], "exited") from None
         try:
-            status = os.fstat(image)
+            probed, status = os.fstat(image), os.stat(executable)
             handles = loader.load(
                 plan,
                 image=f"/proc/{os.getpid()}/fd/{image}",
@@ -153,14 +180,15 @@ class LiveSession:
         finally:
             os.close(image)
         try:
-            session = cls(plan, handles, options, follow)
+            library = (probed.st_dev, probed.st_ino) != (status.st_dev, status.st_ino)
+            session = cls(plan, handles, options, follow, library=probed.st_ino if library else 0)
         except BaseException:
             handles.close()
             raise
         try:
             session._image = (status.st_dev, status.st_ino)
             if follow:
-                for path in {plan.image, os.path.realpath(plan.image)}:
+                for path in {executable, os.path.realpath(executable)}:
                     raw = path.encode()
                     if len(raw) < abi.PATH_BYTES:
                         session._maps["exec_paths"].put(raw.ljust(abi.PATH_BYTES, b"\0"), b"\1\0\0\0")
@@ -191,7 +219,9 @@ class LiveSession:
         flags = (abi.TargetFlag.LATE if late else 0) | (abi.TargetFlag.FOLLOW if self._follow else 0)
         key = pid.to_bytes(4, "little")
         # one that was seen starting is there already, and has been counting since
-        self._maps["targets"].put(key, TARGET.pack(now, epoch_of(now), flags, 0, 0, 0, 0, 0), 0 if late else 1)
+        self._maps["targets"].put(
+            key, TARGET.pack(now, epoch_of(now), flags, 0, 0, 0, 0, 0), 0 if late else 1
+        )
         entry = self._maps["targets"].get(key)
         self._epochs[pid] = TARGET.unpack(entry)[1] if entry is not None else epoch_of(now)
         self._looked[pid] = looked
@@ -200,7 +230,8 @@ class LiveSession:
 
     def _attached(self, who: Identity, now: int, taken: int, late: bool) -> Iterator[events.Event]:
         segments = tuple((segment.offset, segment.vaddr) for segment in self._plan.segments)
-        bias = self._helper.load_bias(who.pid, who.inode, segments) if self._plan.pie else 0
+        inode = self._library or who.inode
+        bias = self._helper.load_bias(who.pid, inode, segments) if self._plan.pie else 0
         try:
             pidfd = os.pidfd_open(who.pid)
         except OSError:
@@ -250,8 +281,8 @@ class LiveSession:
         self.finished = not self.targets and not self._follow
 
     def _forget(self, tgid: int) -> None:
-        """Empty the maps of a process that is gone. The same number may be another program's by now: that one has
-        another epoch."""
+        """Empty the maps of a process that is gone. The same number may be another program's by now: that one
+        has another epoch."""
         epoch = self._epochs.pop(tgid, 0)
         wanted = struct.pack("<II", tgid, epoch)
         for name in _BY_PROCESS:
@@ -305,7 +336,10 @@ class LiveSession:
             yield from self._read_counters()
         self._progress.tick(now)
         if self._is_due("scan", now, SCAN_INTERVAL_S):
-            yield from self._leftovers.scan(time.monotonic_ns())
+            for event in self._leftovers.scan(time.monotonic_ns()):
+                if isinstance(event, events.SlotLingering):
+                    yield from self._context.of_life(event.slot)
+                yield event
         if self._follow and self._is_due("discover", now, DISCOVER_INTERVAL_S):
             yield from self._discover()
 

@@ -129,12 +129,26 @@ class Map:
 
 
 def run(program: int, context: bytes) -> bool:
-    """Run a raw tracepoint's program once, here and now, with these bytes as its context (BPF_PROG_TEST_RUN)."""
+    """Run a raw tracepoint's program once, with these bytes as its context (BPF_PROG_TEST_RUN)."""
     buffer = ctypes.create_string_buffer(context, len(context))
     # prog_fd, retval, data sizes and pointers, repeat, duration, then ctx_size_in, ctx_size_out, ctx_in
     attr = ctypes.create_string_buffer(
         struct.pack(
-            "<IIIIQQIIIIQQII", program, 0, 0, 0, 0, 0, 0, 0, len(context), 0, ctypes.addressof(buffer), 0, 0, 0
+            "<IIIIQQIIIIQQII",
+            program,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            len(context),
+            0,
+            ctypes.addressof(buffer),
+            0,
+            0,
+            0,
         ),
         72,
     )

@@ -12,6 +12,7 @@ import click
 
 from agent.commands import options
 from agent.text import Line, Span, duration, line, number, table
+from probes.abi import Signature
 
 if TYPE_CHECKING:
     from agent.correlator.census import Census
@@ -164,6 +165,9 @@ def _lines(census: Census) -> list[Line]:
     )
     if census.other:
         out.append(line(f"  {number(census.other)} lifetimes of signatures beyond those that are told apart"))
+    unjudged = sum(row.count for row in rows if row.signature & Signature.NOT_JUDGED)
+    if unjudged:
+        out.append(line(f"  {number(unjudged)} frees within a batch not judged: no dispatch probe"))
     hazardous = sum(row.count for row in rows if row.hazards)
     style = "warning" if hazardous else "good"
     out += [

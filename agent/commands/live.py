@@ -75,8 +75,10 @@ def attached(options: LiveOptions, symbols: SymbolClient) -> Iterator[Supervisor
         full_lifetimes=options.full_lifetimes,
     )
 
-    def opener(plan: ProbePlan, *, pids: Sequence[int], follow: bool) -> Session:
-        session: Session = LiveSession.open(plan, pids=pids, follow=follow, options=session_options)
+    def opener(plan: ProbePlan, *, pids: Sequence[int], follow: bool, program: str = "") -> Session:
+        session: Session = LiveSession.open(
+            plan, pids=pids, follow=follow, program=program, options=session_options
+        )
         return session
 
     supervisor = Supervisor(

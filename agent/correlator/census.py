@@ -56,7 +56,10 @@ def describe(signature: int) -> str:
     destroy = step("DESTROY", Signature.DESTROY_OTHER)
     said = [
         text
-        for bit, text in ((Signature.REGISTERED, "registered"), (Signature.NOT_JUDGED, "in a batch, not judged"))
+        for bit, text in (
+            (Signature.REGISTERED, "registered"),
+            (Signature.NOT_JUDGED, "in a batch, not judged"),
+        )
         if signature & bit
     ]
     steps.append(f"{destroy} ({', '.join(said)})" if said else destroy)

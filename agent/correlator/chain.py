@@ -156,7 +156,9 @@ class Doubts:
         """The kernel answered that the registration exists; `when` completes the sentence."""
         if reg.flags & RegFlag.NOT_ASKED or reg.state not in (RegState.LIVE, RegState.ORPHAN):
             return
-        self.confirm(f"the kernel had the registration of fd {reg.fd} with instance {_number(reg.epfd)} {when}")
+        self.confirm(
+            f"the kernel had the registration of fd {reg.fd} with instance {_number(reg.epfd)} {when}"
+        )
 
     def kept_open(self, evidence: SuspicionRaised, reg: Registration) -> None:
         """Who keeps the description of a closed fd open, as far as that is known."""
@@ -177,7 +179,9 @@ class Doubts:
                 f"probably: the newest is process {evidence.last_child}"
             )
         elif held is not None and reg.ino:
-            self.note("no descriptor of any process names it now: in flight in a socket (SCM_RIGHTS), or closed since")
+            self.note(
+                "no descriptor of any process names it now: in flight in a socket (SCM_RIGHTS) or closed"
+            )
         if reg.flags & RegFlag.TABLE_SHARED:
             self.note("another process shares the descriptor table (CLONE_FILES): what it did was not seen")
 

@@ -142,9 +142,7 @@ class FdinfoLog:
             return None
         return check.present
 
-    def holders(
-        self, key: tuple[int, int, int, int], since: int
-    ) -> tuple[tuple[int, int, str], ...] | None:
+    def holders(self, key: tuple[int, int, int, int], since: int) -> tuple[tuple[int, int, str], ...] | None:
         """Who had the description open when that was looked at, at or after `since`; None: not looked at."""
         check = self._answers.get(key)
         return None if check is None or check.ts < since else check.holders

@@ -66,10 +66,11 @@ def failed_removal(evidence: SuspicionRaised, context: Context) -> Finding | Dro
         return Dropped("removal-did-not-fail")
     doubts = Doubts(context=context)
     doubts.predates(slot, reg)
+    twice = reg is not None and reg.flags & (RegFlag.BY_DEL | RegFlag.BY_CLOSE) == RegFlag.BY_DEL
     name = "EPOLL_CTL_DEL" if trigger.kind == Kind.REMOVED else "EPOLL_CTL_MOD"
     if trigger.ret == _EBADF:
         sub_class = "bad-descriptor"
-    elif reg is not None and reg.flags & RegFlag.BY_DEL:
+    elif twice:
         sub_class = "removed-twice"
     elif reg is not None and reg.end.seen:
         sub_class = "after-close"
@@ -93,7 +94,7 @@ def failed_removal(evidence: SuspicionRaised, context: Context) -> Finding | Dro
         tgid=trigger.tgid,
         actors=(
             *seen("registered", reg.add if reg else (slot.add if slot else None)),
-            *seen("removed" if reg is not None and reg.flags & RegFlag.BY_DEL else "closed", end),
+            *seen("removed" if twice else "closed", end),
             actor(
                 "removed" if trigger.kind == Kind.REMOVED else "modified",
                 precise(trigger_moment(trigger), *own),

@@ -174,8 +174,11 @@ def _object_kind(address: int) -> str:
 
 
 def hot_redelivery(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
-    """A level-triggered registration delivered again and again, with no progress on its file: the kernel side counts
-    deliveries since the last progress, whatever else rotates through the batches. A minute of it is high."""
+    """A level-triggered registration delivered again and again, with no progress on its file.
+
+    The kernel side counts deliveries since the last progress, whatever else rotates through the batches. A
+    minute of it is high.
+    """
     slot, trigger, reg = evidence.slot, evidence.trigger, evidence.reg
     if reg is not None and reg.events & (_PRIVATE & ~(1 << 29) & ~(1 << 28)):
         return Dropped("hot-but-not-level-triggered")
@@ -186,7 +189,9 @@ def hot_redelivery(evidence: SuspicionRaised, context: Context) -> Finding | Dro
     if (slot is not None and slot.flags & SlotFlag.INFERRED) or doubts.inferred:
         doubts.note("it predates the attach: since when it spins cannot be known")
     lasted = trigger.ts - slot.idle_since if slot is not None and 0 < slot.idle_since <= trigger.ts else 0
-    doubts.note(f"delivered {repeat_count(evidence)} times in {lasted / 1e9:.1f} s without progress on its file")
+    doubts.note(
+        f"delivered {repeat_count(evidence)} times in {lasted / 1e9:.1f} s without progress on its file"
+    )
     closed = slot is not None and slot.close.seen and bool(slot.flags & SlotFlag.CLOSED)
     if trigger.flags & RecordFlag.HOPELESS:
         doubts.note(

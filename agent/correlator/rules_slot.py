@@ -68,7 +68,7 @@ def double_destroy(evidence: SuspicionRaised, context: Context) -> Finding | Dro
 
 
 def aliased_slot(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
-    """ADD of a slot that was given out twice with no destroy between, while its earlier owner has it registered."""
+    """ADD of a slot given out twice with no destroy between, while its earlier owner has it registered."""
     slot, trigger, mine, other = evidence.slot, evidence.trigger, evidence.reg, evidence.other
     doubts = Doubts(context=context)
     if slot is None or other is None:
@@ -157,8 +157,10 @@ def freed_registered(evidence: SuspicionRaised, context: Context) -> Finding | D
 
 
 def freed_in_batch(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
-    """Destroy while an undispatched delivery for the slot sits in an open batch that still names it. Without a
-    dispatch nobody knows how far the loop was: no alarm then, and not silence either."""
+    """Destroy while an undispatched delivery for the slot sits in an open batch that still names it.
+
+    Without a dispatch nobody knows how far the loop was: no alarm then, and not silence either.
+    """
     slot, trigger = evidence.slot, evidence.trigger
     doubts = Doubts(context=context)
     plan = context.plan
@@ -208,4 +210,3 @@ def freed_in_batch(evidence: SuspicionRaised, context: Context) -> Finding | Dro
         window_ns=trigger.ts - slot.last_delivery if slot and 0 < slot.last_delivery <= trigger.ts else None,
     )
     return of_suspicion(finding, evidence)
-

@@ -154,7 +154,7 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 	struct af_slot *slot = af_note_slot(note);
 	if (!slot)
 		return;
-	if (slot->flags & (AF_S_CREATE_SEEN | AF_S_INFERRED))
+	if (slot->flags & AF_S_CREATE_SEEN)
 		af_count(AF_C_ADDS_CREATED);
 	u32 tid = (u32)bpf_get_current_pid_tgid();
 	if (slot->flags & AF_S_REBORN_LIVE) {

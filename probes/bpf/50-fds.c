@@ -36,16 +36,22 @@ AF_FN void af_note_closed(struct af_target *target, struct af_thread *t, struct 
 	}
 }
 
+/* A close after EPOLL_CTL_DEL ends no registration any more; it is still the end of the slot's descriptor. */
+AF_FN struct af_reg *af_removed_before(struct af_target *target, s32 fd, u64 file)
+{
+	struct af_reg *last = file ? af_number(target, fd) : 0;
+	return last && last->file == file && (last->flags & (AF_R_BY_DEL | AF_R_BY_CLOSE)) == AF_R_BY_DEL ? last : 0;
+}
+
 AF_FN void af_close_begun(void *ctx, struct af_target *target, struct af_thread *t, s32 fd)
 {
 	t->fd = fd;
 	t->stack = -1;
 	t->closings = 0;
+	t->begun = 0;
 	t->file = af_file(fd);
 #if AF_ASK
 	u64 node = af_first_item(t->file);
-	if (!node)
-		return;
 	AF_LOOP
 	for (u32 i = 0; i < AF_ITEMS; i++) {
 		if (!node)
@@ -89,11 +95,13 @@ AF_FN void af_close_begun(void *ctx, struct af_target *target, struct af_thread 
 		t->closings = 1;
 	}
 #endif
-	if (!t->closings)
+	struct af_reg *before = t->closings ? 0 : af_removed_before(target, fd, t->file);
+	if (!t->closings && !before)
 		return;
+	t->begun = 1;
 	t->ip = AF_USER(ip);
 	t->stack = af_stack_id(ctx);
-	struct af_reg *note = regs.lookup(&t->closing[0]);
+	struct af_reg *note = before ? before : regs.lookup(&t->closing[0]);
 	if (note)
 		af_record(AF_CLOSE_BEGUN, 0, t->enter, t->enter, note->userdata, note->gen, fd, note->epfd, 0, 0,
 			  t->stack);
@@ -133,7 +141,16 @@ AF_FN void af_close_ended(struct af_target *target, struct af_thread *t, s32 ret
 		af_record(AF_CLOSED, 0, now, t->enter, note->userdata, note->gen, t->fd, note->epfd, ret, 0, t->stack);
 		af_note_closed(target, t, note, &at);
 	}
+	struct af_reg *last = t->closings ? 0 : af_removed_before(target, t->fd, t->file);
 	t->closings = 0;
+	if (!last)
+		return;
+	struct af_slot *slot = af_note_slot(last);
+	af_record(AF_CLOSED, 0, now, t->enter, last->userdata, last->gen, t->fd, last->epfd, ret, 0, t->stack);
+	last->flags |= AF_R_BY_CLOSE;
+	last->end = at;
+	if (slot && slot->gen == last->gen)
+		af_slot_closed(target, t, slot, last, &at);
 }
 
 int af_enter_close(struct af_sys_enter *ctx)
@@ -163,7 +180,7 @@ int af_exit_close(struct af_sys_exit *ctx)
 	t->call = AF_CALL_NONE;
 	if (ctx->ret == AF_EBADF)
 		af_bad_close(ctx, target, t, t->fd, bpf_ktime_get_ns(), s);
-	else if (t->closings)
+	else if (t->begun)
 		af_close_ended(target, t, ctx->ret, bpf_ktime_get_ns());
 	return 0;
 }
@@ -217,7 +234,7 @@ int af_enter_dup2(struct af_sys_enter *ctx)
 		return 0;
 	t->call = AF_CALL_DUP2;
 	t->enter = bpf_ktime_get_ns();
-	t->closings = 0;
+	t->begun = 0;
 	if (ctx->args[0] != ctx->args[1])
 		af_close_begun(ctx, target, t, (s32)ctx->args[1]);
 	return 0;
@@ -247,7 +264,7 @@ int af_exit_dup2(struct af_sys_exit *ctx)
 	if (ctx->ret < 0)
 		return 0;
 	u64 now = bpf_ktime_get_ns();
-	if (t->closings)
+	if (t->begun)
 		af_close_ended(target, t, 0, now);
 	s32 oldfd = (s32)AF_USER(di);
 	if (oldfd != (s32)ctx->ret)
