@@ -74,6 +74,10 @@ class LoaderFailed(ProbeError):
     """Compiling, verifying or attaching failed in the loader child."""
 
 
+class LoaderTooSlow(LoaderFailed):
+    """Our own limit ended the loader child: nothing is known of what it would have said."""
+
+
 class NoSuchProcess(ProbeError):
     def __init__(self, pid: int) -> None:
         super().__init__(

@@ -275,7 +275,7 @@ def _failure(message: dict[str, Any], child: children.Child, limit: float) -> er
 
 def _unanswered(child: children.Child, tail: str, limit: float) -> errors.ProbeError:
     if limit:
-        return errors.LoaderFailed(
+        return errors.LoaderTooSlow(
             f"the loader child was killed by our own limit of {limit:.0f} s",
             detail=f"it had not compiled, verified and attached the kernel side by then\n{tail}".strip(),
             causes=(
@@ -290,7 +290,7 @@ def _unanswered(child: children.Child, tail: str, limit: float) -> errors.ProbeE
     )
     if code == -signal.SIGKILL:
         causes = (
-            "the kernel killed it for lack of memory (it needs 300 MB): dmesg names it then",
+            "the kernel killed it for lack of memory (LLVM needs some hundred MB): dmesg names it then",
             "somebody else killed it",
         )
     elif code in (-signal.SIGINT, -signal.SIGTERM):
