@@ -238,9 +238,11 @@ def _receive(channel: socket.socket, deadline: float) -> tuple[dict[str, Any], l
     fds: list[int] = []
     expected: int | None = None
     message: dict[str, Any] = {}
+    poller = select.poll()  # not select(2): the daemon may hold more than 1024 descriptors
+    poller.register(channel, select.POLLIN)
     while expected is None or len(fds) < expected:
         left = deadline - time.monotonic()
-        if left <= 0 or not select.select([channel], [], [], left)[0]:
+        if left <= 0 or not poller.poll(1000 * left):
             break
         chunk, got, _, _ = socket.recv_fds(channel, 65536, 253)
         fds.extend(array.array("i", got))
