@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -131,6 +131,7 @@ def small_server(tmp: Path) -> Iterator[int]:
 
 def every_command(caller: Caller, tmp: Path) -> None:
     """All nine; each one must have done its work."""
+    caller = replace(caller, variables={**caller.variables, "TMPDIR": str(tmp)})  # of the demo's bundle
     demo = caller.run("demo")
     packed = re.search(r"afterfree report (/\S+\.tar\.zst)", demo)
     assert packed, demo
