@@ -74,6 +74,10 @@ class LoaderFailed(ProbeError):
     """Compiling, verifying or attaching failed in the loader child."""
 
 
+class LoaderTooSlow(LoaderFailed):
+    """Our own limit ended the loader child: nothing is known of what it would have said."""
+
+
 class NoSuchProcess(ProbeError):
     def __init__(self, pid: int) -> None:
         super().__init__(
@@ -95,10 +99,11 @@ class TargetGoneWhileAttaching(ProbeError):
 
 
 class TargetNotReadable(ProbeError):
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, limits: str) -> None:
         super().__init__(
             f"what /proc says of process {pid} could not be read in time",
-            detail="no probe was left behind",
+            detail=f"the helper process did not answer within our own limits ({limits})\n"
+            "no probe was left behind",
             causes=("the machine is under heavy load", "another process holds the memory map of that one"),
             remedy="run the same command again",
         )

@@ -28,7 +28,8 @@ class ProcHelper:
 
     def refusal(self, pid: int) -> errors.ProbeError:
         """Why nothing is known of a process while the helper is silent."""
-        return errors.HelperEnded(self.ended) if self.ended else errors.TargetNotReadable(pid)
+        limits = f"{START_S:.0f} s to start, {TIMEOUT_S:.0f} s for an answer"
+        return errors.HelperEnded(self.ended) if self.ended else errors.TargetNotReadable(pid, limits)
 
     def _ask(self, op: str, *args: Any) -> Any:
         for _ in range(1 if self.silent else 2):

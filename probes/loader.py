@@ -273,9 +273,11 @@ def _receive(channel: socket.socket, deadline: float) -> tuple[dict[str, Any], l
     fds: list[int] = []
     expected: int | None = None
     message: dict[str, Any] = {}
+    poller = select.poll()  # not select(2): the daemon may hold more than 1024 descriptors
+    poller.register(channel, select.POLLIN)
     while expected is None or len(fds) < expected:
         left = deadline - time.monotonic()
-        if left <= 0 or not select.select([channel], [], [], left)[0]:
+        if left <= 0 or not poller.poll(1000 * left):
             break
         chunk, got, _, _ = socket.recv_fds(channel, 65536, 253)
         fds.extend(array.array("i", got))
@@ -310,7 +312,7 @@ def _failure(message: dict[str, Any], child: children.Child, limit: float) -> er
 
 def _unanswered(child: children.Child, tail: str, limit: float) -> errors.ProbeError:
     if limit:
-        return errors.LoaderFailed(
+        return errors.LoaderTooSlow(
             f"the loader child was killed by our own limit of {limit:.0f} s",
             detail=f"it had not compiled, verified and attached the kernel side by then\n{tail}".strip(),
             causes=(
@@ -325,7 +327,7 @@ def _unanswered(child: children.Child, tail: str, limit: float) -> errors.ProbeE
     )
     if code == -signal.SIGKILL:
         causes = (
-            "the kernel killed it for lack of memory (it needs 300 MB): dmesg names it then",
+            "the kernel killed it for lack of memory (LLVM needs some hundred MB): dmesg names it then",
             "somebody else killed it",
         )
     elif code in (-signal.SIGINT, -signal.SIGTERM):

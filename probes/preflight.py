@@ -108,14 +108,15 @@ def _lockdown() -> Check:
 
 
 def _tracefs() -> Check:
-    if os.geteuid() != 0 and not tracefs.mounted():
+    if os.geteuid() != 0 and not _visible():
         return Check(
             name="tracefs",
             ok=False,
             required=True,
-            detail="not visible without root",
+            detail="could not be checked: not visible without root",
             remedy="run doctor as root",
             lost="every probe",
+            tried=False,
         )
     try:
         did = tracefs.ensure_mounted()
@@ -129,6 +130,13 @@ def _tracefs() -> Check:
             lost="every probe",
         )
     return Check(name="tracefs", ok=True, required=True, detail="mounted just now" if did else "mounted")
+
+
+def _visible() -> bool:
+    try:
+        return tracefs.mounted()
+    except PermissionError:  # it is for root only
+        return False
 
 
 def _bcc() -> Check:
@@ -183,6 +191,7 @@ def _failed(name: str, error: errors.ProbeError) -> Check:
         detail=": ".join(filter(None, [error.title, error.detail]))[:_MOST_DETAIL],
         remedy=error.remedy if error.remedy != "afterfree doctor" else "see the words above",
         lost="live probing",
+        tried=not isinstance(error, errors.LoaderTooSlow | errors.TargetNotReadable),
     )
 
 

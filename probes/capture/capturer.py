@@ -162,7 +162,8 @@ class Capturer:
                 )
         except OSError as error:
             ours.close()
-            return Refused(pid=pid, why=Refusal.NO_HELPER, detail=str(error))
+            detail = self._epitaph() if isinstance(error, ConnectionError) else str(error)
+            return Refused(pid=pid, why=Refusal.NO_HELPER, detail=detail)
         ours.setblocking(False)
         return self._answer(_Target(pid, ours))
 

@@ -151,6 +151,19 @@ def test_resolve_with_a_broken_worker(mode: str) -> None:
     made.close()
 
 
+def test_the_real_worker_has_its_packages() -> None:
+    made = SymbolClient()
+    made.hello()
+    made.close()
+
+
+def test_one_that_dies_at_once_has_last_words() -> None:
+    made = SymbolClient(command=[sys.executable, "-c", "import no_such_module"])
+    with pytest.raises(SymbolsFailed, match="No module named 'no_such_module'"):
+        made.resolve("/bin/x")
+    made.close()
+
+
 def test_the_real_worker_refuses_a_script(tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text("#!/bin/sh\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from probes import children, errors, loader
+from probes import children, errors, loader, preflight
 
 SHOW = """
 import json, os, sys
@@ -110,6 +110,16 @@ class TestLoader:
         assert error.title == "the loader child was killed by our own limit of 1 s"
         assert "compiling" in error.detail
         assert "memory" not in str(error.causes)
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="doctor tries it as root only")
+    def test_our_own_limit_is_no_verdict_of_doctor(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(loader, "TIMEOUT_S", 0.5)
+        code = "import time; time.sleep(60)"
+        monkeypatch.setattr(children, "command", lambda *_: [sys.executable, "-c", code])
+        check = preflight._bpf()
+        assert (check.ok, check.required, check.tried) == (False, True, False)
+        assert "our own limit" in check.detail
+        assert code not in check.detail
 
     def test_our_own_limit_for_its_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(loader, "LEAVING_S", 1.0)

@@ -261,6 +261,17 @@ def test_a_case_that_kills_its_explainer_is_bundled_without(
     assert any("could not be explained" in note for note in held.done[0].notes)
 
 
+def test_one_that_dies_twice_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Desk(tmp_path)
+    held.crash()
+    code = "import sys, os; print('half an upgrade', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)"
+    monkeypatch.setattr(children, "command", lambda *_: [sys.executable, "-c", code])
+    held.desk.finish(60)
+    notes = held.done[0].notes
+    assert "was killed by signal 9 (SIGKILL)" in notes[0]
+    assert notes[1:] == ("half an upgrade",)
+
+
 class Full:
     """A disk that is full for files of some names."""
 
