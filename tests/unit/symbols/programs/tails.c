@@ -22,12 +22,12 @@ KEEP struct conn *mixed(struct conn *old) { if (old) return old; return mixed_in
 KEEP struct conn *pointed(void) { return calloc(1, sizeof(struct conn) + 24); }
 KEEP struct conn *joined(void) { return calloc(1, sizeof(struct conn) + 32); }
 KEEP void conn_destroy(struct conn *c) { c->id = -1; c->next = pool; pool = c; }
+KEEP struct conn *known(struct conn *old) { sum++; return old; }
 KEEP struct conn *pick(struct conn *old) {
-    volatile long pad[4] = {1};
-    struct conn *c = old;
+    struct conn *c = known(old);
     if (!c) c = joined();
-    pad[1] = (long)c;
-    return (struct conn *)pad[1];
+    sum += (long)c;
+    return c;
 }
 
 struct conn *(*volatile through)(void) = pointed;
