@@ -23,6 +23,12 @@ KEEP void locked(struct obj *o) {
     if (left == 0) free(o);
 }
 
+static inline __attribute__((always_inline)) void unref(struct obj *o) {
+    if (atomic_fetch_sub(&o->shared, 1) == 1) { sum++; free(o); }
+}
+KEEP void by_hand(long n, struct obj *o) { sum += n; unref(o); }
+KEEP void at_once(struct obj *o) { unref(o); }
+
 KEEP void always(struct obj *o) { sum++; free(o); }
 KEEP void null_is_fine(struct obj *o) { if (!o) return; sum++; free(o); }
 KEEP void population(struct obj *o) { if (--live == 0) sum = 0; free(o); }
@@ -34,6 +40,7 @@ static struct obj *make(void) { struct obj *o = calloc(1, sizeof *o); o->refs = 
 
 int main(void) {
     plain(make()); last_first(make()); checked(make()); atomic(make()); builtin(make()); guarded(make()); locked(make());
+    by_hand(1, make()); at_once(make());
     always(make()); null_is_fine(make()); population(make()); next_life(make()); backwards(make()); by_state(make());
     return 0;
 }

@@ -22,7 +22,7 @@ KEEP struct conn *mixed(struct conn *old) { if (old) return old; return mixed_in
 KEEP struct conn *pointed(void) { return calloc(1, sizeof(struct conn) + 24); }
 KEEP struct conn *joined(void) { return calloc(1, sizeof(struct conn) + 32); }
 KEEP void conn_destroy(struct conn *c) { c->id = -1; c->next = pool; pool = c; }
-KEEP struct conn *known(struct conn *old) { sum++; return old; }
+KEEP struct conn *known(struct conn *old) { __asm__ volatile("" : "+r"(old)); return old; }
 KEEP struct conn *pick(struct conn *old) {
     struct conn *c = known(old);
     if (!c) c = joined();
