@@ -55,7 +55,7 @@ class OutsideProbes:
     def of_result(self, instance: Instance) -> Outside:
         """Behind each call of a create, where its result is in its register."""
         outside = Outside([], [])
-        self._results(instance, instance.entry, outside, {instance.entry}, 0)
+        self._results(instance, instance.function.low, outside, {instance.function.low}, 0)
         return self._said(instance, outside, "it ends in a tail call, and its callers get the result")
 
     def of_argument(self, instance: Instance, source: ArgSource) -> Outside:
