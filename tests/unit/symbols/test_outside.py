@@ -35,20 +35,20 @@ def plan_of(path: Path, create: str, *, destroy: str = "conn_destroy") -> ProbeP
     return plan
 
 
-def born(path: Path, plan: ProbePlan, tmp_path: Path) -> int:
-    """How often the create sites of a plan are passed with an address, in one run under gdb."""
+def passed(path: Path, plan: ProbePlan, tmp_path: Path, role: Role = Role.CREATE) -> int:
+    """How often the sites of a role are passed with an address, in one run under gdb."""
     script = tmp_path / "count.gdb"
     lines = ["set auto-load no", "set pagination off", "set breakpoint pending off", "starti"]
     base = 0x555555554000 if plan.pie else 0
-    for site in plan.by_role(Role.CREATE):
+    for site in plan.by_role(role):
         register = f"${site.source.register}"
         lines += [f"break *{base + site.address:#x}", "commands", "silent"]
-        lines += [f'printf "born %d\\n", {register} != 0', "continue", "end"]
+        lines += [f'printf "passed %d\\n", {register} != 0', "continue", "end"]
     script.write_text("\n".join([*lines, "continue", ""]))
     command = [require_program("gdb"), "-nx", "-batch", "-x", str(script), str(path)]
     said = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     assert "exited normally" in said
-    return said.count("born 1")
+    return said.count("passed 1")
 
 
 @pytest.mark.parametrize(("compiler", "flags"), FLAGS)
@@ -59,7 +59,7 @@ def test_every_result_of_a_tail_call_is_seen_once(
     path = build_c("-g", *flags.split(), compiler=compiler, source="tails.c")
     plan = plan_of(path, create)
     assert plan.complete(Role.CREATE), plan.unprobed
-    assert born(path, plan, tmp_path) == times
+    assert passed(path, plan, tmp_path) == times
 
 
 @pytest.mark.parametrize(("compiler", "flags"), FLAGS)
@@ -133,3 +133,17 @@ def test_which_instances_are_meant(compiler: str, level: str, narrowing: str, en
     plan = resolve(path, parse_profile(text))
     assert {site.enclosing for site in plan.sites} == enclosing
     assert plan.complete(Role.DESTROY)
+
+
+@pytest.mark.parametrize(("compiler", "flags"), FLAGS)
+@pytest.mark.parametrize(("destroy", "times"), [("conn_destroy", 20), ("conn_unref", 40)])
+def test_destroys_whose_loads_are_scheduled_among_other_code(
+    compiler: str, flags: str, destroy: str, times: int, tmp_path: Path
+) -> None:
+    path = build_c("-g", *flags.split(), compiler=compiler, source="scheduled.c")
+    plan = plan_of(path, "conn_create", destroy=destroy)
+    assert plan.destroy_counts == (destroy == "conn_unref")
+    hits = passed(path, plan, tmp_path, Role.DESTROY)
+    assert hits == times if plan.complete(Role.DESTROY) else hits < times
+    if destroy == "conn_destroy":
+        assert plan.complete(Role.DESTROY), plan.unprobed

@@ -72,6 +72,17 @@ def test_the_slot_points_to_the_object(compiler: str, level: str) -> None:
 
 
 @pytest.mark.parametrize(("compiler", "level"), C_FLAGS)
+def test_of_several_pointers_the_one_that_was_taken_is_said(compiler: str, level: str) -> None:
+    destroy = "function = 'peer_destroy', slot = 'p'"
+    plan = plan_of(compiler, level, "function = 'on_event', object = 'e'", destroy=destroy, kind="peer")
+    (warning,) = plan.warnings
+    assert "'peer' has several pointers to 'event'; 'read' is taken. If it is another (write)" in warning
+    said = "function = 'on_event', object = 'e', is = 'slot.write'"
+    plan = plan_of(compiler, level, said, destroy=destroy, kind="peer")
+    assert (plan.slot.object_offset, plan.warnings) == (8, ())
+
+
+@pytest.mark.parametrize(("compiler", "level"), C_FLAGS)
 @pytest.mark.parametrize(
     ("function", "argument", "reason"),
     [
