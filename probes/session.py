@@ -142,7 +142,7 @@ class LiveSession:
         program: str = "",
         options: SessionOptions | None = None,
     ) -> LiveSession:
-        """Arm the plan's probes on `pids`; with `follow`, on all processes of the program, present and future.
+        """Arm the plan's probes on `pids`; with `follow`, on all processes of the program, now and later.
 
         program: its executable; the plan may be of a shared object that it runs.
 
