@@ -22,9 +22,7 @@ from tests.unit.agent.correlator.playbook import (
 
 
 def fdinfo(present: bool | None, holders: tuple[tuple[int, int, str], ...] = ()) -> FdinfoChecked:
-    return FdinfoChecked(
-        ts=60, tgid=TGID, epfd=EPFD, fd=9, userdata=SLOT, present=present, holders=holders
-    )
+    return FdinfoChecked(ts=60, tgid=TGID, epfd=EPFD, fd=9, userdata=SLOT, present=present, holders=holders)
 
 
 def reasons(play: Playbook) -> str:
@@ -93,9 +91,7 @@ class TestDescriptionOutlivesClose:
         play << high("description-outlives-close", "confirmed")
         assert "the duplicate was closed soon after" in reasons(play)
 
-    @pytest.mark.parametrize(
-        ("present", "reason"), [(False, "refuted-by-fdinfo"), (None, "not-confirmed")]
-    )
+    @pytest.mark.parametrize(("present", "reason"), [(False, "refuted-by-fdinfo"), (None, "not-confirmed")])
     def test_where_the_kernel_cannot_be_asked_fdinfo_must_say_so(
         self, play: Playbook, present: bool | None, reason: str
     ) -> None:
