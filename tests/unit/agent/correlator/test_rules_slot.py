@@ -296,13 +296,18 @@ class TestFreedInOpenBatch:
         assert "name the handler as `dispatch` in the profile" in reasons(play)
         assert "still names the slot" not in reasons(play)
 
-    def test_what_was_not_judged_is_one_group_whoever_frees(self, play: Playbook) -> None:
+    def test_what_was_not_judged_is_counted_by_the_total_that_it_carries(self, play: Playbook) -> None:
+        """The kernel side tells at each doubling how many there were of the target so far, in `arg`."""
         play >> attached(plan(dispatch=0))
-        for address in range(SLOT, SLOT + 4096, 64):
-            story = life(address).delivered(40)
-            play.correlator.feed(story.freed_in_batch(50, flags=RecordFlag.NOT_JUDGED))
+        for total, by in ((1, LOOP), (2, WORKER), (4, LOOP), (4, LOOP), (64, LOOP)):
+            story = life(SLOT + 64 * total).delivered(40)
+            play.correlator.feed(story.freed_in_batch(50, by, flags=RecordFlag.NOT_JUDGED, arg=total))
         (group,) = play.correlator.findings()
-        assert (group.count, group.severity.label) == (64, "info")
+        assert (group.count, group.sub_classes) == (64, {"not-judged": 64})
+        play >> attached(plan(dispatch=0), ts=100)  # another program under the same number
+        again = life().delivered(140).freed_in_batch(150, flags=RecordFlag.NOT_JUDGED, arg=64)
+        play.correlator.feed(again)
+        assert play.correlator.findings()[0].count == 128
 
     def test_uncertain_after_a_wait_on_another_instance(self, play: Playbook) -> None:
         event = life().delivered(40).freed_in_batch(50, flags=RecordFlag.NESTED)
