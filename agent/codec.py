@@ -101,7 +101,7 @@ def _codec(hint: Any) -> tuple[Encode, Decode]:
     if origin in (types.UnionType, typing.Union):
         return _optional(next(arg for arg in args if arg is not types.NoneType))
     if origin is tuple:
-        return _sequence(args[0])
+        return _sequence(args[0]) if args[-1] is Ellipsis else _row(args)
     if origin is not None and issubclass(origin, Mapping):
         return _mapping(*args)
     if isinstance(hint, type):
@@ -131,6 +131,18 @@ def _sequence(hint: Any) -> tuple[Encode, Decode]:
         return tuple(map(decode, value))
 
     return (lambda value: [encode(item) for item in value]), read
+
+
+def _row(hints: tuple[Any, ...]) -> tuple[Encode, Decode]:
+    """A tuple of so many items, each of its own type."""
+    codecs = [_codec(hint) for hint in hints]
+
+    def read(value: Any) -> tuple[Any, ...]:
+        if type(value) is not list or len(value) != len(codecs):
+            raise BadEvent(f"expected a list of {len(codecs)}")
+        return tuple(decode(item) for (_, decode), item in zip(codecs, value, strict=True))
+
+    return (lambda row: [encode(item) for (encode, _), item in zip(codecs, row, strict=True)]), read
 
 
 def _mapping(key: Any, item: Any) -> tuple[Encode, Decode]:
@@ -196,10 +208,13 @@ _TAG_OF = {kind: tag for tag, kind in TAGS.items()}
 
 
 def _fingerprint() -> str:
-    """Changes with every field of every event, so that a reader never misreads an older layout."""
+    """Changes with every field of every event and its type: a reader never misreads an older layout."""
     kinds = [*TAGS.values(), events.SlotLife, events.Registration, events.MappedModule]
     kinds += [events.CrashSlot, events.ThreadStatus]
-    seen = [f"{kind.__name__}({','.join(field.name for field in fields(kind))})" for kind in kinds]
+    seen = [
+        f"{kind.__name__}({','.join(f'{field.name}:{field.type}' for field in fields(kind))})"
+        for kind in kinds
+    ]
     seen += [f"{kind.__name__}({','.join(kind._fields)})" for kind in (events.Moment, events.Trigger)]
     text = ";".join(seen).encode()
     # No adversary here: a checksum does, and hashlib would load 3 MB of libcrypto into the daemon.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import typing
 import zlib
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, make_dataclass
 from enum import IntEnum, IntFlag
 from pathlib import Path
 from types import NoneType, UnionType
@@ -20,7 +21,7 @@ from agent import codec, recording
 from agent.errors import NotARecording, OtherVersion, RecordingDamaged, RecordingError, RecordingTruncated
 from agent.recording import FRAME, MAGIC, PREFIX, FrameType, RecordingWriter
 from agent.replay_source import RecordingSource
-from probes import events
+from probes import abi, events
 from probes.abi import Record
 from probes.events import Event, RecordsRead, Tick
 from tests.unit.agent.scenario import BATCH, WITNESSES
@@ -53,6 +54,8 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (UnionType, typing.Union):
         return st.none() | values(next(arg for arg in args if arg is not NoneType))
+    if origin is tuple and args[-1] is not Ellipsis:
+        return st.tuples(*map(values, args))
     if origin is tuple:
         return st.lists(values(args[0]), max_size=4).map(tuple)
     if origin is not None:
@@ -199,6 +202,64 @@ def test_other_record_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(codec, "SCHEMA", "0" * 16)
     with pytest.raises(OtherVersion):
         RecordingSource.open(path)
+
+
+def header_of(path: Path) -> tuple[dict[str, Any], bytes]:
+    """(the header, what follows it)."""
+    raw = path.read_bytes()
+    length = FRAME.unpack_from(raw, PREFIX.size)[0]
+    body = PREFIX.size + FRAME.size
+    return json.loads(zlib.decompress(raw[body : body + length])), raw[body + length :]
+
+
+@pytest.mark.parametrize("change", [{"abi": 1}, {"schema": "0123456789abcdef"}, {"abi": None}])
+def test_a_recording_of_the_kernel_sides_first_version_is_refused_with_both_layouts(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """The format of the file is the same; what its records and events mean is not."""
+    path = tmp_path / "r.afrec"
+    write(path, [*WITNESSES, BATCH])
+    header, rest = header_of(path)
+    header |= {"afterfree": "0.9.0"} | change
+    payload = zlib.compress(json.dumps(header).encode())
+    frame = FRAME.pack(len(payload), FrameType.HEADER) + payload
+    path.write_bytes(PREFIX.pack(MAGIC, recording.FORMAT_VERSION) + frame + rest)
+    with pytest.raises(OtherVersion, match="another version") as caught:
+        RecordingSource.open(path)
+    assert "afterfree 0.9.0" in caught.value.detail
+    assert f"this build reads {abi.ABI_VERSION}/{codec.SCHEMA}" in caught.value.detail
+    assert caught.value.remedy
+
+
+def test_who_holds_a_description_survives_the_recording(tmp_path: Path) -> None:
+    """(pid, fd, comm): items of different types."""
+    check = events.FdinfoChecked(
+        ts=1, tgid=2, epfd=3, fd=4, userdata=5, present=True, holders=((7, 8, "a b"), (9, 10, "\x1b"))
+    )
+    path = tmp_path / "r.afrec"
+    write(path, [check])
+    assert read(path) == [check]
+
+
+@pytest.mark.parametrize("row", [[], [1], [1, 2], [1, 2, 3], [1, 2, "x", 4], ["x", 1, 2], "abc", None])
+def test_a_holder_that_is_none_is_refused(row: Any) -> None:
+    check = events.FdinfoChecked(ts=1, tgid=2, epfd=3, fd=4, userdata=5, present=True)
+    tag, fields_ = codec.encode(check)
+    with pytest.raises(codec.BadEvent):
+        codec.decode([tag, [*fields_[:-1], [row]]])
+
+
+@pytest.mark.parametrize("field", [("generation_guard", "int"), ("ino", "str")], ids=["new", "other type"])
+def test_every_field_of_every_event_counts_for_the_layout(
+    field: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build whose events differ in one field, even of a part, reads no recording of this one."""
+    other = make_dataclass(
+        "Registration", [(*field, None)], bases=(events.Registration,), frozen=True, kw_only=True
+    )
+    assert codec._fingerprint() == codec.SCHEMA
+    monkeypatch.setattr(events, "Registration", other)
+    assert codec._fingerprint() != codec.SCHEMA
 
 
 def test_a_hostile_length_does_not_allocate(tmp_path: Path) -> None:
