@@ -41,7 +41,7 @@ class LoadOptions:
     lifetime_records: int = 4096  # likewise: LIFETIME_BYTES
     max_slots: int = 32768
     max_threads: int = 8192
-    urgent_pages: int = 1024
+    urgent_pages: int = 2048
     empty: bool = False
 
     def fitted(self, cpus: int) -> LoadOptions:

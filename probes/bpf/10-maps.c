@@ -121,6 +121,7 @@ struct af_thread {
 	u64 fault_ts;
 	u64 hit_ip;          /* the last uprobe this thread ran into */
 	u64 crashed_at;      /* of the first of the fatal signals counted in `crashed` */
+	u64 outlived;        /* slot whose registration outlived the close under way; 0 none */
 	u64 missed_at;       /* of an EPOLL_CTL_MOD that found nothing: an ADD that follows makes it an idiom */
 	u64 missed_enter;
 	u64 missed_userdata;

@@ -81,6 +81,7 @@ AF_FN bool af_frees(u64 addr)
 #define AF_PENDING_NO 0
 #define AF_PENDING_YES 1
 #define AF_PENDING_UNKNOWN 2
+#define AF_PENDING_UNTOLD 3 /* unknown, and only counted */
 
 /* Is a delivery of the slot still to be worked on, in a batch that is open and names it? Only a dispatch tells. */
 AF_FN u32 af_undispatched(struct af_target *target, struct af_slot *slot, bool holds, u64 sp, u32 *nested)
@@ -90,8 +91,10 @@ AF_FN u32 af_undispatched(struct af_target *target, struct af_slot *slot, bool h
 		return AF_PENDING_NO;
 	*nested = b->nested;
 #if AF_HAVE_DISPATCH
+	/* of a slot that another protocol took over the dispatch says nothing */
 	if (holds)
 		return slot->undispatched ? AF_PENDING_YES : AF_PENDING_NO;
+	return AF_PENDING_UNTOLD;
 #endif
 	/* the first event of a batch is being worked on, as far as anybody can tell */
 	return slot->last_index || slot->last_tid != (u32)bpf_get_current_pid_tgid() ? AF_PENDING_UNKNOWN
@@ -170,11 +173,11 @@ AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 addr, bool entry)
 	slot->state = AF_SLOT_FREE;
 	slot->adder = 0;
 	slot->destroy = at;
-	if (in_batch == AF_PENDING_UNKNOWN) {
+	if (in_batch >= AF_PENDING_UNKNOWN) {
 		af_flag(slot, AF_S_NOT_JUDGED);
 		af_count(AF_C_NOT_JUDGED);
 		target->not_judged += 1;
-		if (target->not_judged & (target->not_judged - 1))
+		if (in_batch == AF_PENDING_UNTOLD || (target->not_judged & (target->not_judged - 1)))
 			in_batch = AF_PENDING_NO; /* told at doublings */
 		a.flags |= AF_F_NOT_JUDGED;
 		a.arg = (u32)target->not_judged;
