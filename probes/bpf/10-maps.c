@@ -150,6 +150,7 @@ struct af_thread {
 	s32 missed_fd;
 	s32 missed_epfd;
 	s32 missed_stack;
+	u32 duplicated;      /* and a duplicate of its fd is open in this process */
 	u32 pending_first;   /* of its entries in `pending`: [first, next) */
 	u32 pending_next;
 };

@@ -30,21 +30,23 @@ AF_FN void af_note_closed(struct af_target *target, struct af_thread *t, struct 
 		return;
 	}
 	af_number_keep(note);
-	if (slot) {
-		af_flag(slot, AF_S_CLOSE_PENDING);
-		t->outlived = slot->addr;
-	}
+	if (!slot)
+		return;
+	af_flag(slot, AF_S_CLOSE_PENDING);
+	t->outlived = slot->addr;
+	u64 file = note->file;
+	struct af_dup *dup = dups.lookup(&file);
+	t->duplicated = dup && dup->newfd != note->fd && af_file(dup->newfd) == file;
 }
 
-/* A close is over when it returns, unless a forked child may be on its way to executing another program. */
-#define AF_CLOSE_IS_SYNC (AF_LINUX_VERSION_CODE >= 0x060600)
-
+/* A duplicate that is seen in the table is certain. Otherwise what keeps the file may be a call under way on another
+ * thread (fdget, epi_fget), or a forked child on its way to executing another program: that is asked again later. */
 AF_FN void af_outlived(struct af_target *target, struct af_thread *t, struct af_scratch *s)
 {
 	struct af_slot *slot = t->outlived ? af_slot_find(target, t->outlived) : 0;
 	if (!slot)
 		return;
-	if (AF_CLOSE_IS_SYNC && !target->forks && slot->state == AF_SLOT_LIVE)
+	if (t->duplicated && slot->state == AF_SLOT_LIVE)
 		af_settle(target, slot, s, false);
 	if (slot->flags & (AF_S_CLOSE_PENDING | AF_S_PENDING))
 		af_put_off(t, slot);
@@ -143,6 +145,7 @@ AF_FN void af_bad_close(void *ctx, struct af_target *target, struct af_thread *t
 AF_FN void af_close_ended(struct af_target *target, struct af_thread *t, s32 ret, u64 now, struct af_scratch *s)
 {
 	t->outlived = 0;
+	t->duplicated = 0;
 	struct af_at at;
 	af_at_set(&at, t->enter, now, t->ip, (u32)bpf_get_current_pid_tgid(), t->stack);
 	AF_LOOP
