@@ -34,6 +34,8 @@ _LOSSES = {
     "registrations-of-one-file-beyond-limit": "a file has more registrations than are looked at",
     "close-range-beyond-limit": "close_range(2) closed more numbers than are looked at",
     "nested-waits-beyond-limit": "waits within waits were more than are kept",
+    "objects-map-full": "objects could not be tied to their slots: the map is full",
+    "tail-call": "deliveries of a batch were not looked at to its end: a tail call failed",
     "threads-map-full": "threads could not be tracked: the map is full",
     "deliveries-beyond-limit": "deliveries of one wait were more than are read",
     "user-memory-not-resident": "reads of target memory failed",
