@@ -269,6 +269,7 @@ void host_some(const struct scenario *s, u64 count, u64 seed, struct search *sea
 	}
 }
 
+void host_look_for(u32 kind, u64 whats) { not_looked_for[kind] = ~whats; }
 u32 host_messages(void) { return sim_messages; }
 const u8 *host_message(u32 index) { return sim_ring + sim_message_at[index]; }
 const u8 *host_lifetimes(u64 *written)

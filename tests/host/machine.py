@@ -110,6 +110,7 @@ class Verdict:
 
     kind: str
     what: str
+    code: int
     slot: int
     step: int
 
@@ -137,7 +138,7 @@ def _verdict(found: _Violation) -> Verdict:
         what = known.get(found.what, what)
     elif kind == "lifetimes":
         what = f"{found.what} told"
-    return Verdict(kind, what, found.slot, found.step)
+    return Verdict(kind, what, found.what, found.slot, found.step)
 
 
 class Machine:
@@ -150,6 +151,14 @@ class Machine:
         sizes = [self._lib.host_sizes(which) for which in range(3)]
         if sizes != [ctypes.sizeof(_Scenario), ctypes.sizeof(_Search), len(OPS)]:
             raise RuntimeError(f"machine.py and machine.c differ: {sizes}")
+
+    def look_for(self, only: Verdict | None = None, but: Sequence[tuple[str, int]] = ()) -> None:
+        """From now on: everything, or one kind of violation only, or everything but some."""
+        for kind in range(1, len(KINDS)):
+            whats = ~0 if only is None else 1 << (only.code & 63) if only.kind == KINDS[kind] else 0
+            for name, code in but:
+                whats &= ~(1 << code) if name == KINDS[kind] else ~0
+            self._lib.host_look_for(kind, ctypes.c_uint64(whats & (1 << 64) - 1))
 
     def run(self, scenario: Scenario, schedule: bytes) -> Verdict:
         """One order: a thread per step; what the schedule leaves over is played thread by thread."""
@@ -202,6 +211,48 @@ def orders(scenario: Scenario) -> int:
         for step in range(1, 1 + sum(STEPS[call.split()[0]] for call in scenario.calls(thread))):
             ways //= step
     return ways
+
+
+def smaller(machine: Machine, scenario: Scenario, verdict: Verdict, most: int = 20_000) -> tuple[Scenario, Search]:
+    """The scenario without the calls that the violation does without, and the order with the fewest switches."""
+    machine.look_for(verdict)
+    try:
+        found = _looked(machine, scenario, most)
+        while True:
+            for candidate in _without_one(scenario):
+                tried = _looked(machine, candidate, most)
+                if tried.violations:
+                    scenario, found = candidate, tried
+                    break
+            else:
+                return scenario, found
+    finally:
+        machine.look_for()
+
+
+def _looked(machine: Machine, scenario: Scenario, most: int) -> Search:
+    if orders(scenario) <= most:
+        return machine.every_order(scenario, most)
+    return machine.some_orders(scenario, most, 1)
+
+
+def _without_one(scenario: Scenario) -> list[Scenario]:
+    candidates = []
+    for index, text in enumerate(scenario.threads):
+        others = [*scenario.threads[:index], *scenario.threads[index + 1 :]]
+        if others:
+            candidates.append(Scenario(scenario.prepare, others, scenario.name))
+        parts = text.split(";")
+        for at in range(len(parts)):
+            less = ";".join(parts[:at] + parts[at + 1 :])
+            threads = [*scenario.threads[:index], less, *scenario.threads[index + 1 :]]
+            if len(parts) > 1:
+                candidates.append(Scenario(scenario.prepare, threads, scenario.name))
+    parts = scenario.prepare.split(";")
+    candidates += [
+        Scenario(";".join(parts[:at] + parts[at + 1 :]), scenario.threads, scenario.name) for at in range(len(parts))
+    ]
+    return candidates
 
 
 def story(scenario: Scenario, schedule: bytes) -> str:

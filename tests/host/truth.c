@@ -46,10 +46,11 @@ struct violation { u32 kind, what, slot, step; };
 enum violation_kind { RIGHT, FALSE_ALARM, MISSED, LIFETIMES, AUDIT, LOST };
 static struct violation wrong;
 static u32 truth_step;
+static u64 not_looked_for[LOST + 1]; /* bits of `what`, by kind */
 
 static void truth_wrong(u32 kind, u32 what, u32 slot)
 {
-	if (!wrong.kind)
+	if (!wrong.kind && !(not_looked_for[kind] & 1ull << (what & 63)))
 		wrong = (struct violation){kind, what, slot, truth_step};
 }
 
