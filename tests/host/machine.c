@@ -49,6 +49,8 @@ static void machine_play(struct player *p, const struct op *op, u32 step)
 	}
 }
 
+static bool overlapped; /* a call began, or had its effect, within another thread's */
+
 /* One step of a thread; false when it has none left. */
 static bool machine_step(u32 thread, const struct op *ops, u32 count)
 {
@@ -60,6 +62,8 @@ static bool machine_step(u32 thread, const struct op *ops, u32 count)
 	playing = thread;
 	sim.current = &sim.tasks[thread];
 	sim.now += 100;
+	for (u32 i = 0; i < SIM_THREADS; i++)
+		overlapped |= i != thread && players[i].step;
 	truth_step_begins();
 	machine_play(p, op, step);
 	truth_step_ends();
@@ -92,6 +96,7 @@ static void machine_begin(const struct scenario *s)
 	u32 tgid = sim.tasks[0].tgid;
 	struct af_target target = {.armed = sim.now, .epoch = af_epoch(sim.now)};
 	targets.update(&tgid, &target);
+	overlapped = false;
 	truth_step = 0;
 	while (machine_step(0, s->prepare, s->prepared))
 		;
@@ -126,7 +131,8 @@ static void machine_end(void)
 		if (counters_values[losses[i]])
 			truth_wrong(LOST, losses[i], 0);
 	static const u8 audits[] = {AF_C_AUDIT_ADD, AF_C_AUDIT_MISSING, AF_C_AUDIT_UNSEEN};
-	for (u32 i = 0; i < sizeof(audits); i++)
+	/* what another thread's call has done, and not yet told, explains what the audit wonders at */
+	for (u32 i = 0; i < sizeof(audits) && !overlapped; i++)
 		if (counters_values[audits[i]])
 			truth_wrong(AUDIT, audits[i], 0);
 }

@@ -264,7 +264,9 @@ def story(scenario: Scenario, schedule: bytes) -> str:
         call, step = at[thread]
         if call >= len(calls):
             continue
-        count = STEPS[calls[call].split()[0]]
-        lines.append(f"{number:3} {'    ' * thread}{thread}: {calls[call]}{PHASES[count][step]}")
+        kind = calls[call].split()[0]
+        count = STEPS[kind]
+        phase = (" enter", " table", " exit", " put")[step] if kind == "late_close" else PHASES[count][step]
+        lines.append(f"{number:3} {'    ' * thread}{thread}: {calls[call]}{phase}")
         at[thread] = [call, step + 1] if step + 1 < count else [call + 1, 0]
     return "\n".join(lines)

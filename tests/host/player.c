@@ -64,6 +64,7 @@ struct player {
 	u64 closing;     /* registrations under the number that it closes */
 	u32 batch;       /* slots that it was told of since it waited last there */
 	s32 batch_epfd;
+	u32 batch_depth;
 	u32 told_by[SIM_EVENTS]; /* registrations that the wait under way tells of */
 	u8 missed; /* a MOD that found nothing, and no ADD yet */
 };

@@ -61,7 +61,8 @@ static void step_added(struct player *p)
 		same |= q->file == r->file;
 		other |= q->file != r->file;
 	}
-	if (other && !same && r->live && r->life == s->life)
+	/* of a number that is being closed, what was begun of it may be given up */
+	if (other && !same && r->live && !r->closed && r->life == s->life)
 		truth_must(AF_SUSPECT_ALIASED_SLOT, r->slot);
 }
 
@@ -156,14 +157,16 @@ static struct sim_file *step_take_out(s32 fd)
 	return sim_take_out(sim.current->files, fd);
 }
 
-static void step_closed(struct player *p)
+/* Close has returned. What outlived it is to be told, where its registrations were looked at before (not by
+ * close_range, which is seen at its exit only). */
+static void step_closed(struct player *p, bool looked)
 {
 	for (u32 i = 0; i < truth.count; i++) {
 		struct truth_reg *r = &truth.regs[i];
 		if (!(p->closing & 1ull << i))
 			continue;
-		r->ended = !r->live;
-		if (!r->live || r->moving || r->slot < 0)
+		r->ended = looked && !r->live;
+		if (!r->live || !looked || r->moving || r->slot < 0)
 			continue;
 		r->due = 1;
 		r->closer = playing;
@@ -193,7 +196,7 @@ static void step_close(struct player *p, const struct op *op, u32 step)
 			truth.must_any |= TRUTH_BITS(AF_SUSPECT_BAD_CLOSE);
 			p->closing = 0;
 		}
-		step_closed(p);
+		step_closed(p, true);
 		probe_exit(af_exit_close, p->ret);
 	}
 }
@@ -221,7 +224,7 @@ static void step_dup2(struct player *p, const struct op *op, u32 step)
 	} else {
 		if (p->ret < 0)
 			p->closing = 0;
-		step_closed(p);
+		step_closed(p, true);
 		probe_exit(af_exit_dup2, p->ret);
 	}
 }
@@ -240,7 +243,7 @@ static void step_close_range(struct player *p, const struct op *op, u32 step)
 				sim_put(file);
 		}
 	} else {
-		step_closed(p);
+		step_closed(p, false);
 		probe_exit(af_exit_close_range, p->ret);
 	}
 }
@@ -253,7 +256,7 @@ static void step_wait(struct player *p, const struct op *op, u32 step)
 	u32 most = op->b && op->b < SIM_EVENTS ? op->b : SIM_EVENTS;
 	if (step == STEP_ENTER) {
 		p->epfd = vars[op->a];
-		if (p->batch_epfd == p->epfd)
+		if (p->batch_epfd == p->epfd && p->depth <= p->batch_depth)
 			p->batch = 0;
 		step_registers(p, p->epfd, array, most);
 		if (p->missed)
@@ -267,6 +270,7 @@ static void step_wait(struct player *p, const struct op *op, u32 step)
 			p->told_by[i] = sim_told_by[i];
 	} else {
 		p->batch_epfd = p->epfd;
+		p->batch_depth = p->depth;
 		for (s32 i = 0; i < p->ret; i++) {
 			struct sim_event *event = (struct sim_event *)(sim.user + (array - SIM_USER)) + i;
 			s32 slot = truth_slot_of(event->data);
