@@ -158,7 +158,7 @@ struct af_fd_key { u32 tgid; u32 epoch; s32 fd; };
 
 /* a slot that was destroyed while it was registered: judged when the call is over */
 struct af_pending_key { u64 id; u32 index; u32 gap; };
-struct af_pending_slot { u64 addr; u32 gen; u32 epoch; };
+struct af_pending_slot { u64 addr; u64 judge; u32 gen; u32 epoch; };
 
 struct af_dup { u64 enter; u64 ts; u64 ip; u32 tid; s32 stack; s32 oldfd; s32 newfd; };
 

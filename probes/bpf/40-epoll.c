@@ -170,7 +170,7 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 	}
 	/* if no create comes to give it out before this thread waits, none is under way */
 	if (slot->adder)
-		af_put_off(t, slot);
+		af_put_off(t, slot, 0);
 	if (slot->state == AF_SLOT_FREE)
 		return;
 	slot->fd = t->fd;

@@ -58,13 +58,13 @@ AF_FN void af_settle_pending(void *ctx)
 		struct af_pending_slot *p = pending.lookup(&key);
 		if (!p)
 			continue;
-		u64 addr = p->addr;
+		u64 addr = p->addr, judge = p->judge;
 		u32 gen = p->gen, epoch = p->epoch;
 		pending.delete(&key);
 		struct af_slot *slot = af_slot_of(af_tgid(), epoch, addr);
 		if (!slot || slot->gen != gen)
 			continue;
-		send = af_settled(slot, s, slot->adder == (u32)key.id);
+		send = af_settled(slot, s, judge, slot->adder == (u32)key.id);
 		if (send) {
 			told = slot;
 			break;
@@ -203,7 +203,7 @@ AF_FN void af_delivered(struct af_target *target, struct af_thread *t, u32 tid, 
 	}
 	/* a delivery is the latest moment to judge what was put off: the last program of the chain does */
 	if ((slot->flags & (AF_S_PENDING | AF_S_CLOSE_PENDING)) && !slot->adder)
-		af_put_off(t, slot);
+		af_put_off(t, slot, AF_S_PENDING | AF_S_CLOSE_PENDING);
 	if (slot->consecutive >= AF_QUIET_AFTER || slot->idle_reported) {
 		af_count(AF_C_REPEATS);
 		if (!af_worth_sending(slot->consecutive >= AF_QUIET_AFTER ? slot->consecutive : (u32)slot->idle, true))

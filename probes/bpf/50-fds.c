@@ -32,7 +32,7 @@ AF_FN void af_note_closed(struct af_target *target, struct af_thread *t, struct 
 	af_number_keep(note);
 	if (slot) {
 		af_flag(slot, AF_S_CLOSE_PENDING);
-		af_put_off(t, slot);
+		af_put_off(t, slot, AF_S_CLOSE_PENDING);
 	}
 }
 
@@ -216,7 +216,7 @@ int af_exit_close_range(struct af_sys_exit *ctx)
 			continue;
 		slot->close = at;
 		af_flag(slot, AF_S_CLOSED | AF_S_CLOSE_PENDING); /* asked when it is judged */
-		af_put_off(t, slot);
+		af_put_off(t, slot, AF_S_CLOSE_PENDING);
 	}
 	if (last - first >= AF_RANGE_LIMIT && last < 0x7fffffff)
 		af_count(AF_C_RANGE_TRUNCATED);

@@ -184,7 +184,7 @@ AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 addr, bool entry)
 		af_slot_waiter(slot, s->reg.ep, tid, AF_S_DESTROY_BY_OTHER);
 	if (registered) {
 		af_flag(slot, AF_S_PENDING); /* judged when this call is over */
-		af_put_off(t, slot);
+		af_put_off(t, slot, AF_S_PENDING);
 	} else {
 		af_lifetime_out(slot, af_signature(slot, false));
 	}
