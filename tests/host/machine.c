@@ -59,6 +59,8 @@ static bool machine_step(u32 thread, const struct op *ops, u32 count)
 		return false;
 	const struct op *op = &ops[p->op];
 	u32 step = op_steps[op->kind][p->step];
+	if (!p->step)
+		p->entered = truth_step;
 	playing = thread;
 	sim.current = &sim.tasks[thread];
 	sim.now += 100;
@@ -97,11 +99,11 @@ static void machine_begin(const struct scenario *s)
 	struct af_target target = {.armed = sim.now, .epoch = af_epoch(sim.now)};
 	targets.update(&tgid, &target);
 	overlapped = false;
-	truth_step = 0;
+	truth_step = 1;
 	while (machine_step(0, s->prepare, s->prepared))
 		;
 	players[0].op = players[0].step = 0;
-	truth_step = 0;
+	truth_prepared = truth_step;
 }
 
 /* Everything is judged, as the session does with what no thread judges itself; then the accounts must be right. */

@@ -60,6 +60,7 @@ struct player {
 	u8 loose, noted, adding; /* adding: an ADD that was seen to begin has had no effect yet */
 	struct sim_file *putting;
 	s32 frames[MOST_DEPTH];
+	u32 entered;     /* step of the entry of its call */
 	u32 reg;         /* the one that its ADD made */
 	u64 closing;     /* registrations under the number that it closes */
 	u32 batch;       /* slots that it was told of since it waited last there */
@@ -124,6 +125,7 @@ static void player_adds(struct truth_reg *reg)
 {
 	struct player *p = &players[playing];
 	reg->noted = p->noted;
+	reg->begun = p->entered;
 	reg->loose = p->loose;
 	reg->life = p->noted ? p->life : reg->slot >= 0 ? truth.slots[reg->slot].life : 0;
 	p->reg = (u32)(reg - truth.regs);

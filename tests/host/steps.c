@@ -37,6 +37,9 @@ static void step_add_begins(struct player *p, s32 slot)
 	struct sim_file *poll = sim_file_of(files, p->epfd);
 	if (step_exists(p) || !sim_file_of(files, p->fd) || !poll || !poll->poll)
 		return; /* it would fail, as things are */
+	for (u32 i = 0; i < SIM_THREADS; i++)
+		if (players[i].adding && players[i].fd == p->fd && players[i].epfd == p->epfd)
+			players[i].noted = 0; /* two at once: the later one is remembered */
 	p->noted = p->adding = 1;
 	p->loose = AF_CREATE_COMPLETE && truth_is_free(slot);
 	truth_add_begun(slot, playing);
@@ -85,9 +88,11 @@ static void step_removal_failed(struct player *p, bool del)
 static void step_ctl_returns(struct player *p, const struct op *op)
 {
 	if (op->kind == OP_ADD) {
-		if (!p->ret)
+		if (!p->ret) {
+			truth.regs[p->reg].returned = 1;
 			step_added(p);
-		else if (p->noted && truth.slots[op->c].adder)
+		}
+		if (p->ret && p->noted && truth.slots[op->c].adder)
 			truth.slots[op->c].adder = 0;
 		return;
 	}
@@ -95,7 +100,7 @@ static void step_ctl_returns(struct player *p, const struct op *op)
 		return;
 	if (!p->ret) {
 		truth.regs[p->reg].moving = 0;
-		truth.regs[p->reg].ended = op->kind == OP_DEL;
+		truth.regs[p->reg].ended = op->kind == OP_DEL && truth.regs[p->reg].begun < p->entered;
 	} else if (p->ret == SIM_ENOENT && op->kind == OP_MOD) {
 		p->missed = 1;
 	} else if (p->ret == SIM_ENOENT || p->ret == SIM_EBADF) {
@@ -165,8 +170,9 @@ static void step_closed(struct player *p, bool looked)
 		struct truth_reg *r = &truth.regs[i];
 		if (!(p->closing & 1ull << i))
 			continue;
-		r->ended = looked && !r->live;
-		if (!r->live || !looked || r->moving || r->slot < 0)
+		r->ended = looked && !r->live && r->begun < p->entered;
+		r->noted &= r->returned; /* a close within its ADD: given up */
+		if (!r->live || !looked || !r->returned || r->moving || r->slot < 0)
 			continue;
 		r->due = 1;
 		r->closer = playing;

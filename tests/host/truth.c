@@ -14,7 +14,9 @@ struct truth_reg {
 	u8 moving;              /* a MOD that changed its userdata has not returned */
 	u8 closed, due, told;   /* its number was closed while it lived; to be told; told */
 	u8 at_birth;            /* it existed when its slot was born again */
-	u8 ended;               /* by a call that has returned */
+	u8 ended;               /* by a call that began after it, and has returned */
+	u8 returned;            /* its ADD has */
+	u32 begun;              /* step */
 	u32 closer, due_life;
 };
 
@@ -45,13 +47,13 @@ static struct truth truth;
 struct violation { u32 kind, what, slot, step; };
 enum violation_kind { RIGHT, FALSE_ALARM, MISSED, LIFETIMES, AUDIT, LOST };
 static struct violation wrong;
-static u32 truth_step;
+static u32 truth_step, truth_prepared; /* steps so far; of these, before the threads began */
 static u64 not_looked_for[LOST + 1]; /* bits of `what`, by kind */
 
 static void truth_wrong(u32 kind, u32 what, u32 slot)
 {
 	if (!wrong.kind && !(not_looked_for[kind] & 1ull << (what & 63)))
-		wrong = (struct violation){kind, what, slot, truth_step};
+		wrong = (struct violation){kind, what, slot, truth_step - truth_prepared};
 }
 
 static s32 truth_slot_of(u64 userdata)
