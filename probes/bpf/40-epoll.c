@@ -269,7 +269,7 @@ AF_FN void af_removed(struct af_target *target, struct af_thread *t, struct af_a
 AF_FN bool af_was_registered(struct af_target *target, struct af_thread *t, struct af_scratch *s)
 {
 	struct af_reg *note = af_note(t->ep, t->file, t->fd);
-	if (note) { /* ended, and not by a call of this process that we saw */
+	if (note && note->state != AF_REG_ADDING) { /* ended, and not by a call of this process that we saw */
 		af_note_copy(&s->reg, note, AF_GONE);
 		return true;
 	}
