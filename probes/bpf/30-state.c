@@ -124,6 +124,8 @@ AF_FN struct af_reg *af_link_note(struct af_link *link)
 /* Does the registration that was noted exist now? Without anybody to ask, as far as calls told. */
 AF_FN u32 af_note_exists(struct af_reg *note)
 {
+	if (note->state == AF_REG_ENDED)
+		return AF_GONE;
 	u32 answer = af_ask(note->item, note->ep, note->file, note->fd, note->userdata);
 	if (answer == AF_CANNOT_TELL && (note->flags & (AF_R_BY_DEL | AF_R_BY_CLOSE)))
 		return AF_GONE;

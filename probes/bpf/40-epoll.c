@@ -147,7 +147,7 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 	struct af_epoll_event made = {};
 	note->add.ts = at->ts;
 	note->item = af_find_item(t->ep, t->file, t->fd, &made);
-	note->state = AF_REG_LIVE;
+	note->state = note->item ? AF_REG_LIVE : AF_REG_ENDED; /* removed before its ADD returned */
 #if !AF_ASK
 	af_number_keep(note);
 #endif
