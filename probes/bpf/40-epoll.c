@@ -157,9 +157,9 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 	if (slot->flags & AF_S_CREATE_SEEN)
 		af_count(AF_C_ADDS_CREATED);
 	u32 tid = (u32)bpf_get_current_pid_tgid();
-	if (slot->flags & AF_S_REBORN_LIVE) {
+	if ((slot->flags & AF_S_REBORN_LIVE) && slot->state == AF_SLOT_LIVE) {
 		/* given out twice: does an owner before this one have it registered? */
-		bool twin = af_existing(slot, slot->live_from, slot->gen, AF_WHENEVER, &s->other);
+		bool twin = af_existing(slot, slot->live_from, note->gen, AF_WHENEVER, &s->other);
 		if (twin && s->other.file != note->file) {
 			struct af_trigger_args a = {.ts = at->ts, .enter = at->enter, .addr = t->userdata,
 						    .gen = slot->gen, .fd = t->fd, .epfd = t->epfd,
