@@ -142,6 +142,11 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 			af_count(AF_C_AUDIT_ADD);
 	}
 	struct af_reg *note = af_note(t->ep, t->file, t->fd);
+	if (note && note->add.enter < t->enter && (note->flags & AF_R_BY_CLOSE)) {
+		/* it was to fail as things were when it began, and did not: what was closed under this identity is over */
+		af_note_ended(note, af_note_slot(note));
+		return;
+	}
 	if (!note || note->add.enter != t->enter)
 		return;
 	struct af_epoll_event made = {};
