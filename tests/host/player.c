@@ -57,7 +57,8 @@ struct player {
 	u32 op, step, depth, calls;
 	s32 fd, epfd, ret, slot;
 	u32 life;
-	u8 loose, noted, adding; /* adding: an ADD that was seen to begin has had no effect yet */
+	u8 loose, noted, adding; /* adding: an ADD that was seen to begin; 1 before its effect, 2 after it */
+	struct sim_file *file;   /* under the number when its ADD began */
 	struct sim_file *putting;
 	s32 frames[MOST_DEPTH];
 	u32 entered;     /* step of the entry of its call */
@@ -124,12 +125,11 @@ static void probe_exit(void *program, s64 ret)
 static void player_adds(struct truth_reg *reg)
 {
 	struct player *p = &players[playing];
-	reg->noted = p->noted;
+	reg->noted = p->noted && reg->file == p->file;
 	reg->begun = p->entered;
 	reg->loose = p->loose;
 	reg->life = p->noted ? p->life : reg->slot >= 0 ? truth.slots[reg->slot].life : 0;
 	p->reg = (u32)(reg - truth.regs);
-	p->adding = 0;
 }
 
 static bool player_is_adding(s32 slot, struct af_reg *reg)

@@ -38,9 +38,10 @@ static void step_add_begins(struct player *p, s32 slot)
 	if (step_exists(p) || !sim_file_of(files, p->fd) || !poll || !poll->poll)
 		return; /* it would fail, as things are */
 	for (u32 i = 0; i < SIM_THREADS; i++)
-		if (players[i].adding && players[i].fd == p->fd && players[i].epfd == p->epfd)
+		if (players[i].adding == 1 && players[i].fd == p->fd && players[i].epfd == p->epfd)
 			players[i].noted = 0; /* two at once: the later one is remembered */
 	p->noted = p->adding = 1;
+	p->file = sim_file_of(files, p->fd);
 	p->loose = AF_CREATE_COMPLETE && truth_is_free(slot);
 	truth_add_begun(slot, playing);
 	p->life = truth.slots[slot].life;
@@ -51,7 +52,7 @@ static void step_added(struct player *p)
 {
 	struct truth_reg *r = &truth.regs[p->reg];
 	struct truth_slot *s = &truth.slots[r->slot];
-	if (!r->noted || r->loose || s->state != TRUTH_LIVE)
+	if (s->state != TRUTH_LIVE)
 		return;
 	bool same = false, other = false;
 	for (u32 i = 0; i < truth.count; i++) {
@@ -65,7 +66,7 @@ static void step_added(struct player *p)
 		other |= q->file != r->file;
 	}
 	/* of a number that is being closed, what was begun of it may be given up */
-	if (other && !same && r->live && !r->closed && r->life == s->life)
+	if (other && !same && r->live && r->noted && !r->loose && !r->closed && r->life == s->life)
 		truth_must(AF_SUSPECT_ALIASED_SLOT, r->slot);
 }
 
@@ -75,7 +76,8 @@ static void step_removal_failed(struct player *p, bool del)
 		if (truth.named[p->fd] & 1u << slot)
 			truth_may(AF_SUSPECT_FAILED_REMOVAL, slot);
 	struct truth_reg *r = truth.last[p->fd] ? &truth.regs[truth.last[p->fd] - 1] : 0;
-	if (!del || !r || r->live || !r->ended || !r->noted || r->loose || r->moving || r->slot < 0)
+	if (!del || !r || r->live || !r->ended || !r->noted || r->loose || r->moving || r->slot < 0 ||
+	    truth.named[p->fd] != 1u << r->slot)
 		return;
 	for (u32 i = 0; i < SIM_THREADS; i++)
 		if (players[i].adding && players[i].fd == p->fd)
@@ -134,8 +136,9 @@ static void step_ctl(struct player *p, const struct op *op, u32 step)
 		if (number != 1 && item)
 			p->reg = item->reg;
 		p->ret = sim_epoll_ctl(files, p->epfd, number, p->fd, event);
-		p->adding = 0;
+		p->adding = p->adding ? 2 : 0;
 	} else {
+		p->adding = 0;
 		step_ctl_returns(p, op);
 		probe_exit(af_exit_ctl, p->ret);
 	}
@@ -171,8 +174,8 @@ static void step_closed(struct player *p, bool looked)
 		if (!(p->closing & 1ull << i))
 			continue;
 		r->ended = looked && !r->live && r->begun < p->entered;
-		r->noted &= r->returned; /* a close within its ADD: given up */
-		if (!r->live || !looked || !r->returned || r->moving || r->slot < 0)
+		r->noted &= r->returned || !looked; /* a close within its ADD: given up */
+		if (!r->live || !looked || !r->returned || !r->noted || r->moving || r->slot < 0)
 			continue;
 		r->due = 1;
 		r->closer = playing;
