@@ -62,6 +62,7 @@ struct player {
 	struct sim_file *putting;
 	s32 frames[MOST_DEPTH];
 	u32 entered;     /* step of the entry of its call */
+	u32 effect;      /* and of its effect */
 	u32 reg;         /* the one that its ADD made */
 	u64 closing;     /* registrations under the number that it closes */
 	u32 batch;       /* slots that it was told of since it waited last there */

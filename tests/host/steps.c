@@ -41,6 +41,7 @@ static void step_add_begins(struct player *p, s32 slot)
 		if (players[i].adding == 1 && players[i].fd == p->fd && players[i].epfd == p->epfd)
 			players[i].noted = 0; /* two at once: the later one is remembered */
 	p->noted = p->adding = 1;
+	truth.named[p->fd] |= 1u << slot;
 	p->file = sim_file_of(files, p->fd);
 	p->loose = AF_CREATE_COMPLETE && truth_is_free(slot);
 	truth_add_begun(slot, playing);
@@ -54,7 +55,7 @@ static void step_added(struct player *p)
 	struct truth_slot *s = &truth.slots[r->slot];
 	if (s->state != TRUTH_LIVE)
 		return;
-	bool same = false, other = false;
+	bool same = player_is_adding(r->slot, 0), other = false; /* who registers it just now is another, or the same */
 	for (u32 i = 0; i < truth.count; i++) {
 		struct truth_reg *q = &truth.regs[i];
 		if (q == r || !q->live || q->slot != r->slot || q->life < s->from || q->life == r->life)
@@ -94,13 +95,18 @@ static void step_ctl_returns(struct player *p, const struct op *op)
 			truth.regs[p->reg].returned = 1;
 			step_added(p);
 		}
-		if (p->ret && p->noted && truth.slots[op->c].adder)
+		if (p->ret && p->noted) {
 			truth.slots[op->c].adder = 0;
+			truth.last[p->fd] = 0; /* its note has taken the place of the last one's */
+		}
 		return;
 	}
 	if (p->fd < 0)
 		return;
 	if (!p->ret) {
+		/* who asked meanwhile found that the registration of the old slot was gone, and forgot it */
+		if (truth.regs[p->reg].moving && truth_step != p->effect + 1)
+			truth.regs[p->reg].noted = 0;
 		truth.regs[p->reg].moving = 0;
 		truth.regs[p->reg].ended = op->kind == OP_DEL && truth.regs[p->reg].begun < p->entered;
 	} else if (p->ret == SIM_ENOENT && op->kind == OP_MOD) {
@@ -136,6 +142,7 @@ static void step_ctl(struct player *p, const struct op *op, u32 step)
 		if (number != 1 && item)
 			p->reg = item->reg;
 		p->ret = sim_epoll_ctl(files, p->epfd, number, p->fd, event);
+		p->effect = truth_step;
 		p->adding = p->adding ? 2 : 0;
 	} else {
 		p->adding = 0;
@@ -225,7 +232,7 @@ static void step_dup2(struct player *p, const struct op *op, u32 step)
 		p->ret = file && to >= 0 ? to : SIM_EBADF;
 		if (p->ret < 0 || from == to)
 			return;
-		struct sim_file *over = step_take_out(to);
+		struct sim_file *over = file == sim_file_of(files, to) ? sim_take_out(files, to) : step_take_out(to);
 		files->fd[to] = file;
 		file->refs++;
 		if (over)
