@@ -132,6 +132,15 @@ int af_enter_ctl(struct af_sys_enter *ctx)
 	return 0;
 }
 
+/* The note of an ADD was given up meanwhile (its number was closed, say). That the thread may be in the middle of a
+ * create ends at its next wait all the same. */
+AF_FN void af_add_forgotten(struct af_target *target, struct af_thread *t)
+{
+	struct af_slot *slot = t->begun ? af_slot_find(target, af_slot_behind(target, t->userdata, false)) : 0;
+	if (slot && slot->adder == (u32)bpf_get_current_pid_tgid())
+		af_put_off(t, slot, 0);
+}
+
 AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at *at, struct af_scratch *s)
 {
 	af_count(AF_C_ADDS);
@@ -147,8 +156,10 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 		af_note_ended(note, af_note_slot(note));
 		return;
 	}
-	if (!note || note->add.enter != t->enter)
+	if (!note || note->add.enter != t->enter) {
+		af_add_forgotten(target, t);
 		return;
+	}
 	struct af_epoll_event made = {};
 	note->add.ts = at->ts;
 	note->item = af_find_item(t->ep, t->file, t->fd, &made);
@@ -202,8 +213,10 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 AF_FN void af_add_failed(struct af_target *target, struct af_thread *t)
 {
 	struct af_reg *note = t->begun ? af_note(t->ep, t->file, t->fd) : 0;
-	if (!note || note->add.enter != t->enter)
+	if (!note || note->add.enter != t->enter) {
+		af_add_forgotten(target, t);
 		return;
+	}
 	struct af_slot *slot = af_note_slot(note);
 	struct af_reg_key key = {.ep = t->ep, .file = t->file, .fd = t->fd};
 	if (slot) {
