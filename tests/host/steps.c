@@ -182,6 +182,10 @@ static void step_closed(struct player *p, bool looked)
 			continue;
 		r->ended = looked && !r->live && r->begun < p->entered;
 		r->noted &= r->returned || !looked; /* a close within its ADD: given up */
+		if (sim_file_of(sim.current->files, r->fd) == r->file) {
+			r->noted = 0; /* the number leads there again: nothing outlived it, and nothing more is said */
+			continue;
+		}
 		if (!r->live || !looked || !r->returned || !r->noted || r->moving || r->slot < 0)
 			continue;
 		r->due = 1;

@@ -91,6 +91,7 @@ static void truth_changed(struct sim_epitem *item)
 	if (slot == reg->slot)
 		return;
 	reg->slot = slot;
+	reg->noted &= !reg->moving; /* two at once: who returns last is believed */
 	reg->moving = 1;
 	reg->loose = 0;
 	reg->at_birth = 0;
