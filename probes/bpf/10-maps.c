@@ -153,6 +153,9 @@ struct af_thread {
 	u32 duplicated;      /* and a duplicate of its fd is open in this process */
 	u32 pending_first;   /* of its entries in `pending`: [first, next) */
 	u32 pending_next;
+	u32 pending_until;   /* of them, judged by the chain of programs under way */
+	u32 exiting;
+	u32 settle;          /* the batch has a slot whose judgement was put off */
 };
 
 struct af_slot_key { u32 tgid; u32 epoch; u64 addr; };
@@ -160,7 +163,7 @@ struct af_fd_key { u32 tgid; u32 epoch; s32 fd; };
 
 /* a slot that was destroyed while it was registered: judged when the call is over */
 struct af_pending_key { u64 id; u32 index; u32 gap; };
-struct af_pending_slot { u64 addr; u32 gen; u32 epoch; };
+struct af_pending_slot { u64 addr; u64 judge; u32 gen; u32 epoch; };
 
 struct af_dup { u64 enter; u64 ts; u64 ip; u32 tid; s32 stack; s32 oldfd; s32 newfd; };
 

@@ -25,7 +25,8 @@ AF_FN void af_note_closed(struct af_target *target, struct af_thread *t, struct 
 		       (target->flags & AF_T_TABLE_SHARED ? AF_R_TABLE_SHARED : 0);
 	if (slot && slot->gen == note->gen)
 		af_slot_closed(target, t, slot, note, at);
-	if (af_note_exists(note) == AF_GONE) {
+	/* where the number leads to a file at this address again, that is another one by now, or the number never went */
+	if (af_note_exists(note) == AF_GONE || (AF_ASK && af_file(note->fd) == note->file)) {
 		af_note_ended(note, slot);
 		return;
 	}
@@ -49,7 +50,7 @@ AF_FN void af_outlived(struct af_target *target, struct af_thread *t, struct af_
 	if (t->duplicated && slot->state == AF_SLOT_LIVE)
 		af_settle(target, slot, s, false);
 	if (slot->flags & (AF_S_CLOSE_PENDING | AF_S_PENDING))
-		af_put_off(t, slot);
+		af_put_off(t, slot, AF_S_PENDING | AF_S_CLOSE_PENDING);
 }
 
 /* A close after EPOLL_CTL_DEL ends no registration any more; it is still the end of the slot's descriptor. */
@@ -224,8 +225,8 @@ int af_exit_close_range(struct af_sys_exit *ctx)
 			break;
 		struct af_reg *made = af_number(target, (s32)(first + i));
 		struct af_reg *note = made ? af_note(made->ep, made->file, made->fd) : 0;
-		if (!note || (note->flags & AF_R_BY_CLOSE))
-			continue;
+		if (!note || (note->flags & AF_R_BY_CLOSE) || (AF_ASK && af_file(note->fd) == note->file))
+			continue; /* closed already, or opened and registered since */
 		af_record(AF_CLOSED, 0, now, now, note->userdata, note->gen, note->fd, note->epfd, 0, 1, at.stack);
 		note->end = at;
 		note->flags |= AF_R_BY_CLOSE;
@@ -235,7 +236,7 @@ int af_exit_close_range(struct af_sys_exit *ctx)
 			continue;
 		slot->close = at;
 		af_flag(slot, AF_S_CLOSED | AF_S_CLOSE_PENDING); /* asked when it is judged */
-		af_put_off(t, slot);
+		af_put_off(t, slot, AF_S_CLOSE_PENDING);
 	}
 	if (last - first >= AF_RANGE_LIMIT && last < 0x7fffffff)
 		af_count(AF_C_RANGE_TRUNCATED);

@@ -166,8 +166,6 @@ AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 addr, bool entry)
 			   af_remembered(slot, &s->reg) ? &s->reg : 0, 0);
 		return 0;
 	}
-	if ((slot->flags & AF_S_CLOSE_PENDING) && !target->forks)
-		af_settle(target, slot, s, false);
 	u32 nested = 0;
 	u32 in_batch = af_undispatched(target, slot, holds, ctx->sp, &nested);
 	slot->state = AF_SLOT_FREE;
@@ -187,7 +185,7 @@ AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 addr, bool entry)
 		af_slot_waiter(slot, s->reg.ep, tid, AF_S_DESTROY_BY_OTHER);
 	if (registered) {
 		af_flag(slot, AF_S_PENDING); /* judged when this call is over */
-		af_put_off(t, slot);
+		af_put_off(t, slot, AF_S_PENDING | AF_S_CLOSE_PENDING);
 	} else {
 		af_lifetime_out(slot, af_signature(slot, false));
 	}
