@@ -154,9 +154,12 @@ def _fail(message: Message) -> int:
 
 
 def main() -> NoReturn:
-    """Console script."""
+    """The process's whole life; the console script comes here by agent/entry.py."""
     sys.exit(run())
 
 
 if __name__ == "__main__":
+    from agent.entry import shut
+
+    shut()
     main()

@@ -46,6 +46,35 @@ class NoSuchTarget(AgentError):
     """The process or the executable to watch does not exist (any more)."""
 
 
+class NothingSeen(AgentError):
+    """A run ended without having seen any process of what it was to watch: it says nothing about it."""
+
+    def __init__(self, wanted: tuple[str, ...]) -> None:
+        """wanted: programs and units."""
+        named = " or ".join(wanted[:3]) + (f" and {len(wanted) - 3} more" if len(wanted) > 3 else "")
+        super().__init__(
+            f"no process of {named or 'this recording'} was ever seen",
+            detail="Nothing was judged: this is not the result of a run without findings.",
+            causes=(
+                "none was started while this ran",
+                "what runs is another file: a copy, another build, or a wrapper starts it",
+            )
+            if wanted
+            else ("none was started while it was recorded",),
+            remedy="pgrep -a NAME, then readlink /proc/PID/exe   (shows the file that really runs)\n"
+            "afterfree watch --pid PID",
+        )
+
+    def to_json(self) -> dict[str, str]:
+        """For the output of a command that was asked for JSON."""
+        return {
+            "schema": "afterfree.failure/1",
+            "error": self.title,
+            "detail": self.detail,
+            "remedy": self.remedy,
+        }
+
+
 class SymbolsFailed(AgentError):
     """symbols/ refused an executable or a profile; `kind` is the class name of its SymbolError."""
 

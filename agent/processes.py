@@ -1,12 +1,16 @@
 # Owns reading /proc for "which process runs which executable". Must not attach, parse ELF or wait.
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from agent.errors import NoSuchTarget, PrerequisiteMissing
+
+_MOST_LIBRARIES = 256
+_MOST_MAPS = 4 << 20  # bytes
 
 
 class FileId(NamedTuple):
@@ -74,6 +78,29 @@ class Proc:
         if FileId(there.st_dev, there.st_ino) == identity:
             return name, identity
         return str(link), identity
+
+    def libraries(self, pid: int) -> list[str]:
+        """Paths that open the shared objects mapped for execution, in order of their addresses; at most
+        _MOST_LIBRARIES. Empty when the process is gone or cannot be looked at."""
+        try:
+            with open(self._root / str(pid) / "maps", "rb") as file:
+                lines = file.read(_MOST_MAPS).splitlines()
+            own = os.stat(self._root / str(pid) / "exe").st_ino
+        except OSError:
+            return []
+        found: dict[str, None] = {}
+        for text in lines:
+            fields = text.split(None, 5)
+            if len(fields) < 6 or b"x" not in fields[1] or not fields[5].startswith(b"/"):
+                continue
+            inode, path = int(fields[4]), os.fsdecode(fields[5])
+            there = f"{self._root}/{pid}/root{path}"
+            with contextlib.suppress(OSError):
+                if os.stat(path).st_ino == inode:
+                    there = path
+            if inode not in (0, own) and len(found) < _MOST_LIBRARIES:
+                found[there] = None
+        return list(found)
 
     def running(self, wanted: FileId) -> tuple[int, ...]:
         """Processes that execute that file now, in order of their ids."""

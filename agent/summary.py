@@ -16,6 +16,7 @@ from probes.events import (
     LifetimeEnded,
     LifetimesCounted,
     Lost,
+    ProcessForked,
     RecordsRead,
     SuspicionRaised,
     TargetAttached,
@@ -30,7 +31,11 @@ _LOSSES = {
     "suspicions-of-one-batch": "suspicions of a single batch were more than are kept",
     "slots-map-full": "slots could not be tracked: the map is full",
     "registrations-map-full": "registrations could not be tracked: the map is full",
-    "fds-map-full": "descriptors could not be tracked: the map is full",
+    "pending-map-full": "slots destroyed while registered were too many at once to be judged in time",
+    "registrations-of-one-file-beyond-limit": "a file has more registrations than are looked at",
+    "registrations-of-one-slot-beyond-limit": "a slot has more registrations at once than are followed",
+    "close-range-beyond-limit": "close_range(2) closed more numbers than are looked at",
+    "nested-waits-beyond-limit": "waits within waits were more than are kept",
     "threads-map-full": "threads could not be tracked: the map is full",
     "deliveries-beyond-limit": "deliveries of one wait were more than are read",
     "user-memory-not-resident": "reads of target memory failed",
@@ -49,6 +54,7 @@ class Stats:
         self.crashes = 0
         self.attached = 0
         self.bootstrapped = 0
+        self.unwatched = 0  # forked children of targets that are not watched
         self.gone: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
         self.counters: dict[str, int] = {}
@@ -90,6 +96,8 @@ class Stats:
             self.counters = dict(event.counters)
         elif isinstance(event, CrashSeen):
             self.crashes += 1
+        elif isinstance(event, ProcessForked):
+            self.unwatched += not event.ended and not event.watched
 
     def _at(self, ts: int) -> None:
         self.first = self.first or ts
@@ -103,6 +111,7 @@ class Stats:
             "suspicions": self.suspicions,
             "crashes": self.crashes,
             "targets": self.attached,
+            "unwatched_children": self.unwatched,
             "gone": dict(self.gone),
             "lost": dict(self.lost),
             "counters": self.counters,
@@ -123,13 +132,20 @@ def summary(stats: Stats, findings: Sequence[Finding], *, notes: Sequence[str] =
         rows.append(
             line(Span(f"{len(alarming)} finding{'s' if len(alarming) > 1 else ''} above warning", "high"))
         )
+    elif not stats.attached:
+        rows.append(line(Span("no process was ever seen: nothing was judged", "high")))
     else:
         rows.append(line(Span("no finding above warning", "good")))
+        if not stats.lifetimes and stats.counters.get("deliveries") == 0:
+            idle = "no event was delivered and no slot destroyed meanwhile: there was nothing to judge"
+            rows.append(line(Span(idle, "warning")))
+    rows += [line(Span(text, "high")) for text in _nothing_tied(stats)]
     if findings:
         rows += _table(findings)
     rows.append(line(""))
     rows += [line("  ", text) for text in _seen(stats)]
-    rows += [line("  ", Span(text, "warning")) for text in _missed(stats)]
+    rows += [line("  ", text) for text in _not_judged(stats)]
+    rows += [line("  ", Span(text, "warning")) for text in (*_blind(stats), *_missed(stats))]
     rows += [line("  ", printable(note)) for note in notes]
     return rows
 
@@ -174,3 +190,60 @@ def _seen(stats: Stats) -> list[str]:
 def _missed(stats: Stats) -> list[str]:
     lost = sorted(stats.lost.items())
     return [f"LOST {number(n)}: {_LOSSES.get(what, printable(what))}" for what, n in lost]
+
+
+def _nothing_tied(stats: Stats) -> list[str]:
+    """Registrations that carry nothing that create gave out: then silence says nothing."""
+    made, tied = (stats.counters.get(name, 0) for name in ("adds", "adds_created"))
+    created = stats.counters.get("hits_create", 0)
+    if not made or tied or not created:
+        return []
+    counts = f"{number(made)} made, {number(created)} slots created"
+    remedy = "Does the profile's [userdata] say how userdata leads to a slot (mask, offset)?"
+    return [
+        f"no registration carried a slot that create gave out ({counts}): nothing could be judged. {remedy}"
+    ]
+
+
+def _not_judged(stats: Stats) -> list[str]:
+    frees = stats.counters.get("not_judged", 0)
+    never = stats.counters.get("not_registered", 0)
+    rows = []
+    if frees:
+        rows.append(
+            f"{number(frees)} frees within a batch not judged: no dispatch tells how far the loop was"
+        )
+    if never:
+        rows.append(f"{number(never)} removals of what was never seen registered: no harm known, not judged")
+    return rows
+
+
+def _blind(stats: Stats) -> list[str]:
+    """What was done to the target's descriptors that no probe saw; and whether we and the kernel agree."""
+    counters = stats.counters
+    rows = []
+    if counters.get("io_uring"):
+        rows.append(
+            f"{number(counters['io_uring'])} io_uring requests: who closed by them, and when, was not seen"
+        )
+    if counters.get("shared_tables"):
+        rows.append(
+            f"{number(counters['shared_tables'])} processes share a target's descriptors (CLONE_FILES): "
+            "what they closed was not seen"
+        )
+    if stats.unwatched:
+        children = "child was" if stats.unwatched == 1 else "children were"
+        rows.append(
+            f"{number(stats.unwatched)} forked {children} not watched: nothing is known of them (use --exe)"
+        )
+    audit = {
+        "audit_add": "ADDs succeeded on what the kernel had said exists",
+        "audit_missing": "removals found nothing where the kernel had said there is something",
+        "audit_unseen": "deliveries came of registrations that were never seen",
+    }
+    rows += [
+        f"SELF-AUDIT {number(counters[name])}: {text}; report this"
+        for name, text in audit.items()
+        if counters.get(name)
+    ]
+    return rows

@@ -46,7 +46,9 @@ class Session(Protocol):
 class Opener(Protocol):
     """Attaches: LiveSession.open with its options bound."""
 
-    def __call__(self, plan: ProbePlan, *, pids: Sequence[int], follow: bool) -> Session: ...
+    def __call__(
+        self, plan: ProbePlan, *, pids: Sequence[int], follow: bool, program: str = ""
+    ) -> Session: ...
 
 
 class Resolver(Protocol):
@@ -70,6 +72,11 @@ class Wanted:
     units: tuple[str, ...] = ()  # systemd units: their processes' programs are followed like exes
     profile: str | None = None
     debug_file: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """For a sentence about all of it."""
+        return (*self.exes, *self.units, *(f"pid {pid}" for pid in self.pids))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -127,6 +134,7 @@ class Supervisor:
         self._refused: dict[str, FileState] = {}  # new files that cannot be watched: not tried again
         self._gone_counters: Counter[str] = Counter()
         self._last_tick = 0
+        self._seen: set[str] = set()  # of the programs that are followed: those with a process so far
         self._closed = False
         self.plans: list[dict[str, Any]] = []  # every plan that was resolved, newest last
 
@@ -151,8 +159,9 @@ class Supervisor:
             state = file_state(exe)
             if state.id not in seen:
                 seen.add(state.id)
-                plan = self._resolve(os.path.realpath(exe))
-                self._attach(plan, state.id, self._proc.running(state.id), exe=exe, state=state)
+                running = self._proc.running(state.id)
+                plan = self._resolve_of(os.path.realpath(exe), running)
+                self._attach(plan, state.id, running, exe=exe, state=state)
         return seen
 
     def _open_units(self, covered: set[FileId]) -> None:
@@ -199,7 +208,19 @@ class Supervisor:
             if identity not in covered:
                 images.setdefault(identity, (path, []))[1].append(pid)
         for identity, (path, pids) in images.items():
-            self._attach(self._resolve(path), identity, tuple(pids))
+            self._attach(self._resolve_of(path, pids), identity, tuple(pids))
+
+    def _resolve_of(self, program: str, pids: Sequence[int]) -> dict[str, Any]:
+        """The plan of a program, or of the shared object it runs that holds the functions of the profile."""
+        try:
+            return self._resolve(program)
+        except SymbolsFailed:
+            for library in self._proc.libraries(pids[0]) if pids else ():
+                with contextlib.suppress(SymbolsFailed):
+                    plan = self._resolve(library)
+                    self._notice(f"the functions of the profile are in {library}")
+                    return plan
+            raise
 
     def _resolve(self, image: str) -> dict[str, Any]:
         plan = self._resolver.resolve(image, self._wanted.profile, self._wanted.debug_file)
@@ -215,7 +236,9 @@ class Supervisor:
         exe: str = "",
         state: FileState | None = None,
     ) -> None:
-        session = self._opener(self._load_plan(plan), pids=pids, follow=bool(exe))
+        loaded = self._load_plan(plan)
+        program = exe and os.path.realpath(exe)
+        session = self._opener(loaded, pids=pids, follow=bool(exe), program=program)
         self.plans = [*self.plans[-7:], plan]
         self._sessions.append(_Open(session=session, image=image, exe=exe, state=state))
 
@@ -230,6 +253,11 @@ class Supervisor:
     def targets(self) -> dict[int, TargetAttached]:
         """All processes that are attached now."""
         return {pid: target for entry in self._sessions for pid, target in entry.session.targets.items()}
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Programs that the user named and that no process was ever seen of."""
+        return tuple(exe for exe in dict.fromkeys(self._wanted.exes) if exe not in self._seen)
 
     def poll(self, timeout: float) -> Iterator[Event]:
         """Events of all sessions; each waits its share of `timeout` seconds."""
@@ -251,6 +279,7 @@ class Supervisor:
         if isinstance(event, TargetAttached):
             identity = str(event.plan.get("identity", ""))
             self._resolver.know_image(identity, [event.exe, f"/proc/{event.tgid}/exe"])
+            self._seen.add(entry.exe)
         elif isinstance(event, CountersRead):
             # Each session counts for itself; what leaves here is the sum, and never goes back.
             entry.counters = event.counters

@@ -13,10 +13,10 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from agent import children
 from agent.errors import PrerequisiteMissing, SymbolsFailed
 from agent.sanitize import shell
 from agent.snapshots import Snapshots
+from probes import children
 from probes.events import ModulesMapped
 
 _MOST_ANSWERS = 8192
@@ -24,6 +24,7 @@ _MOST_PER_REQUEST = 64
 _MOST_LINE = 32 << 20
 _MOST_IMAGES = 512  # executables and what they load
 _DEADLINE = 120.0  # seconds for one request; a large image is parsed within it
+_PATIENCE = 900.0  # seconds for a plan, which somebody waits for: a large program on a very slow machine
 _MOST_DEATHS = 3
 
 
@@ -105,16 +106,17 @@ class SymbolClient:
         command: Sequence[str] = (),
         idle: float = 5.0,
         deadline: float = _DEADLINE,
+        patience: float = _PATIENCE,
         stored: Mapping[str, Answer] | None = None,
         fresh: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """stored: answers of a recording, which come before the worker's. fresh: plans are resolved without
-        the cache. idle, deadline: seconds."""
+        the cache. idle; deadline, of one request; patience, of one plan: seconds."""
         self._fresh = fresh
         self._command = list(command) or children.command("agent.symbolize_worker")
         self._idle = idle
-        self._deadline = deadline
+        self._deadline, self._patience = deadline, patience
         self._stored = dict(stored or {})
         self._clock = clock
         self._images: dict[str, list[str]] = {}
@@ -125,7 +127,7 @@ class SymbolClient:
         self._flying: list[Question] = []
         self._log: deque[tuple[Any, Answer]] = deque(maxlen=_MOST_ANSWERS)
         self.snapshots = Snapshots()
-        self._worker: subprocess.Popen[bytes] | None = None
+        self._worker: children.Child | None = None
         self._selector: selectors.BaseSelector | None = None
         self._buffer = bytearray()
         self._sent = 0.0
@@ -187,7 +189,7 @@ class SymbolClient:
         if self._flying:
             self._receive(timeout)
             if self._flying and self._clock() - self._sent > self._deadline:
-                self._lose(f"the symbol worker did not answer within {self._deadline:.0f} s")
+                self._lose(f"the symbol worker did not answer within our own limit of {self._deadline:.0f} s")
         elif self._worker is not None and self._clock() - self._used > self._idle:
             self.close()
 
@@ -216,6 +218,10 @@ class SymbolClient:
             self._debug[str(plan.get("identity", ""))] = debug_file
         return plan
 
+    def hello(self) -> None:
+        """Start the worker and let it load what it will need. Raises SymbolsFailed, PrerequisiteMissing."""
+        self._call({"do": "hello"})
+
     def close(self) -> None:
         """End the worker. What is in flight gets a reason."""
         self._end_worker()
@@ -233,9 +239,9 @@ class SymbolClient:
             self._write(request)
         except OSError as error:
             raise self._worker_failed(str(error)) from error
-        end = self._clock() + self._deadline
+        end = self._clock() + self._patience
         while self._clock() < end:
-            line, alive = self._read_line(min(0.2, self._deadline))
+            line, alive = self._read_line(min(0.2, self._patience))
             if line is not None:
                 self._used = self._clock()
                 self._deaths = 0
@@ -243,7 +249,10 @@ class SymbolClient:
             if not alive:
                 raise self._worker_failed(self._epitaph())
         self._end_worker()
-        raise self._worker_failed(f"no answer within {self._deadline:.0f} s")
+        raise self._worker_failed(
+            f"it was ended because it gave no plan within our own limit of {self._patience:.0f} s",
+            ("this machine is very slow, or under heavy load", "the executable leads it round in circles"),
+        )
 
     def _checked(self, line: bytes) -> Mapping[str, Any]:
         reply = _parse(line)
@@ -259,11 +268,16 @@ class SymbolClient:
             )
         return reply
 
-    def _worker_failed(self, detail: str) -> SymbolsFailed:
+    def _worker_failed(self, detail: str, causes: tuple[str, ...] = ()) -> SymbolsFailed:
         return SymbolsFailed(
             "the symbol worker failed",
             detail=detail,
-            causes=("the machine ran out of memory", "the executable is damaged in a way not foreseen"),
+            causes=causes
+            or (
+                "the installation is damaged: then its last words name what is missing",
+                "a SIGKILL that nobody sent is the kernel's, for lack of memory (dmesg)",
+                "the executable is damaged in a way not foreseen",
+            ),
             remedy="afterfree symbols EXE   (does the same step alone)\nAFTERFREE_DEBUG=1 afterfree …",
         )
 
@@ -271,15 +285,13 @@ class SymbolClient:
         if self._worker is not None and self._worker.poll() is None:
             return
         self._end_worker()
-        debug = os.environ.get("AFTERFREE_DEBUG") == "1"
-        self._worker = subprocess.Popen(
+        self._worker = children.Child(
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=None if debug else subprocess.DEVNULL,
-            env=children.environment(),
-            start_new_session=True,  # Ctrl-C is for us; the worker ends with its pipe
-            bufsize=0,
+            here=True,
+            buffered=False,
+            overheard=os.environ.get("AFTERFREE_DEBUG") == "1",
         )
         assert self._worker.stdout is not None
         os.set_blocking(self._worker.stdout.fileno(), False)
@@ -398,14 +410,9 @@ class SymbolClient:
             return "the symbol worker is not running"
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._worker.wait(1.0)
-        code = self._worker.returncode
-        if code is None:
+        if self._worker.returncode is None:
             return "the symbol worker sent too much"
-        return (
-            f"the symbol worker was killed by signal {-code}"
-            if code < 0
-            else f"the symbol worker ended ({code})"
-        )
+        return f"the symbol worker {self._worker.ending()}\n{self._worker.last_words()}".strip()
 
     def _end_worker(self) -> None:
         worker, self._worker = self._worker, None

@@ -9,6 +9,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from agent.stack_worker import unwound
@@ -22,6 +23,8 @@ from symbols.overlay import describe_bytes
 from symbols.plan import Frame, SlotLayout
 from symbols.serial import plan_from_json, plan_to_json
 
+PACKAGES = ("capstone", "elftools", "zstandard")
+"""What children of afterfree import of others' beside bcc."""
 _MOST_MEMORY = 4096
 """Bytes of one slot that are described."""
 _MOST_IMAGES = 16
@@ -38,6 +41,8 @@ class Worker:
         """The reply to one request; every failure is an {"error": …} reply."""
         try:
             kind = request.get("do")
+            if kind == "hello":
+                return {"packages": {name: str(import_module(name).__file__) for name in PACKAGES}}
             if kind == "resolve":
                 return {"plan": self._resolve(request)}
             if kind == "frames":

@@ -34,7 +34,8 @@ _WORDS = {
     Kind.SIGNALED: "SIGNAL",
     Kind.EXECED: "exec",
     Kind.EXITED: "exit",
-    Kind.READ: "read",
+    Kind.PROGRESS: "progress",
+    Kind.SPIN_SUSPECTED: "spin suspected",
     Kind.EPOLL_CREATED: "epoll create",
 }
 """Kinds that get a line. The *_BEGUN kinds only say when a call was entered; BATCH_CLOSED ends a marker."""

@@ -13,7 +13,7 @@ from agent.errors import Misused, NoSuchTarget, PrerequisiteMissing
 _ROOTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")  # v2; v1 and hybrid
 _NAME = re.compile(r"[A-Za-z0-9:_.\\@][A-Za-z0-9:_.\\@-]{0,254}")  # systemd.unit(5)
 _KINDS = (".service", ".scope", ".slice", ".socket", ".mount")
-_PATIENCE = 5.0  # seconds for systemctl
+_PATIENCE = 60.0  # seconds for systemctl, on a machine under load
 _MOST_GROUPS = 256
 _MOST_PROCESSES = 4096
 
@@ -25,6 +25,7 @@ class Units:
         self._roots = [Path(root) for root in roots]
         self._systemctl = shutil.which(systemctl) if systemctl else None
         self._folders: dict[str, Path] = {}
+        self._late = False  # systemctl was asked and did not answer
 
     def processes(self, name: str) -> tuple[int, ...]:
         """Processes of the unit and of the groups below it, at most 4096.
@@ -76,7 +77,10 @@ class Units:
             answer = subprocess.run(
                 command, capture_output=True, text=True, errors="replace", timeout=_PATIENCE, check=False
             )
-        except (OSError, subprocess.TimeoutExpired):
+        except OSError:
+            return ""
+        except subprocess.TimeoutExpired:
+            self._late = True
             return ""
         return answer.stdout.strip().lstrip("/") if answer.returncode == 0 else ""
 
@@ -84,6 +88,8 @@ class Units:
         causes = ["the unit is not started, or has another name", "it is a user's unit, not the system's"]
         if self._systemctl is None:
             causes.insert(0, "there is no systemctl here; only system.slice was looked through")
+        elif self._late:
+            causes.insert(0, f"systemctl gave no answer within our own limit of {_PATIENCE:.0f} s")
         return NoSuchTarget(
             f"unit {name} has no processes",
             causes=tuple(causes),

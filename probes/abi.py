@@ -7,7 +7,7 @@ import struct
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 SLOT_BYTES = 128
 COMM_BYTES = 16
 CRASH_STACK_BYTES = 8192
@@ -21,7 +21,8 @@ EPOLL_EVENT = struct.Struct("<IQ")  # packed on x86-64 (epoll_ctl(2))
 STACK_REGISTERS = ("rip", "rsp", "rbp", "rbx", "r12", "r13", "r14", "r15")
 STACK_MEMORY_BYTES = 1024
 PATH_BYTES = 256
-COUNTER_MAX = 32
+COUNTER_MAX = 40
+SLOT_LINKS = 4
 
 
 class Kind(IntEnum):
@@ -42,14 +43,15 @@ class Kind(IntEnum):
     WAITER_SEEN = 13
     DELIVERED = 14
     BATCH_CLOSED = 15
-    ACCEPTED = 16
+    ACCEPTED = 16  # in recordings of ABI version 1
     FORKED = 17
     FORK_ENDED = 18
     SIGNALED = 19
     EXECED = 20
     EXITED = 21
-    READ = 22
+    PROGRESS = 22
     EPOLL_CREATED = 23
+    SPIN_SUSPECTED = 24
 
 
 class RecordFlag(IntFlag):
@@ -58,6 +60,10 @@ class RecordFlag(IntFlag):
     NO_SLOT = 4
     UNKNOWN = 8
     AGAIN = 16
+    NOT_JUDGED = 32
+    REFCOUNT = 64
+    NESTED = 128
+    HOPELESS = 256
 
 
 class Suspect(IntEnum):
@@ -96,7 +102,7 @@ class SlotFlag(IntFlag):
     DELETED = 16
     ORPHANED = 32
     CLOSE_IN_BATCH = 64
-    FORK_SHARED = 256
+    UNBORN = 128
     ADD_FREED = 512
     CLOSE_BY_OTHER = 1024
     DESTROY_BY_OTHER = 2048
@@ -104,6 +110,12 @@ class SlotFlag(IntFlag):
     DEL_BY_OTHER = 8192
     CLOSE_PENDING = 16384
     WAITER_KNOWN = 32768
+    PENDING = 65536
+    ENDED_AFTER = 131072
+    USED_AFTER = 262144
+    LINKS_FULL = 524288
+    EDGE = 1048576
+    NOT_JUDGED = 2097152
 
 
 class RegState(IntEnum):
@@ -116,11 +128,18 @@ class RegState(IntEnum):
 
 class RegFlag(IntFlag):
     INFERRED = 1
-    ENDING = 2
     BY_CLOSE = 4
     BY_DEL = 8
-    FORK_SHARED = 16
-    SHARED = 32
+    FORKED = 16
+    REPORTED = 32
+    NOT_ASKED = 64
+    TABLE_SHARED = 128
+
+
+class TargetFlag(IntFlag):
+    LATE = 1
+    FOLLOW = 2
+    TABLE_SHARED = 4
 
 
 class Signature(IntFlag):
@@ -140,8 +159,9 @@ class Signature(IntFlag):
     ORPHANED = 2048
     DEL_AFTER_CLOSE = 4096
     REGISTERED = 8192
-    FORK_SHARED = 16384
+    ENDED_AFTER = 16384
     WAITER_KNOWN = 32768
+    NOT_JUDGED = 65536
 
 
 class Counter(IntEnum):
@@ -149,7 +169,7 @@ class Counter(IntEnum):
     URGENT_LOST = 1
     SLOTS_FULL = 2
     REGS_FULL = 3
-    FDS_FULL = 4
+    PENDING_FULL = 4
     THREADS_FULL = 5
     EVENTS_TRUNCATED = 6
     READ_FAULT = 7
@@ -163,13 +183,24 @@ class Counter(IntEnum):
     HITS_DESTROY = 15
     HITS_DISOWN = 16
     HITS_DISPATCH = 17
-    DESCS_FULL = 18
+    ITEMS_TRUNCATED = 18
     UNKNOWN_SLOT = 19
     SUSPECTS_DROPPED = 20
-    ORPHANS_FULL = 21
+    LINKS_FULL = 21
     OBJECTS_FULL = 22
     RANGE_TRUNCATED = 23
     ENTRY_UNSEEN = 24
+    BATCHES_FULL = 25
+    NOT_JUDGED = 26
+    ADDS = 27
+    ADDS_CREATED = 28
+    AUDIT_ADD = 29
+    AUDIT_MISSING = 30
+    AUDIT_UNSEEN = 31
+    IO_URING = 32
+    SHARED_TABLES = 33
+    NOT_REGISTERED = 34
+    DESTROYS_UNKNOWN = 35
 
 
 RECORD = struct.Struct("<IHHQQQIIIiiiIi")
@@ -227,13 +258,26 @@ class Rec(ctypes.LittleEndianStructure):
     ]
 
 
+class Link(ctypes.LittleEndianStructure):
+    _fields_ = [
+        ("ep", _U64),
+        ("file", _U64),
+        ("added", _U64),
+        ("fd", _S32),
+        ("epfd", _S32),
+        ("gen", _U32),
+        ("events", _U32),
+    ]
+
+
 class Slot(ctypes.LittleEndianStructure):
     _fields_ = [
         ("addr", _U64),
         ("tgid", _U32),
+        ("epoch", _U32),
         ("gen", _U32),
         ("state", _U32),
-        ("flags", _U32),
+        ("flags", _U64),
         ("create", At),
         ("add", At),
         ("del_", At),
@@ -247,6 +291,10 @@ class Slot(ctypes.LittleEndianStructure):
         ("first_after_close", _U64),
         ("last_after_close", _U64),
         ("object", _U64),
+        ("idle_since", _U64),
+        ("hup_since", _U64),
+        ("idle_reported", _U64),
+        ("idle", _U64),
         ("deliveries", _U32),
         ("dispatches", _U32),
         ("after_close", _U32),
@@ -255,6 +303,7 @@ class Slot(ctypes.LittleEndianStructure):
         ("double_destroys", _U32),
         ("last_batch", _U32),
         ("last_tid", _U32),
+        ("last_index", _U32),
         ("consecutive", _U32),
         ("live_from", _U32),
         ("waiter", _U32),
@@ -265,11 +314,12 @@ class Slot(ctypes.LittleEndianStructure):
         ("old_gen", _U32),
         ("recycled", _U32),
         ("recycled_reported", _U32),
-        ("old_desc", _U64),
         ("batch_count", _U32),
         ("undispatched", _U32),
         ("stale_dispatches", _U32),
+        ("adder", _U32),
         ("reserved", _U32),
+        ("links", Link * SLOT_LINKS),
     ]
 
 
@@ -277,18 +327,24 @@ class Reg(ctypes.LittleEndianStructure):
     _fields_ = [
         ("userdata", _U64),
         ("slot", _U64),
-        ("desc", _U64),
+        ("ep", _U64),
+        ("file", _U64),
+        ("item", _U64),
+        ("ino", _U64),
         ("tgid", _U32),
+        ("epoch", _U32),
         ("gen", _U32),
         ("epfd", _S32),
         ("fd", _S32),
         ("events", _U32),
         ("state", _U32),
         ("flags", _U32),
-        ("consecutive", _U32),
+        ("reserved", _U32),
+        ("dup_fd", _S32),
         ("add", At),
         ("mod", At),
         ("end", At),
+        ("dup", At),
     ]
 
 
@@ -304,6 +360,9 @@ class SuspicionMessage(ctypes.LittleEndianStructure):
         ("wait_exit", _U64),
         ("batch", _U32),
         ("batch_open", _U32),
+        ("forks", _U32),
+        ("last_child", _U32),
+        ("forked_at", _U64),
         ("slot", Slot),
         ("reg", Reg),
         ("other", Reg),
@@ -377,6 +436,7 @@ class RingHead(ctypes.LittleEndianStructure):
 C_NAMES: dict[str, type[ctypes.Structure]] = {
     "af_rec": Rec,
     "af_at": At,
+    "af_link": Link,
     "af_slot": Slot,
     "af_reg": Reg,
     "af_urgent_head": UrgentHead,

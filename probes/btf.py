@@ -113,9 +113,9 @@ class Btf:
         _, info, _ = _TYPE.unpack_from(self._data, at)
         for index in range(info & 0xFFFF):
             name, kind, bits = _TYPE.unpack_from(self._data, at + 12 + 12 * index)
-            where = base + (bits & 0xFFFFFF) // 8
+            where = base + int(bits & 0xFFFFFF) // 8
             if name in names:
-                return where
+                return int(where)
             if name or not depth or kind >= len(self._types):
                 continue
             inner = self._types[kind]
@@ -137,7 +137,9 @@ def member_offsets(data: bytes) -> dict[str, int]:
 
 def kernel_offsets(cache: CacheFolder | None = None) -> dict[str, int] | None:
     """Those of the running kernel; None where it has no BTF, or too old a one (f_ep came with 5.11)."""
-    cache = cache or CacheFolder(magic=b"afterfree-btf/1\n", suffix=".btf", most_entries=16, most_bytes=1 << 20)
+    cache = cache or CacheFolder(
+        magic=b"afterfree-btf/1\n", suffix=".btf", most_entries=16, most_bytes=1 << 20
+    )
     try:
         size = VMLINUX.stat().st_size
     except OSError:
@@ -162,16 +164,16 @@ def kernel_offsets(cache: CacheFolder | None = None) -> dict[str, int] | None:
 
 def fields(text: str) -> dict[str, tuple[int, int]]:
     """Field -> (offset, bytes) of a tracepoint's `format` file."""
-    found = re.finditer(
-        r"field:[^;]*?\b(\w+)(?:\[[^\];]*\])?;\s*offset:(\d{1,9});\s*size:(\d{1,9});", text
-    )
+    found = re.finditer(r"field:[^;]*?\b(\w+)(?:\[[^\];]*\])?;\s*offset:(\d{1,9});\s*size:(\d{1,9});", text)
     return {match[1]: (int(match[2]), int(match[3])) for match in found}
 
 
 def _format(tracepoint: str) -> dict[str, tuple[int, int]]:
     for root in ROOTS:
         try:
-            return fields((root / "events" / tracepoint / "format").read_text(encoding="ascii", errors="replace"))
+            return fields(
+                (root / "events" / tracepoint / "format").read_text(encoding="ascii", errors="replace")
+            )
         except OSError:
             continue
     return {}

@@ -67,7 +67,7 @@ class Context:
             moments += self._of_slot(suspicion.slot)
         for reg in (suspicion.reg, suspicion.other):
             if reg is not None:
-                moments += [reg.add, reg.mod, reg.end]
+                moments += [reg.add, reg.mod, reg.end, reg.dup]
         yield from self._seen(trigger.tgid, moments)
         if suspicion.suspect in _CONFIRMED_BY_FDINFO and suspicion.reg is not None and self._may_confirm():
             yield self._confirm(trigger.tgid, suspicion.reg)
@@ -189,10 +189,13 @@ class Context:
         return used < CONFIRMS_PER_SECOND
 
     def _confirm(self, tgid: int, reg: events.Registration) -> events.FdinfoChecked:
-        entries = self._helper.epoll_entries(tgid, reg.epfd)
-        present = None
-        if entries is not None:
-            present = any(entry.fd == reg.fd and entry.data == reg.userdata for entry in entries)
+        present, holders = None, None
+        if reg.epfd >= 0:
+            entries = self._helper.epoll_entries(tgid, reg.epfd)
+            if entries is not None:
+                present = any(entry.fd == reg.fd and entry.data == reg.userdata for entry in entries)
+        if reg.state is abi.RegState.ORPHAN and reg.ino:
+            holders = self._helper.holders(reg.ino, tgid, reg.fd)
         return events.FdinfoChecked(
             ts=time.monotonic_ns(),
             tgid=tgid,
@@ -200,4 +203,5 @@ class Context:
             fd=reg.fd,
             userdata=reg.userdata,
             present=present,
+            holders=tuple(holders or ()),
         )

@@ -61,10 +61,13 @@ def _slot(s: abi.Slot) -> events.SlotLife:
         old_gen=s.old_gen,
         recycled=s.recycled,
         recycled_reported=s.recycled_reported,
-        old_desc=s.old_desc,
         batch_count=s.batch_count,
         undispatched=s.undispatched,
         stale_dispatches=s.stale_dispatches,
+        idle=s.idle,
+        idle_since=s.idle_since,
+        hup_since=s.hup_since,
+        last_index=s.last_index,
     )
 
 
@@ -78,7 +81,6 @@ def _reg(r: abi.Reg) -> events.Registration | None:
     return events.Registration(
         userdata=r.userdata,
         slot=r.slot,
-        desc=r.desc,
         tgid=r.tgid,
         gen=r.gen,
         epfd=r.epfd,
@@ -86,10 +88,13 @@ def _reg(r: abi.Reg) -> events.Registration | None:
         events=r.events,
         state=state,
         flags=abi.RegFlag(r.flags),
-        consecutive=r.consecutive,
         add=_moment(r.add),
         mod=_moment(r.mod),
         end=_moment(r.end),
+        file=r.file,
+        ino=r.ino,
+        dup_fd=r.dup_fd,
+        dup=_moment(r.dup),
     )
 
 
@@ -160,6 +165,9 @@ def _suspicion(m: abi.SuspicionMessage, raw: bytes) -> events.SuspicionRaised:
         other=_reg(m.other),
         comm=_text(bytes(m.comm)),
         memory=bytes(m.bytes)[: min(m.head.nbytes, abi.SLOT_BYTES)],
+        forks=m.forks,
+        last_child=m.last_child,
+        forked_at=m.forked_at,
     )
 
 

@@ -74,6 +74,10 @@ class LoaderFailed(ProbeError):
     """Compiling, verifying or attaching failed in the loader child."""
 
 
+class LoaderTooSlow(LoaderFailed):
+    """Our own limit ended the loader child: nothing is known of what it would have said."""
+
+
 class NoSuchProcess(ProbeError):
     def __init__(self, pid: int) -> None:
         super().__init__(
@@ -95,12 +99,28 @@ class TargetGoneWhileAttaching(ProbeError):
 
 
 class TargetNotReadable(ProbeError):
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, limits: str) -> None:
         super().__init__(
             f"what /proc says of process {pid} could not be read in time",
-            detail="no probe was left behind",
+            detail=f"the helper process did not answer within our own limits ({limits})\n"
+            "no probe was left behind",
             causes=("the machine is under heavy load", "another process holds the memory map of that one"),
             remedy="run the same command again",
+        )
+
+
+class HelperEnded(ProbeError):
+    """how: the end of the /proc helper, and its last words."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(
+            "the helper process that reads /proc ends instead of answering",
+            detail=f"{how}\nno probe was left behind",
+            causes=(
+                "the installation is damaged, or was replaced while afterfree runs",
+                "a limit on processes or memory",
+            ),
+            remedy="afterfree doctor",
         )
 
 

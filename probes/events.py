@@ -30,6 +30,9 @@ class Moment(NamedTuple):
         return self.ts != 0
 
 
+NOWHERE = Moment()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotLife:
     """One (slot, generation) as far as it has got (struct af_slot; field meanings stand there)."""
@@ -70,19 +73,21 @@ class SlotLife:
     old_gen: int
     recycled: int
     recycled_reported: int
-    old_desc: int = 0
     batch_count: int = 0
     undispatched: int = 0
     stale_dispatches: int = 0
+    idle: int = 0  # deliveries since the last progress on its file that is known of
+    idle_since: int = 0
+    hup_since: int = 0  # first delivery of the unbroken run with EPOLLHUP; 0 none
+    last_index: int = 0  # of the last delivery in its batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """struct af_reg: one registration of a slot with an epoll instance."""
+    """struct af_reg: one registration of a slot, with the state that the kernel answered."""
 
     userdata: int
     slot: int
-    desc: int
     tgid: int
     gen: int
     epfd: int
@@ -90,10 +95,13 @@ class Registration:
     events: int
     state: RegState
     flags: RegFlag
-    consecutive: int
     add: Moment
     mod: Moment
     end: Moment
+    file: int = 0  # identity of the open file description, while it exists
+    ino: int = 0  # inode number; a socket's is unique
+    dup_fd: int = -1  # an open duplicate of its fd that was seen being made; -1 none
+    dup: Moment = NOWHERE  # who made it
 
 
 class Trigger(NamedTuple):
@@ -130,6 +138,9 @@ class SuspicionRaised:
     other: Registration | None
     comm: str  # of the triggering thread; untrusted text
     memory: bytes  # the slot's first bytes at that moment; empty when unreadable
+    forks: int = 0  # forked children of the target that may still share its descriptions
+    last_child: int = 0  # the newest of them
+    forked_at: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,10 +161,12 @@ class LifetimesCounted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotLingering:
-    """A scan found a slot whose fd was closed and that is still not destroyed."""
+    """A scan found a slot whose fd was closed and that is still not destroyed, or that reports HUP and is not
+    closed. Not every such slot is named."""
 
     ts: int
     slot: SlotLife
+    total: int = 1  # slots of its target that have lingered at least as long, this one included
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +251,8 @@ class ProcessForked:
     tgid: int
     child: int
     ended: bool  # the child exec'ed or exited
+    watched: bool = False  # it is watched itself, from its first instruction
+    shares_table: bool = False  # CLONE_FILES: it closes for the target, unseen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,6 +339,7 @@ class FdinfoChecked:
     fd: int
     userdata: int
     present: bool | None  # None: could not be read
+    holders: tuple[tuple[int, int, str], ...] = ()  # (pid, fd, comm) of who else has the description open
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,34 +2,46 @@
 from __future__ import annotations
 
 import json
-import os
 import select
 import subprocess
-import sys
+from collections.abc import Sequence
 from typing import Any
 
+from probes import children, errors
 from probes.events import MappedModule
 from probes.procfs import EpollEntry, Identity
 
-TIMEOUT_S = 2.0
-START_S = 10.0
-"""For the first answer of a helper: a loaded machine takes its time to start an interpreter."""
+TIMEOUT_S = 5.0
+START_S = 60.0
+"""Until a helper is ready: a slow or loaded machine takes its time to start an interpreter."""
 
 
 class ProcHelper:
     """Asks the helper process. Every method answers None (or []) when it cannot be known."""
 
-    def __init__(self) -> None:
-        self._child: subprocess.Popen[bytes] | None = None
+    def __init__(self, command: Sequence[str] = ()) -> None:
+        self._command = list(command) or children.command("probes.proc_helper", packages=False)
+        self._child: children.Child | None = None
         self.failures = 0  # requests that got no answer
         self.silent = False  # the last one got none, from two helpers: that says nothing of the process
+        self.ended = ""  # how the last one ended without an answer, and its last words; "": it was slow
+
+    def refusal(self, pid: int) -> errors.ProbeError:
+        """Why nothing is known of a process while the helper is silent."""
+        limits = f"{START_S:.0f} s to start, {TIMEOUT_S:.0f} s for an answer"
+        return errors.HelperEnded(self.ended) if self.ended else errors.TargetNotReadable(pid, limits)
 
     def _ask(self, op: str, *args: Any) -> Any:
         for _ in range(1 if self.silent else 2):
             try:
                 answer = self._request(op, args)
-            except (OSError, TimeoutError, ValueError):
+            except TimeoutError:
                 self.failures += 1
+                self.ended = ""
+                self.close()
+            except (OSError, ValueError) as error:
+                self.failures += 1
+                self.ended = self._epitaph(error)
                 self.close()
             else:
                 self.silent = False
@@ -37,21 +49,30 @@ class ProcHelper:
         self.silent = True
         return None
 
+    def _epitaph(self, error: Exception) -> str:
+        if self._child is None:
+            return f"it could not be started: {error}"
+        try:
+            self._child.wait(1)
+        except subprocess.TimeoutExpired:
+            return f"it {self._child.ending()}, and its answer makes no sense: {error}"
+        return f"it {self._child.ending()}\n{self._child.last_words()}".strip()
+
     def _request(self, op: str, args: tuple[Any, ...]) -> Any:
-        patience = TIMEOUT_S
         if self._child is None or self._child.poll() is not None:
-            patience = START_S
-            self._child = subprocess.Popen(
-                [sys.executable, "-S", "-E", "-c", _START, os.pathsep.join(p for p in sys.path if p)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                start_new_session=True,
-            )
+            self.close()
+            self._child = children.Child(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            self._line(self._child, START_S)  # it is ready
         child = self._child
-        if child.stdin is None or child.stdout is None:
+        if child.stdin is None:
             raise BrokenPipeError
         child.stdin.write(json.dumps({"op": op, "args": args}).encode() + b"\n")
         child.stdin.flush()
+        return self._line(child, TIMEOUT_S)
+
+    def _line(self, child: children.Child, patience: float) -> Any:
+        if child.stdout is None:
+            raise BrokenPipeError
         poller = select.poll()  # not select(2): the daemon may hold more than 1024 descriptors
         poller.register(child.stdout, select.POLLIN)
         if not poller.poll(1000 * patience):
@@ -64,6 +85,11 @@ class ProcHelper:
     def epoll_entries(self, pid: int, epfd: int) -> list[EpollEntry] | None:
         entries = self._ask("epoll_entries", pid, epfd)
         return None if entries is None else [EpollEntry(*entry) for entry in entries]
+
+    def holders(self, inode: int, pid: int, fd: int) -> list[tuple[int, int, str]] | None:
+        """Who has a socket open, but for `fd` of `pid`: (pid, fd, comm)."""
+        found = self._ask("holders", inode, pid, fd)
+        return None if found is None else [(int(p), int(f), str(comm)) for p, f, comm in found]
 
     def identity(self, pid: int) -> Identity | None:
         found = self._ask("identity", pid)
@@ -113,9 +139,3 @@ class ProcHelper:
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-
-
-_START = (
-    "import sys, os; sys.path[:0] = sys.argv[1].split(os.pathsep); "
-    "from probes.proc_helper import main; main()"
-)

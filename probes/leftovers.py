@@ -1,92 +1,121 @@
-# Owns the periodic look at the slots map: slots whose fd is closed and that nobody destroyed, and runs of
-# deliveries the kernel side goes on counting without a message for each. Bounded by the map's size.
+# Owns the periodic look at the slots map: closed slots that nobody destroys, HUP that nobody answers, runs
+# that the kernel side counts without a message for each, and what threads that do not wait have put off.
+# Bounded by the map's size.
 from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from probes import abi, decode, events
-from probes.bootstrap import REG_KEY
 from probes.sysbpf import Map
 
 _FIELDS = {
     name: getattr(abi.Slot, name).offset
-    for name in ("state", "flags", "close", "stale", "stale_reported", "consecutive")
-}
+    for name in (
+        "addr", "tgid", "epoch", "state", "flags", "close", "destroy", "stale", "stale_reported", "idle",
+        "idle_reported", "hup_since", "last_delivery", "waiter",
+    )
+}  # fmt: skip
 _CLOSE_TS = _FIELDS["close"] + abi.At.ts.offset
+_DESTROY_TS = _FIELDS["destroy"] + abi.At.ts.offset
+_DESTROY_TID = _FIELDS["destroy"] + abi.At.tid.offset
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 LINGER_NS = 5_000_000_000
+SETTLE_NS = (
+    1_000_000_000  # that long a thread that does not wait may take between a destroy and what follows it
+)
+HUP_STILL_NS = 5_000_000_000  # a HUP reported within that time is one that is still reported
 MAX_REPORTED = 256  # slots of each kind named in one scan
-HOT_AFTER = 1024  # AF_HOT_AFTER of 10-maps.c
-_EDGE_OR_ONESHOT = 1 << 31 | 1 << 30  # EPOLLET, EPOLLONESHOT: not level-triggered
+_NO_SLOT = abi.SlotFlag.UNBORN
+_PUT_OFF = abi.SlotFlag.PENDING | abi.SlotFlag.CLOSE_PENDING
 
 
 class Leftovers:
-    def __init__(self, slots: Map, regs: Map) -> None:
-        self._slots, self._regs = slots, regs
+    def __init__(self, slots: Map, settle: Callable[[int, int, int], None]) -> None:
+        """settle(tgid, epoch, address): has the kernel side judge what was put off for a slot."""
+        self._slots, self._settle = slots, settle
         if slots.value_size != ctypes.sizeof(abi.Slot):
             raise ValueError(f"slots of {slots.value_size} bytes")
 
     def scan(self, now: int) -> Iterator[events.SlotLingering | events.SuspicionRaised]:
-        """Live slots whose registered fd was closed LINGER_NS ago or earlier, and runs as far as they have
-        got: the kernel side sends those at doubling counts only."""
+        """Live slots whose fd was closed LINGER_NS ago or earlier, or that report HUP as long, each with how
+        many of its target's have lingered at least as long; and runs as far as they have got."""
+        lingering: dict[int, list[tuple[int, bytes]]] = {}  # tgid -> (since when, key)
         named = 0
-        for _, raw in self._slots.entries():
-            if _u32(raw, "state") == abi.SlotState.LIVE:
-                event = self._lingering(raw, now) or self._spinning(raw)
-            else:
-                event = _stale(raw)
-            if event is None:
+        for key, raw in self._slots.entries():
+            flags = _u64(raw, "flags")
+            if flags & _PUT_OFF:
+                self._put_off(raw, now)
+            if flags & _NO_SLOT:
                 continue
-            named += 1
-            if named > MAX_REPORTED:
-                return
-            yield event
+            since = _lingers(raw, now) if _u32(raw, "state") == abi.SlotState.LIVE else 0
+            if since:
+                lingering.setdefault(_u32(raw, "tgid"), []).append((since, key))
+            event = self._run(raw)
+            if event is not None and named < MAX_REPORTED:
+                named += 1
+                yield event
+        for slots in lingering.values():
+            slots.sort()
+            for number in _chosen(len(slots)):
+                found = self._slots.get(slots[number][1])
+                if found is not None:
+                    yield events.SlotLingering(ts=now, slot=decode.slot(found), total=number + 1)
 
     def unreported(self, tgid: int) -> Iterator[events.SuspicionRaised]:
         """What the kernel side has counted and not reported yet, one suspicion per slot."""
         wanted = _U32.pack(tgid)
         for key, raw in self._slots.entries():
-            if key[:4] == wanted:
-                event = self._spinning(raw) if _u32(raw, "state") == abi.SlotState.LIVE else _stale(raw)
+            if key[:4] == wanted and not _u64(raw, "flags") & _NO_SLOT:
+                event = self._run(raw)
                 if event is not None:
                     yield event
 
-    @staticmethod
-    def _lingering(raw: bytes, now: int) -> events.SlotLingering | None:
-        if not _u32(raw, "flags") & abi.SlotFlag.CLOSED:
-            return None
-        closed = _U64.unpack_from(raw, _CLOSE_TS)[0]
-        if not closed or now - closed < LINGER_NS:
-            return None
-        return events.SlotLingering(ts=now, slot=decode.slot(raw))
+    def _put_off(self, raw: bytes, now: int) -> None:
+        """A loop that only waits where it destroyed is told of at its wait; a worker may never wait again."""
+        destroyed = _U64.unpack_from(raw, _DESTROY_TS)[0] or _U64.unpack_from(raw, _CLOSE_TS)[0]
+        by = _U32.unpack_from(raw, _DESTROY_TID)[0]
+        if destroyed and now - destroyed > SETTLE_NS and by != _u32(raw, "waiter"):
+            self._settle(_u32(raw, "tgid"), _u32(raw, "epoch"), _u64(raw, "addr"))
 
-    def _spinning(self, raw: bytes) -> events.SuspicionRaised | None:
-        if _u32(raw, "consecutive") < HOT_AFTER:
-            return None
-        slot = decode.slot(raw)
-        found = self._regs.get(REG_KEY.pack(slot.tgid, slot.epfd, slot.fd, 0)) if slot.fd >= 0 else None
-        reg = decode.registration(found) if found is not None else None
-        if reg is not None and reg.events & _EDGE_OR_ONESHOT:
-            return None
-        return _of_run(abi.Suspect.HOT, slot, reg)
+    @staticmethod
+    def _run(raw: bytes) -> events.SuspicionRaised | None:
+        if _u32(raw, "state") == abi.SlotState.FREE:
+            if _u32(raw, "stale") != _u32(raw, "stale_reported"):
+                return _of_run(abi.Suspect.STALE_DELIVERY, decode.slot(raw))
+        elif 0 < _u64(raw, "idle_reported") < _u64(raw, "idle"):
+            return _of_run(abi.Suspect.HOT, decode.slot(raw))
+        return None
+
+
+def _chosen(count: int) -> range | list[int]:
+    """Which of `count` slots are named: all, or MAX_REPORTED from the oldest to the youngest."""
+    if count <= MAX_REPORTED:
+        return range(count)
+    return [index * (count - 1) // (MAX_REPORTED - 1) for index in range(MAX_REPORTED)]
+
+
+def _lingers(raw: bytes, now: int) -> int:
+    """Since when a live slot has been closed, or has reported HUP, for LINGER_NS and longer; else 0."""
+    since = 0
+    if _u64(raw, "flags") & abi.SlotFlag.CLOSED:
+        since = int(_U64.unpack_from(raw, _CLOSE_TS)[0])
+    elif now - _u64(raw, "last_delivery") < HUP_STILL_NS:
+        since = _u64(raw, "hup_since")
+    return since if since and now - since >= LINGER_NS else 0
 
 
 def _u32(raw: bytes, name: str) -> int:
     return int(_U32.unpack_from(raw, _FIELDS[name])[0])
 
 
-def _stale(raw: bytes) -> events.SuspicionRaised | None:
-    if _u32(raw, "stale") == _u32(raw, "stale_reported"):
-        return None
-    return _of_run(abi.Suspect.STALE_DELIVERY, decode.slot(raw), None)
+def _u64(raw: bytes, name: str) -> int:
+    return int(_U64.unpack_from(raw, _FIELDS[name])[0])
 
 
-def _of_run(
-    suspect: abi.Suspect, slot: events.SlotLife, reg: events.Registration | None
-) -> events.SuspicionRaised:
+def _of_run(suspect: abi.Suspect, slot: events.SlotLife) -> events.SuspicionRaised:
     """The message the kernel side would have sent for the last delivery of the run."""
     return events.SuspicionRaised(
         suspect=suspect,
@@ -99,7 +128,7 @@ def _of_run(
         batch=slot.last_batch,
         batch_open=False,
         slot=slot,
-        reg=reg,
+        reg=None,
         other=None,
         comm="",
         memory=b"",

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import json
 import os
 import platform
 import select
+import signal
 import socket
 import subprocess
-import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from probes import abi, errors, readers
+from probes import abi, children, errors, readers
 from probes.sysbpf import possible_cpus
 from symbols.plan import ProbePlan, Role
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 900.0
+"""Compiling and verifying take 3 s here, and a minute under load on a machine that is twenty times slower."""
+LEAVING_S = 60.0  # for its end, after it has answered or closed its socket
 MAX_ANSWER = 1 << 20
 MAX_FDS = 65536
 RECORDER_BYTES = 64 << 20
 LIFETIME_BYTES = 16 << 20
 MIN_RECORDS = 256  # per CPU, however many there are
+MAX_EMBEDDED = 8  # places within a slot that userdata is looked for at
 MAX_ENTERED = 16384  # calls whose entry values are kept; the least recently used go first
 
 
@@ -88,16 +93,25 @@ def defines(plan: ProbePlan, options: LoadOptions) -> tuple[str, ...]:
             detail="the kernel side follows slots whose address is the userdata",
             remedy='a profile with [userdata] kind = "pointer", or { mask = … } for tagged pointers',
         )
-    dispatch = any(plan.by_role(Role.DISPATCH)) and plan.slot.object_offset is not None
+    slot = plan.slot
+    dispatch = any(plan.by_role(Role.DISPATCH)) and (slot.object_is_slot or slot.object_offset is not None)
+    create = any(plan.by_role(Role.CREATE))
+    pointed = dispatch and not slot.object_is_slot
+    counted = slot.count_offset is not None
     return plain_defines(
         options,
         mask=plan.userdata.mask,
         reserved=plan.userdata.reserved,
-        have_create=any(plan.by_role(Role.CREATE)),
+        offset=plan.userdata.offset,
+        embedded=() if plan.userdata.offset else slot.embedded[:MAX_EMBEDDED],
+        have_create=create,
+        create_complete=create and not any(gap.role is Role.CREATE for gap in plan.unprobed),
+        object_delta=slot.object_delta if dispatch and slot.object_is_slot else None,
+        count=(slot.count_offset or 0, slot.count_size, slot.frees_at) if counted else None,
         have_dispatch=dispatch,
-        object_offset=(plan.slot.object_offset or 0) if dispatch else -1,
-        slot_size=plan.slot.size or 64,
-        link_offset=plan.slot.freelist_offset,
+        object_offset=(slot.object_offset or 0) if pointed else -1,
+        slot_size=slot.size or 64,
+        link_offset=slot.freelist_offset,
         max_entered=MAX_ENTERED if plan.entries else 64,
     )
 
@@ -158,48 +172,18 @@ def load(plan: ProbePlan, *, image: str, pids: tuple[int, ...], options: LoadOpt
         raise errors.WrongArchitecture(plan.machine, platform.machine())
     generated = readers.generate(plan)
     options = options.fitted(possible_cpus())
-    request = {
-        "image": image,
-        "readers": generated.text,
-        "programs": generated.programs,
-        "defines": defines(plan, options),
-        "pids": pids,
-        "empty": options.empty,
-    }
     began = time.monotonic()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with ours, open(os.memfd_create("af-loader-log"), "w+b") as log:
-        with theirs:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "probes.loader_main", str(theirs.fileno())],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                pass_fds=(theirs.fileno(),),
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-            )
-        try:
-            assert child.stdin is not None
-            child.stdin.write(json.dumps(request).encode())
-            child.stdin.close()
-            message, fds = _receive(ours, began + TIMEOUT_S)
-        except BrokenPipeError:
-            message, fds = {}, []
-        finally:
-            if child.poll() is None and time.monotonic() > began + TIMEOUT_S:
-                child.kill()
-            try:
-                child.wait(5)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-        log.seek(0)
-        said = log.read(1 << 20).decode("utf-8", "replace").strip()
-    names = message.get("maps")
-    if not isinstance(names, list) or len(fds) != message.get("fds"):
-        for fd in fds:
-            os.close(fd)
-        raise _failure(message, said, child.returncode)
+    message, fds = _answered(
+        {
+            "image": image,
+            "readers": generated.text,
+            "programs": generated.programs,
+            "defines": defines(plan, options),
+            "pids": pids,
+            "empty": options.empty,
+        }
+    )
+    names = message["maps"]
     return Handles(
         maps=dict(zip(names, fds, strict=False)),
         links=fds[len(names) :],
@@ -209,14 +193,91 @@ def load(plan: ProbePlan, *, image: str, pids: tuple[int, ...], options: LoadOpt
     )
 
 
+def tried() -> tuple[int, tuple[str, ...]]:
+    """(attach points, tracepoints that this kernel lacks) of the kernel side without any probe site: compiled
+    anew, verified, attached and let go. Raises as `load` does."""
+    message, fds = _answered(
+        {
+            "image": "/proc/self/exe",
+            "readers": "",
+            "programs": (),
+            "defines": plain_defines(),
+            "pids": (),
+            "empty": False,
+            "fresh": True,
+        }
+    )
+    for fd in fds:
+        os.close(fd)
+    return len(fds) - len(message["maps"]), tuple(map(str, message.get("missing", ())))
+
+
+def attach(programs: Sequence[tuple[int, str]]) -> list[int]:
+    """Put loaded programs on more tracepoints: (descriptor of the program, "category:event").
+
+    Returns what holds them there; a tracepoint that this kernel lacks is left out. Raises a ProbeError.
+    """
+    held = sorted({program for program, _ in programs})
+    _, fds = _answered({"attach": list(programs)}, held)
+    return fds
+
+
+def _answered(request: dict[str, Any], lent: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
+    """The loader child's answer and its descriptors. lent: descriptors that it gets under their numbers.
+    Raises a ProbeError with what the child said."""
+    deadline = time.monotonic() + TIMEOUT_S
+    message: dict[str, Any] = {}
+    fds: list[int] = []
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours:
+        with theirs:
+            child = children.Child(
+                children.command("probes.loader_main", str(theirs.fileno())),
+                stdin=subprocess.PIPE,
+                pass_fds=(theirs.fileno(), *lent),
+                session=False,  # Ctrl-C while it compiles is for it too
+            )
+        try:
+            assert child.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it is gone: that shows below
+                child.stdin.write(json.dumps(request).encode())
+                child.stdin.close()
+            message, fds = _receive(ours, deadline)
+        finally:
+            limit = _ended(child, deadline)
+    if isinstance(message.get("maps"), list) and len(fds) == message.get("fds"):
+        return message, fds
+    for fd in fds:
+        os.close(fd)
+    raise _failure(message, child, limit)
+
+
+def _ended(child: children.Child, deadline: float) -> float:
+    """Wait for the end of a child that has nothing more to say: the limit (s) that ended it, 0: none did."""
+    limit = TIMEOUT_S
+    if child.poll() is not None or time.monotonic() < deadline:
+        limit = LEAVING_S
+        try:
+            child.wait(limit)
+        except subprocess.TimeoutExpired:
+            pass
+        else:
+            return 0.0
+    child.kill()
+    child.wait()
+    return limit
+
+
 def _receive(channel: socket.socket, deadline: float) -> tuple[dict[str, Any], list[int]]:
     data = b""
     fds: list[int] = []
     expected: int | None = None
     message: dict[str, Any] = {}
+    poller = select.poll()  # not select(2): the daemon may hold more than 1024 descriptors
+    poller.register(channel, select.POLLIN)
     while expected is None or len(fds) < expected:
         left = deadline - time.monotonic()
-        if left <= 0 or not select.select([channel], [], [], left)[0]:
+        if left <= 0 or not poller.poll(1000 * left):
             break
         chunk, got, _, _ = socket.recv_fds(channel, 65536, 253)
         fds.extend(array.array("i", got))
@@ -229,20 +290,15 @@ def _receive(channel: socket.socket, deadline: float) -> tuple[dict[str, Any], l
     return message, fds
 
 
-def _failure(message: dict[str, Any], said: str, code: int | None) -> errors.ProbeError:
-    tail = "\n".join(said.splitlines()[-12:])
+def _failure(message: dict[str, Any], child: children.Child, limit: float) -> errors.ProbeError:
+    tail = child.last_words()
     kind = {
         cls.__name__: cls for cls in (errors.PrerequisiteMissing, errors.LoaderFailed, errors.ProbeError)
     }.get(str(message.get("error")))
     if message.get("hint") == "prerequisite":
         kind = errors.PrerequisiteMissing
     if not message:
-        return errors.LoaderFailed(
-            "the loader child ended without an answer",
-            detail=f"exit status {code}\n{tail}".strip(),
-            causes=("it was killed (out of memory?)", "the installation is damaged"),
-            remedy="afterfree doctor",
-        )
+        return _unanswered(child, tail, limit)
     detail = str(message.get("detail", ""))
     if tail and tail not in detail:
         detail = f"{detail}\n{tail}".strip()
@@ -251,4 +307,39 @@ def _failure(message: dict[str, Any], said: str, code: int | None) -> errors.Pro
         detail=detail,
         causes=tuple(map(str, message.get("causes", ()))),
         remedy=str(message.get("remedy", "afterfree doctor")),
+    )
+
+
+def _unanswered(child: children.Child, tail: str, limit: float) -> errors.ProbeError:
+    if limit:
+        return errors.LoaderTooSlow(
+            f"the loader child was killed by our own limit of {limit:.0f} s",
+            detail=f"it had not compiled, verified and attached the kernel side by then\n{tail}".strip(),
+            causes=(
+                "this machine is very slow, or under heavy load",
+                "the compiler or the kernel's verifier goes round in circles",
+            ),
+            remedy="run the same command again when there is less load\nafterfree doctor",
+        )
+    code = child.returncode
+    causes: tuple[str, ...] = (
+        "the installation is damaged, or was replaced meanwhile: its last words say what is missing",
+    )
+    if code == -signal.SIGKILL:
+        causes = (
+            "the kernel killed it for lack of memory (LLVM needs some hundred MB): dmesg names it then",
+            "somebody else killed it",
+        )
+    elif code in (-signal.SIGINT, -signal.SIGTERM):
+        causes = ("somebody ended it, as with Ctrl-C",)
+    elif code < 0:
+        causes = (
+            "a defect of bcc or its LLVM",
+            "the distribution's libbcc and python3-bpfcc do not fit together",
+        )
+    return errors.LoaderFailed(
+        f"the loader child {child.ending()} before it had answered",
+        detail=tail,
+        causes=causes,
+        remedy="afterfree doctor",
     )

@@ -66,24 +66,12 @@ MAPS = (
     "slots",
     "regs",
     "numbers",
-    "waiters",
-    "threads",
+    "control",
     "objects",
     "inner",
     "exec_paths",
     "prog",  # the kernel empties a program array when its last descriptor is closed
 )
-
-PROGRESS = {
-    "read": "af_progress", "readv": "af_progress", "pread64": "af_progress", "preadv": "af_progress",
-    "preadv2": "af_progress", "recvfrom": "af_progress", "recvmsg": "af_progress", "recvmmsg": "af_progress",
-    "write": "af_progress", "writev": "af_progress", "pwrite64": "af_progress", "pwritev": "af_progress",
-    "pwritev2": "af_progress", "sendto": "af_progress", "sendmsg": "af_progress", "sendmmsg": "af_progress",
-    "sendfile64": "af_progress", "tee": "af_progress", "vmsplice": "af_progress",
-    "splice": "af_progress_two", "copy_file_range": "af_progress_two",
-    "accept": "af_progress_accept", "accept4": "af_progress_accept",
-}  # fmt: skip
-"""System calls that consume or produce, and the program for their exit: attached while a spin is suspected."""
 
 LENT = ("af_settle_now", "af_progress", "af_progress_accept", "af_progress_two")
 """Programs whose descriptors the daemon holds as well, to run or to attach them at need."""
@@ -96,7 +84,14 @@ _LICENSE = b"Dual MIT/GPL"
 _NAME = 15  # BPF_OBJ_NAME_LEN with its end
 _LOG = 1 << 20
 _LOG_LINES = 12
-_SLOW = ("af_report", "af_signaled", "af_exit_wait", "af_wait_more", "af_enter_wait", "af_settle_more")  # to verify
+_SLOW = (
+    "af_report",
+    "af_signaled",
+    "af_exit_wait",
+    "af_wait_more",
+    "af_enter_wait",
+    "af_settle_more",
+)  # to verify
 _RUN = ("af_settle_now",)  # by BPF_PROG_TEST_RUN, which takes raw tracepoints (kernel/bpf/syscall.c)
 
 

@@ -1,5 +1,6 @@
 # Entry point of the loader child: one request on stdin (JSON), one answer with file descriptors on the
 # socket whose number is the first argument. Exits at once: whoever holds the descriptors holds the probes.
+# The argument "bcc" only shows what bcc there is.
 from __future__ import annotations
 
 import json
@@ -8,9 +9,9 @@ import socket
 import sys
 from typing import Any
 
-from probes import tracefs
+from probes import perf, tracefs
 from probes.errors import LoaderFailed, NotRoot, ProbeError
-from probes.loader_bcc import LoadRequest, load
+from probes.loader_bcc import LoadRequest, import_bcc, load
 
 FDS_PER_MESSAGE = 200  # SCM_MAX_FD is 253 (unix(7))
 PROTOCOL = 1
@@ -30,6 +31,12 @@ def serve(channel: socket.socket, raw: bytes) -> None:
             raise NotRoot(os.geteuid())
         tracefs.ensure_mounted()
         fields = json.loads(raw)
+        if "attach" in fields:
+            links = [
+                link for program, name in fields["attach"] for link in _attached(int(program), str(name))
+            ]
+            answer(channel, {"maps": [], "links": len(links)}, links)
+            return
         loaded = load(
             LoadRequest(
                 image=fields["image"],
@@ -38,6 +45,7 @@ def serve(channel: socket.socket, raw: bytes) -> None:
                 defines=tuple(fields["defines"]),
                 pids=tuple(fields["pids"]),
                 empty=bool(fields["empty"]),
+                fresh=bool(fields.get("fresh")),
             )
         )
     except ProbeError as error:
@@ -60,7 +68,35 @@ def serve(channel: socket.socket, raw: bytes) -> None:
     answer(channel, {"maps": names, "links": len(loaded.links), "missing": loaded.missing}, fds)
 
 
-def main() -> None:
+def _attached(program: int, tracepoint: str) -> list[int]:
+    """The perf event that runs a lent program at "category:event"; none where this kernel has no such one."""
+    category, event = tracepoint.split(":")
+    number = perf.tracepoint_id(category, event)
+    try:
+        return [] if number is None else [perf.attach(program, number)]
+    except OSError as error:
+        raise LoaderFailed(
+            f"cannot attach to tracepoint {tracepoint}",
+            detail=str(error),
+            causes=("kernel.perf_event_paranoid forbids it", "too many open files (ulimit -n)"),
+            remedy="afterfree doctor",
+        ) from error
+
+
+def show_bcc() -> int:
+    """For doctor: the version and place of bcc in this process, or why it has none."""
+    try:
+        bcc = import_bcc()
+    except ProbeError as error:
+        print(f"{error.title}: {error.detail}", error.remedy, sep="\n")
+        return 3
+    print(getattr(bcc, "__version__", "?"), bcc.__file__)
+    return 0
+
+
+def main() -> int:
+    if sys.argv[1] == "bcc":
+        return show_bcc()
     channel = socket.socket(fileno=int(sys.argv[1]))
     serve(channel, sys.stdin.buffer.read())
     channel.close()
@@ -69,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,14 +4,15 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from probes import errors, tracefs
+from probes import children, errors, loader, tracefs
 
-TRY_LOADER_TIMEOUT_S = 30
+BCC_TIMEOUT_S = 300.0
+_MOST_DETAIL = 900
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,23 +25,33 @@ class Check:
     detail: str
     remedy: str = ""
     lost: str = ""
+    tried: bool = True  # False: nobody knows, which is no better than a failure
 
 
 def checks() -> tuple[Check, ...]:
     """Every prerequisite, tried now. Never raises: a check that breaks is a failed check."""
-    return tuple(_guarded(check) for check in _ALL)
+    return tuple(guarded(name, check) for name, check in _ALL)
 
 
-def _guarded(check: Callable[[], Check]) -> Check:
+def guarded(name: str, check: Callable[[], Check]) -> Check:
+    """What the check says; where it cannot say anything, a failure in words."""
     try:
         return check()
     except Exception as error:  # noqa: BLE001 - a broken check is a finding of doctor, not its crash
+        title, detail, remedy = (
+            type(error).__name__,
+            str(error),
+            "afterfree doctor, once more; then report it",
+        )
+        if isinstance(error, errors.ProbeError):
+            title, detail, remedy = error.title, error.detail, error.remedy or remedy
         return Check(
-            name=check.__name__.strip("_").replace("_", " "),
+            name=name,
             ok=False,
-            required=False,
-            detail=f"the check itself failed: {type(error).__name__}: {error}",
-            remedy="report this",
+            required=True,
+            detail=f"could not be checked: {title}: {detail}"[:_MOST_DETAIL],
+            remedy=remedy,
+            tried=False,
         )
 
 
@@ -97,14 +108,15 @@ def _lockdown() -> Check:
 
 
 def _tracefs() -> Check:
-    if os.geteuid() != 0 and not tracefs.mounted():
+    if os.geteuid() != 0 and not _visible():
         return Check(
             name="tracefs",
             ok=False,
             required=True,
-            detail="not visible without root",
+            detail="could not be checked: not visible without root",
             remedy="run doctor as root",
             lost="every probe",
+            tried=False,
         )
     try:
         did = tracefs.ensure_mounted()
@@ -120,63 +132,151 @@ def _tracefs() -> Check:
     return Check(name="tracefs", ok=True, required=True, detail="mounted just now" if did else "mounted")
 
 
+def _visible() -> bool:
+    try:
+        return tracefs.mounted()
+    except PermissionError:  # it is for root only
+        return False
+
+
 def _bcc() -> Check:
-    script = (
-        "from probes.loader_bcc import import_bcc\n"
-        "from probes.errors import ProbeError\n"
-        "import sys\n"
-        "try:\n"
-        "    bcc = import_bcc()\n"
-        "except ProbeError as e:\n"
-        "    print(e.title + ': ' + e.detail + '\\n' + e.remedy); sys.exit(3)\n"
-        "print(getattr(bcc, '__version__', '?'), bcc.__file__)\n"
-    )
-    done = _child(script)
-    said = done.stdout.strip().splitlines() or [done.stderr.strip()[-300:] or "no answer"]
+    child = children.Child(children.command("probes.loader_main", "bcc"), stdout=subprocess.PIPE)
+    try:
+        out, _ = child.communicate(timeout=BCC_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
+        return Check(
+            name="bcc",
+            ok=False,
+            required=True,
+            detail=f"could not be checked: importing it was ended by our own limit of {BCC_TIMEOUT_S:.0f} s",
+            remedy="afterfree doctor, once more when there is less load",
+            lost="compiling the kernel side",
+            tried=False,
+        )
+    said = out.decode("utf-8", "replace").strip().splitlines()
+    ok = child.returncode == 0 and bool(said)
+    if not said:
+        said = [f"its process {child.ending()}: {child.last_words()}", "make setup"]
     return Check(
         name="bcc",
-        ok=done.returncode == 0,
+        ok=ok,
         required=True,
-        detail=said[0],
-        remedy=said[-1] if done.returncode else "",
+        detail=said[0][:_MOST_DETAIL],
+        remedy="" if ok else said[-1],
         lost="compiling the kernel side",
     )
 
 
+def _not_root(name: str) -> Check | None:
+    if os.geteuid() == 0:
+        return None
+    return Check(
+        name=name,
+        ok=False,
+        required=True,
+        detail="could not be checked: not root",
+        remedy="run doctor as root",
+        lost="live probing",
+        tried=False,
+    )
+
+
+def _failed(name: str, error: errors.ProbeError) -> Check:
+    return Check(
+        name=name,
+        ok=False,
+        required=True,
+        detail=": ".join(filter(None, [error.title, error.detail]))[:_MOST_DETAIL],
+        remedy=error.remedy if error.remedy != "afterfree doctor" else "see the words above",
+        lost="live probing",
+        tried=not isinstance(error, errors.LoaderTooSlow | errors.TargetNotReadable),
+    )
+
+
 def _bpf() -> Check:
-    """Compiles, verifies and attaches the whole kernel side on no process at all."""
-    if os.geteuid() != 0:
+    """Compiles anew, verifies and attaches the whole kernel side on no process at all."""
+    if refused := _not_root(_KERNEL_SIDE):
+        return refused
+    try:
+        points, lacking = loader.tried()
+    except errors.ProbeError as error:
+        return _failed(_KERNEL_SIDE, error)
+    missing = f", not on this kernel: {'; '.join(lacking)}" if lacking else ""
+    return Check(
+        name=_KERNEL_SIDE,
+        ok=True,
+        required=True,
+        detail=f"compiled and verified, {points} attach points{missing}"[:_MOST_DETAIL],
+    )
+
+
+def _records() -> Check:
+    """The real thing: watches this very process use epoll."""
+    from probes import selfcheck
+
+    if refused := _not_root(_RECORDS):
+        return refused
+    try:
+        seen = selfcheck.watch_itself()
+    except errors.ProbeError as error:
+        return _failed(_RECORDS, error)
+    calls = "epoll_create1, epoll_ctl, epoll_wait, close"
+    if seen.missing:
         return Check(
-            name="kernel side",
+            name=_RECORDS,
             ok=False,
             required=True,
-            detail="not tried: not root",
-            remedy="run doctor as root",
+            detail=f"of our own {calls} and a probed function these records did not come within "
+            f"{selfcheck.PATIENCE_S:.0f} s: {', '.join(seen.missing)}",
+            remedy="in a container: run afterfree on the host, or in its pid namespace (--pid=host)\n"
+            "elsewhere: report it, with `uname -a`",
             lost="live probing",
         )
-    script = (
-        "from probes.loader_bcc import LoadRequest, load\n"
-        "from probes.loader import plain_defines\n"
-        "from probes.errors import ProbeError\n"
-        "import os, sys\n"
-        "try:\n"
-        "    done = load(LoadRequest(image='/proc/self/exe', readers='', programs=(), pids=(), "
-        "defines=plain_defines(), fresh=True))\n"
-        "except ProbeError as e:\n"
-        "    print(e.title + ': ' + e.detail); print(e.remedy); sys.stdout.flush(); os._exit(3)\n"
-        "print(len(done.links), 'attach points'); print('; '.join(done.missing))\n"
-        "sys.stdout.flush(); os._exit(0)\n"
-    )
-    done = _child(script)
-    said = done.stdout.strip().splitlines() or [done.stderr.strip()[-300:] or "no answer"]
-    missing = f", not on this kernel: {said[1]}" if done.returncode == 0 and len(said) > 1 and said[1] else ""
     return Check(
-        name="kernel side",
-        ok=done.returncode == 0,
-        required=True,
-        detail=(said[0] + missing)[:600],
-        remedy="" if done.returncode == 0 else said[-1],
-        lost="live probing",
+        name=_RECORDS,
+        ok=not seen.untried,
+        required=not seen.untried,
+        detail=f"of our own {calls} "
+        + (
+            f"seen; no probe in code: {seen.untried}"
+            if seen.untried
+            else "and of a probed function: all seen"
+        ),
+        remedy="afterfree watch --pid PID tries it on a server" if seen.untried else "",
+        lost="the certainty that probes in code work here" if seen.untried else "",
+        tried=not seen.untried,
+    )
+
+
+def _capture() -> Check:
+    """Seizes a process of ours and lets it go."""
+    from probes.capture.capturer import Capturer
+    from probes.capture.facts import Refused
+
+    with tempfile.TemporaryDirectory(prefix="afterfree-doctor-") as folder, Capturer(folder) as capturer:
+        child = children.Child(
+            children.command("probes.proc_helper", packages=False),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        try:
+            answer = capturer.seize(child.pid)
+        finally:
+            capturer.release(child.pid)
+            child.kill()
+            child.communicate()
+    refused = isinstance(answer, Refused)
+    return Check(
+        name="capture",
+        ok=not refused,
+        required=False,
+        detail=f"{answer.why}: {answer.detail}"[:_MOST_DETAIL]
+        if isinstance(answer, Refused)
+        else "a process of ours was seized and let go",
+        remedy=answer.remedy if isinstance(answer, Refused) else "",
+        lost="mini cores of crashes; the kernel's own record of them stands",
     )
 
 
@@ -209,26 +309,18 @@ def _descriptors() -> Check:
     )
 
 
-def _child(script: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    return subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=TRY_LOADER_TIMEOUT_S,
-        env=env,
-        check=False,
-    )
+_KERNEL_SIDE, _RECORDS = "kernel side", "watching"
 
-
-_ALL: tuple[Callable[[], Check], ...] = (
-    _root,
-    _architecture,
-    _kernel,
-    _lockdown,
-    _tracefs,
-    _bcc,
-    _bpf,
-    _stacks,
-    _descriptors,
+_ALL: tuple[tuple[str, Callable[[], Check]], ...] = (
+    ("root", _root),
+    ("architecture", _architecture),
+    ("kernel", _kernel),
+    ("lockdown", _lockdown),
+    ("tracefs", _tracefs),
+    ("bcc", _bcc),
+    (_KERNEL_SIDE, _bpf),
+    (_RECORDS, _records),
+    ("capture", _capture),
+    ("user stacks", _stacks),
+    ("open files", _descriptors),
 )

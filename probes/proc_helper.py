@@ -1,5 +1,6 @@
 # The helper process that reads other processes' /proc entries for the daemon (which may have dropped its
-# privileges). One JSON request a line on stdin, one JSON answer a line on stdout. Ends with its parent.
+# privileges). Says that it is ready, then takes one JSON request a line on stdin and gives one JSON answer a
+# line on stdout. Ends with its parent.
 from __future__ import annotations
 
 import json
@@ -36,6 +37,10 @@ def _processes_of(device: int, inode: int) -> Any:
     return procfs.processes_of(device, inode)
 
 
+def _holders(inode: int, pid: int, fd: int) -> Any:
+    return procfs.holders(inode, pid, fd)
+
+
 def _modules(pid: int, own: str) -> Any:
     return procfs.modules(pid, own)
 
@@ -51,23 +56,29 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "comm": _comm,
     "load_bias": _load_bias,
     "processes_of": _processes_of,
+    "holders": _holders,
     "modules": _modules,
     "process": _process,
 }
 
 
 def main() -> None:
+    _say({"ok": "ready"})
     for line in sys.stdin.buffer:
         try:
             request = json.loads(line)
             answer = {"ok": OPERATIONS[request["op"]](*request["args"])}
         except Exception as error:  # noqa: BLE001 - the daemon must get an answer to every request
             answer = {"error": f"{type(error).__name__}: {error}"}
-        try:
-            sys.stdout.write(json.dumps(answer) + "\n")
-            sys.stdout.flush()
-        except BrokenPipeError:  # nobody waits for it any more
-            os._exit(0)
+        _say(answer)
+
+
+def _say(answer: dict[str, Any]) -> None:
+    try:
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody waits for it any more
+        os._exit(0)
 
 
 if __name__ == "__main__":

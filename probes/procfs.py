@@ -120,7 +120,7 @@ def modules(pid: int, own: str) -> list[tuple[int, int, int, str, str]] | None:
                 with Image(place, any_machine=True) as image:
                     offset = bias_of(image.segments, mapping, executable=True)
                     bias = bias if offset is None else offset
-                    identity = own if int(fields[4]) == executable else image.identity
+                    identity = (own if int(fields[4]) == executable else "") or image.identity
                 break
             except SymbolError:
                 continue
@@ -180,6 +180,38 @@ def epoll_entries(pid: int, epfd: int) -> list[EpollEntry] | None:
         except (KeyError, ValueError):
             continue
     return entries
+
+
+MAX_PROCESSES, MAX_LOOKED_AT, MAX_HOLDERS = 4096, 65536, 16
+
+
+def holders(inode: int, pid: int, fd: int) -> list[tuple[int, int, str]]:
+    """(pid, fd, comm) of every descriptor of a socket of this inode number, but for `fd` of `pid`.
+
+    At most MAX_HOLDERS. A socket's number is unique, and /proc/PID/fd shows it (sockfs, net/socket.c); nobody
+    holds one that is in flight in another socket (SCM_RIGHTS).
+    """
+    wanted = f"socket:[{inode}]"
+    found: list[tuple[int, int, str]] = []
+    looked = 0
+    names = [name for name in os.listdir("/proc") if name.isdigit()]
+    for name in sorted(names, key=lambda name: name != str(pid))[:MAX_PROCESSES]:
+        try:
+            numbers = os.listdir(f"/proc/{name}/fd")
+        except OSError:
+            continue
+        for number in numbers:
+            looked += 1
+            if looked > MAX_LOOKED_AT or len(found) >= MAX_HOLDERS:
+                return found
+            try:
+                if os.readlink(f"/proc/{name}/fd/{number}") != wanted:
+                    continue
+            except OSError:
+                continue
+            if (int(name), int(number)) != (pid, fd):
+                found.append((int(name), int(number), comm(int(name), int(name))))
+    return found
 
 
 def processes_of(device: int, inode: int) -> list[int]:

@@ -6,7 +6,7 @@ import ctypes
 import mmap
 import struct
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import itemgetter
 
 from probes import abi
@@ -16,6 +16,7 @@ _RECORD_SIZE = abi.RECORD.size
 _LIFETIME_SIZE = ctypes.sizeof(abi.Lifetime)
 _LIFETIME_WORDS = _LIFETIME_SIZE // 8
 _BY_TIME = itemgetter(3)
+_SEQ = struct.Struct("<I").unpack_from
 _WHO = struct.Struct("<8xQ16xI").unpack_from  # (ts, tgid) of struct af_rec
 
 
@@ -30,6 +31,18 @@ def _words(mapping: mmap.mmap) -> memoryview:
     the kernel would now and then see a consumer position of 0 and take the ring for full.
     """
     return memoryview(mapping).cast("Q")
+
+
+_IN_FLIGHT = 8  # programs that may be within a record on one CPU: each interrupts the one before
+
+
+def _whole(mapping: mmap.mmap, start: int, end: int, place: Callable[[int], int]) -> int:
+    """Up to which record of [start, end) every one is written: a program takes its place first, and writes
+    `seq` (the low half of the record's number) last. place: record number -> its offset in the mapping."""
+    for number in range(max(start, end - _IN_FLIGHT), end):
+        if _SEQ(mapping, place(number))[0] != number & 0xFFFF_FFFF:
+            return number
+    return end
 
 
 class Recorder:
@@ -60,6 +73,7 @@ class Recorder:
             start = end - self._capacity
         base = cpu * self._stride + _RECORD_SIZE
         mask = self._capacity - 1
+        end = _whole(self._map, start, end, lambda number: base + (number & mask) * _RECORD_SIZE)
         first, last = start & mask, end & mask
         if start == end:
             return b""
@@ -161,8 +175,9 @@ class Lifetimes:
             if end - start >= self._capacity:
                 self.lost += end - self._capacity + 1 - start
                 start = end - self._capacity + 1
+            base, mask = cpu * self._capacity, self._capacity - 1
+            end = _whole(self._map, start, end, lambda number: (base + (number & mask)) * _LIFETIME_SIZE)  # noqa: B023
             self._next[cpu] = end
-            base = cpu * self._capacity
             while start < end:
                 first = start & (self._capacity - 1)
                 count = min(end - start, self._capacity - first)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import ctypes
 import os
 import select
+import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from probes import abi, decode, errors, events, loader
-from probes.bootstrap import TARGET, Bootstrap
+from probes.bootstrap import TARGET, Bootstrap, epoch_of
 from probes.context import Context
 from probes.helper import ProcHelper
 from probes.leftovers import Leftovers
 from probes.procfs import Identity
+from probes.progress import ProgressWatch
 from probes.rings import Lifetimes, Recorder, Urgent, last_records, unpacked
-from probes.sysbpf import Map, PerCpuCounters, possible_cpus
+from probes.sysbpf import Map, PerCpuCounters, possible_cpus, run
 from symbols.plan import ProbePlan
 from symbols.serial import plan_to_json
 
@@ -26,34 +28,39 @@ COUNTERS_INTERVAL_S = 1.0
 SCAN_INTERVAL_S = 5.0
 DISCOVER_INTERVAL_S = 2.0
 CRASH_SPAN_NS = 10_000_000_000
+_CLONE_VM, _CLONE_FILES = 0x100, 0x400  # clone(2)
 STACK_DEPTH = 32
 URGENT_AT_ONCE = 512
 SIZES = {
     "targets": (4, TARGET.size),
     "slots": (16, ctypes.sizeof(abi.Slot)),
-    "regs": (16, ctypes.sizeof(abi.Reg)),
-    "fds": (8, 16),
-    "orphans": (16, ctypes.sizeof(abi.Reg)),
+    "regs": (24, ctypes.sizeof(abi.Reg)),
+    "numbers": (12, ctypes.sizeof(abi.Reg)),
+    "objects": (16, 8),
+    "inner": (16, 8),
+    "control": (4, 16),
     "exec_paths": (abi.PATH_BYTES, 4),
     "stacks": (4, 8 * STACK_DEPTH),
     "stack_bytes": (4, ctypes.sizeof(abi.StackBytes)),
-    "waiters": (8, 4),
 }
+_BY_PROCESS = ("slots", "numbers", "objects", "inner")  # maps whose keys begin with tgid and epoch
+_REG_TGID = abi.Reg.tgid.offset
 _LOSSES = {
     abi.Counter.URGENT_LOST: "urgent",
     abi.Counter.SLOTS_FULL: "slots-map-full",
     abi.Counter.REGS_FULL: "registrations-map-full",
-    abi.Counter.FDS_FULL: "fds-map-full",
+    abi.Counter.PENDING_FULL: "pending-map-full",
     abi.Counter.THREADS_FULL: "threads-map-full",
     abi.Counter.EVENTS_TRUNCATED: "deliveries-beyond-limit",
     abi.Counter.READ_FAULT: "user-memory-not-resident",
     abi.Counter.TAILCALL_FAILED: "tail-call",
     abi.Counter.SUSPECTS_DROPPED: "suspicions-of-one-batch",
-    abi.Counter.DESCS_FULL: "descriptions-map-full",
-    abi.Counter.ORPHANS_FULL: "orphans-map-full",
+    abi.Counter.ITEMS_TRUNCATED: "registrations-of-one-file-beyond-limit",
+    abi.Counter.LINKS_FULL: "registrations-of-one-slot-beyond-limit",
     abi.Counter.OBJECTS_FULL: "objects-map-full",
     abi.Counter.RANGE_TRUNCATED: "close-range-beyond-limit",
     abi.Counter.ENTRY_UNSEEN: "calls-entered-before-watching",
+    abi.Counter.BATCHES_FULL: "nested-waits-beyond-limit",
 }
 
 
@@ -69,12 +76,28 @@ class SessionOptions:
     empty: bool = False
 
 
+def _of_library(image: str, executable: str) -> bool:
+    """Whether a plan's image is another file than the executable: a shared object."""
+    try:
+        return not os.path.samefile(image, executable)
+    except OSError:
+        return False
+
+
 class LiveSession:
     """An EventSource over the kernel side. Make it with `open`; `close` (or death) removes every probe."""
 
     def __init__(
-        self, plan: ProbePlan, handles: loader.Handles, options: SessionOptions, follow: bool
+        self,
+        plan: ProbePlan,
+        handles: loader.Handles,
+        options: SessionOptions,
+        follow: bool,
+        *,
+        library: int = 0,
     ) -> None:
+        """library: inode of the shared object that the plan is of; 0: it is of the executable."""
+        self._library = library
         self._plan, self._handles, self._options, self._follow = plan, handles, options, follow
         sizes = handles.options
         cpus = possible_cpus()
@@ -85,13 +108,17 @@ class LiveSession:
         self._lifetimes = Lifetimes(maps["lifetimes"], maps["lifetime_heads"], cpus, sizes.lifetime_records)
         self._urgent = Urgent(maps["urgent"], sizes.urgent_pages * 4096)
         self._counters = PerCpuCounters(maps["counters"], len(abi.Counter))
-        self._leftovers = Leftovers(self._maps["slots"], self._maps["regs"])
+        self._leftovers = Leftovers(self._maps["slots"], self._settle)
+        self._progress = ProgressWatch(self._maps["control"], maps)
         self._helper = ProcHelper()
-        self._context = Context(self._maps["stacks"], self._maps["stack_bytes"], self._helper, plan.identity)
+        self._context = Context(
+            self._maps["stacks"], self._maps["stack_bytes"], self._helper, "" if library else plan.identity
+        )
         self._epoll = select.epoll()
         self._epoll.register(self._urgent.fd, select.EPOLLIN)
         self._pidfds: dict[int, int] = {}  # pidfd -> tgid
         self._image: tuple[int, int] | None = None  # device and inode
+        self._epochs: dict[int, int] = {}
         self._looked: dict[int, int] = {}  # tgid -> ts before it was looked at, to attach it
         self.targets: dict[int, events.TargetAttached] = {}
         self._examples: set[int] = set()
@@ -107,9 +134,17 @@ class LiveSession:
 
     @classmethod
     def open(
-        cls, plan: ProbePlan, *, pids: Sequence[int], follow: bool, options: SessionOptions | None = None
+        cls,
+        plan: ProbePlan,
+        *,
+        pids: Sequence[int],
+        follow: bool,
+        program: str = "",
+        options: SessionOptions | None = None,
     ) -> LiveSession:
-        """Arm the plan's probes on `pids`; with `follow`, on every process of the image, present and future.
+        """Arm the plan's probes on `pids`; with `follow`, on all processes of the program, now and later.
+
+        program: its executable; the plan may be of a shared object that it runs.
 
         Raises ProbeError subclasses: NoSuchProcess, TargetGoneWhileAttaching, PrerequisiteMissing,
         LoaderFailed.
@@ -120,7 +155,8 @@ class LiveSession:
         for pid in pids:
             if not os.path.isdir(f"/proc/{pid}"):
                 raise errors.NoSuchProcess(pid)
-        path = f"/proc/{pids[0]}/exe" if pids and not follow else plan.image
+        executable = f"/proc/{pids[0]}/exe" if pids and not follow else program or plan.image
+        path = plan.image if _of_library(plan.image, executable) else executable
         try:
             # Held open: the plan's addresses must never reach another program that a pid executes meanwhile.
             image = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -129,7 +165,7 @@ class LiveSession:
                 raise
             raise errors.TargetGoneWhileAttaching(pids[0], "exited") from None
         try:
-            status = os.fstat(image)
+            probed, status = os.fstat(image), os.stat(executable)
             handles = loader.load(
                 plan,
                 image=f"/proc/{os.getpid()}/fd/{image}",
@@ -144,14 +180,15 @@ class LiveSession:
         finally:
             os.close(image)
         try:
-            session = cls(plan, handles, options, follow)
+            library = (probed.st_dev, probed.st_ino) != (status.st_dev, status.st_ino)
+            session = cls(plan, handles, options, follow, library=probed.st_ino if library else 0)
         except BaseException:
             handles.close()
             raise
         try:
             session._image = (status.st_dev, status.st_ino)
             if follow:
-                for path in {plan.image, os.path.realpath(plan.image)}:
+                for path in {executable, os.path.realpath(executable)}:
                     raw = path.encode()
                     if len(raw) < abi.PATH_BYTES:
                         session._maps["exec_paths"].put(raw.ljust(abi.PATH_BYTES, b"\0"), b"\1\0\0\0")
@@ -168,8 +205,8 @@ class LiveSession:
         looked = time.monotonic_ns()
         who = self._helper.identity(pid)
         if who is None:
-            if required and self._helper.silent:
-                raise errors.TargetNotReadable(pid)
+            if self._helper.silent and (required or self._helper.ended):
+                raise self._helper.refusal(pid)
             if required:
                 raise errors.TargetGoneWhileAttaching(pid, "exited")
             return
@@ -179,14 +216,22 @@ class LiveSession:
                 raise errors.TargetGoneWhileAttaching(pid, "executed another program")
             return
         now = time.monotonic_ns()
-        self._maps["targets"].put(pid.to_bytes(4, "little"), TARGET.pack(now, 0, 0, 0), 0 if late else 1)
+        flags = (abi.TargetFlag.LATE if late else 0) | (abi.TargetFlag.FOLLOW if self._follow else 0)
+        key = pid.to_bytes(4, "little")
+        # one that was seen starting is there already, and has been counting since
+        self._maps["targets"].put(
+            key, TARGET.pack(now, epoch_of(now), flags, 0, 0, 0, 0, 0), 0 if late else 1
+        )
+        entry = self._maps["targets"].get(key)
+        self._epochs[pid] = TARGET.unpack(entry)[1] if entry is not None else epoch_of(now)
         self._looked[pid] = looked
-        taken = self._bootstrap(pid, now) if late else 0
+        taken = self._bootstrap(pid) if late else 0
         yield from self._attached(who, now, taken, late)
 
     def _attached(self, who: Identity, now: int, taken: int, late: bool) -> Iterator[events.Event]:
         segments = tuple((segment.offset, segment.vaddr) for segment in self._plan.segments)
-        bias = self._helper.load_bias(who.pid, who.inode, segments) if self._plan.pie else 0
+        inode = self._library or who.inode
+        bias = self._helper.load_bias(who.pid, inode, segments) if self._plan.pie else 0
         try:
             pidfd = os.pidfd_open(who.pid)
         except OSError:
@@ -209,12 +254,15 @@ class LiveSession:
         yield event
         yield from self._context.of_target(who.pid)
 
-    def _bootstrap(self, pid: int, now: int) -> int:
+    def _bootstrap(self, pid: int) -> int:
         before = self._helper.registrations(pid)
-        maps = self._maps
-        taking = Bootstrap(maps["slots"], maps["regs"], maps["fds"], maps["orphans"], self._plan.userdata)
-        taken = taking.insert(pid, before, now)
-        return taken - taking.withdraw_vanished(pid, before, self._helper.registrations(pid))
+        taking = Bootstrap(self._maps["slots"], self._plan.userdata)
+        epoch = self._epochs[pid]
+        taken = taking.insert(pid, epoch, before)
+        return taken - taking.withdraw_vanished(pid, epoch, before, self._helper.registrations(pid))
+
+    def _settle(self, tgid: int, epoch: int, address: int) -> None:
+        run(self._handles.maps["af_settle_now"], struct.pack("<QQ", tgid << 32 | epoch, address))
 
     def _gone(self, tgid: int, reason: str) -> Iterator[events.Event]:
         for pidfd, pid in list(self._pidfds.items()):
@@ -228,14 +276,27 @@ class LiveSession:
         self._context.forget(tgid)
         self._crashes.pop(tgid, None)
         self._looked.pop(tgid, None)
-        for name, tgid_at in (("slots", 0), ("regs", 0), ("fds", 0), ("orphans", 0), ("waiters", 0)):
-            held = self._maps[name]
-            wanted = tgid.to_bytes(4, "little")
-            for key in [key for key, _ in held.entries() if key[tgid_at : tgid_at + 4] == wanted]:
-                held.delete(key)
-        self._maps["targets"].delete(tgid.to_bytes(4, "little"))
+        self._forget(tgid)
         yield events.TargetGone(ts=time.monotonic_ns(), tgid=tgid, reason=reason)
         self.finished = not self.targets and not self._follow
+
+    def _forget(self, tgid: int) -> None:
+        """Empty the maps of a process that is gone. The same number may be another program's by now: that one
+        has another epoch."""
+        epoch = self._epochs.pop(tgid, 0)
+        wanted = struct.pack("<II", tgid, epoch)
+        for name in _BY_PROCESS:
+            held = self._maps[name]
+            for key in [key for key, _ in held.entries() if key[:8] == wanted]:
+                held.delete(key)
+        held, owner = self._maps["regs"], struct.pack("<II", tgid, epoch)
+        mine = [key for key, raw in held.entries() if raw[_REG_TGID : _REG_TGID + 8] == owner]
+        for key in mine:
+            held.delete(key)
+        number = tgid.to_bytes(4, "little")
+        entry = self._maps["targets"].get(number)
+        if entry is not None and TARGET.unpack(entry)[1] == epoch:
+            self._maps["targets"].delete(number)
 
     def _discover(self) -> Iterator[events.Event]:
         """Processes of the image whose exec was not recognised by its path (relative, or through a link)."""
@@ -273,8 +334,12 @@ class LiveSession:
             yield from self._read_lifetimes()
         if self._is_due("counters", now, COUNTERS_INTERVAL_S):
             yield from self._read_counters()
+        self._progress.tick(now)
         if self._is_due("scan", now, SCAN_INTERVAL_S):
-            yield from self._leftovers.scan(time.monotonic_ns())
+            for event in self._leftovers.scan(time.monotonic_ns()):
+                if isinstance(event, events.SlotLingering):
+                    yield from self._context.of_life(event.slot)
+                yield event
         if self._follow and self._is_due("discover", now, DISCOVER_INTERVAL_S):
             yield from self._discover()
 
@@ -313,6 +378,8 @@ class LiveSession:
                 yield events.Lost(ts=time.monotonic_ns(), what="urgent", count=1, since=self._losses_since)
                 continue
             if isinstance(message, events.SuspicionRaised):
+                if message.suspect is abi.Suspect.HOT and not message.trigger.flags & abi.RecordFlag.HOPELESS:
+                    self._progress.confirmed(time.monotonic())
                 yield from self._context.of_suspicion(message)
             elif isinstance(message, events.CrashSeen):
                 yield from self._crashed(message)
@@ -340,9 +407,16 @@ class LiveSession:
     def _lifecycle(self, message: abi.LifecycleMessage) -> Iterator[events.Event]:
         kind, tgid, ts = message.head.what, message.trigger.tgid, message.trigger.ts
         if kind in (abi.Kind.FORKED, abi.Kind.FORK_ENDED):
+            child, ended = message.trigger.arg, kind == abi.Kind.FORK_ENDED
+            shares, borrows = (bool(message.trigger.addr & bit) for bit in (_CLONE_FILES, _CLONE_VM))
+            watched = self._follow and not ended and not borrows
             yield events.ProcessForked(
-                ts=ts, tgid=tgid, child=message.trigger.arg, ended=kind == abi.Kind.FORK_ENDED
+                ts=ts, tgid=tgid, child=child, ended=ended, watched=watched, shares_table=not ended and shares
             )
+            if watched and child not in self.targets:
+                yield from self._attach(child, late=False)
+        elif kind == abi.Kind.SPIN_SUSPECTED:
+            self._progress.suspected(time.monotonic())
         elif kind == abi.Kind.EXECED:
             if tgid in self.targets and ts < self._looked.get(tgid, 0):
                 return  # what was attached is this program already
@@ -413,6 +487,7 @@ class LiveSession:
             return
         self._closed = True
         self.finished = True
+        self._progress.close()
         self._handles.close()
         if self._recorder is not None:
             self._recorder.close()

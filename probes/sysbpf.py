@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 
 _NR_BPF = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 321)
-_LOOKUP, _UPDATE, _DELETE, _NEXT, _LOOKUP_BATCH = 1, 2, 3, 4, 24
+_LOOKUP, _UPDATE, _DELETE, _NEXT, _TEST_RUN, _LOOKUP_BATCH = 1, 2, 3, 4, 10, 24
 BPF_ANY, BPF_NOEXIST = 0, 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -126,6 +126,33 @@ class Map:
                 return
             cursor, follow = follow, cursor
             first = False
+
+
+def run(program: int, context: bytes) -> bool:
+    """Run a raw tracepoint's program once, with these bytes as its context (BPF_PROG_TEST_RUN)."""
+    buffer = ctypes.create_string_buffer(context, len(context))
+    # prog_fd, retval, data sizes and pointers, repeat, duration, then ctx_size_in, ctx_size_out, ctx_in
+    attr = ctypes.create_string_buffer(
+        struct.pack(
+            "<IIIIQQIIIIQQII",
+            program,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            len(context),
+            0,
+            ctypes.addressof(buffer),
+            0,
+            0,
+            0,
+        ),
+        72,
+    )
+    return _bpf(_TEST_RUN, attr, 72) == 0
 
 
 class PerCpuCounters:

@@ -15,6 +15,7 @@ from symbols.scopes import Function, Scopes
 _MAX_CALLS = 256
 _MAX_TEXT = 256 << 20
 _PIECE = 4 << 20
+_SHORT = 130  # bytes that a 2-byte jump reaches
 _BRANCHES = re.compile(rb"[\xe8\xe9]|\x0f[\x80-\x8f]", re.DOTALL)
 _ADDRESSES = re.compile(rb"[\x48\x4c]\x8d[\x05\x0d\x15\x1d\x25\x2d\x35\x3d]", re.DOTALL)  # lea r, [rip + d]
 _DATA = (".data", ".data.rel.ro", ".data.rel.ro.local", ".data.rel.local", ".rodata", ".init_array", ".got")
@@ -78,6 +79,13 @@ class Callers:
                     offset = int.from_bytes(raw[end - 4 : end], "little", signed=True)
                     if start + end + offset == target:
                         yield start + found.start()
+        low = max(target - _SHORT, 0)
+        raw = self._image.code(low, 2 * _SHORT)
+        for at in range(len(raw) - 1):
+            if raw[at] == 0xEB or 0x70 <= raw[at] <= 0x7F:
+                offset = raw[at + 1] - (raw[at + 1] >> 7 << 8)
+                if low + at + 2 + offset == target:
+                    yield low + at
 
     def _call(self, address: int, target: int) -> Call | str | None:
         function = self._scopes.function_of(address)

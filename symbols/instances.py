@@ -21,6 +21,7 @@ from symbols.profile import FunctionSpec
 from symbols.qualified import fits, split_name
 from symbols.scopes import Function, Scopes
 from symbols.search import FUNCTION_TAGS, Search
+from symbols.stackcheck import behind_stack_check
 
 _MAX_INSTANCES = 4096
 _MAX_OTHERS = 64  # functions of one name
@@ -185,9 +186,11 @@ class Finder:
             if function is None:
                 return None  # declaration or abstract instance
             declared = scopes.declared_at(die) or self._declared_by_lines(die, function.low)
+            code = self.code_of(function)
+            entry = behind_stack_check(code, function.low, self._symbol_at)
             return Instance(
-                spec, name, InstanceKind.OUT_OF_LINE, die, function, [die], function.ranges, function.low,
-                self.code_of(function), None, declared,
+                spec, name, InstanceKind.OUT_OF_LINE, die, function, [die], function.ranges, entry, code,
+                None, declared,
             )  # fmt: skip
         ranges = ranges_of(dwarf, die)
         low = dwarf.address(die, dw.AT_low_pc)
@@ -204,6 +207,10 @@ class Finder:
             spec, name, InstanceKind.INLINED, die, holder, path, ranges, entry, self.code_of(holder),
             scopes.call_site(die, holder), scopes.declared_at(die),
         )  # fmt: skip
+
+    def _symbol_at(self, address: int) -> str:
+        symbol = self._scopes.symbols.function_at(address)
+        return symbol.name if symbol is not None else ""
 
     def _declared_by_lines(self, die: Die, low: int) -> SourceLine | None:
         return self._scopes.declared_at(die, low)

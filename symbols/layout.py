@@ -27,6 +27,7 @@ class Tie:
     offset: int | None = None
     field: str | None = None
     type_name: str | None = None  # the object's
+    others: tuple[str, ...] = ()  # more fields of the slot that point to such objects
 
     def same_place(self, other: Tie) -> bool:
         return (self.is_slot, self.delta, self.offset) == (other.is_slot, other.delta, other.offset)
@@ -82,6 +83,11 @@ def slot_layout(
         if isinstance(named, str):
             raise ProfileError(f"userdata.offset: {named}", path=profile.path, key="userdata.offset")
         userdata = replace(userdata, offset=named.offset)
+    if tie.others:
+        warnings.append(
+            f"dispatch: {name!r} has several pointers to {tie.type_name!r}; {tie.field!r} is taken. If it is"
+            f' another ({", ".join(tie.others[:8])}), say is = "slot.FIELD" in the profile'
+        )
     if layout.size and userdata.offset >= layout.size:
         warnings.append(
             f"userdata.offset is {userdata.offset}, but {name!r} has {layout.size} bytes: no userdata can"
@@ -93,14 +99,15 @@ def slot_layout(
 _UNKNOWN = "the slot's type is not known: destroy's parameter does not say it, and slot.type names none"
 
 
-def find_pointer(dwarf: Dwarf, slot: Die, target: Die) -> tuple[int, str, str] | None:
-    """(offset, dotted path, the pointer type) of the first member, breadth first, that points there."""
+def find_pointers(dwarf: Dwarf, slot: Die, target: Die) -> list[tuple[int, str, str]]:
+    """(offset, dotted path, the pointer type) of the members that point there, breadth first."""
+    found = []
     for offset, path, kind in _members(dwarf, slot):
         if kind.tag == dw.TAG_pointer_type:
             pointed = strip(dwarf, dwarf.target(kind, dw.AT_type))
             if pointed is not None and same_type(dwarf, pointed, target):
-                return offset, _plain(path), dwarf.name(kind)
-    return None
+                found.append((offset, _plain(path), dwarf.name(kind)))
+    return found
 
 
 def parts_of(dwarf: Dwarf, slot: Die) -> Iterator[tuple[int, Die]]:

@@ -55,13 +55,13 @@ class OutsideProbes:
     def of_result(self, instance: Instance) -> Outside:
         """Behind each call of a create, where its result is in its register."""
         outside = Outside([], [])
-        self._results(instance, instance.entry, outside, {instance.entry}, 0)
-        return self._said(instance, outside, "its result is known to its callers only")
+        self._results(instance, instance.function.low, outside, {instance.function.low}, 0)
+        return self._said(instance, outside, "it ends in a tail call, and its callers get the result")
 
     def of_argument(self, instance: Instance, source: ArgSource) -> Outside:
         """At each call of a function that has its argument in a register."""
         outside = Outside([], [])
-        calls, reasons = self._callers.of(instance.entry)
+        calls, reasons = self._callers.of(instance.function.low)
         self._lose(instance, reasons, outside)
         for call in calls:
             if call.kind == "jcc":
@@ -120,6 +120,6 @@ class OutsideProbes:
 
     def _said(self, instance: Instance, outside: Outside, why: str) -> Outside:
         if not outside.sites and not outside.lost:
-            outside.lost.append(instance.unprobed(f"{why}, and nothing calls it directly"))
+            outside.lost.append(instance.unprobed("nothing calls it directly"))
         outside.lost = [replace(one, reason=f"{why}: {one.reason}") for one in outside.lost]
         return outside

@@ -16,7 +16,10 @@ from symbols.registers import X86_64
 
 _MAX_STEPS = 400  # instructions, over all ways
 _MASK = (1 << 64) - 1
-_SUBTRACTS = re.compile(r"fetch_?sub|atomic.*mmE[iv]", re.IGNORECASE)  # also std::atomic's operator--
+_SUBTRACTS = re.compile(  # also std::atomic's operator--
+    r"fetch_?sub|atomic.*mmE[iv]|ref(s|count|_count|_cnt)?_?(dec|sub|put|drop)|(dec|put|drop)_?ref|unref",
+    re.IGNORECASE,
+)
 _CONDITIONAL = re.compile(r"j(?!mp|[er]?cxz)")
 
 

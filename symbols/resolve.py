@@ -2,11 +2,10 @@
 # Must not print, cache, or attach.
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import dataclass, replace
 
-from symbols.creates import Births, LeavesByTailCall
+from symbols.creates import Births
 from symbols.debugfiles import Searched, check_pair, find_debug_file
 from symbols.dwarf import Die, Dwarf
 from symbols.dwarf_const import RECORD_TAGS
@@ -17,18 +16,18 @@ from symbols.instances import Finder, Instance
 from symbols.layout import Tie, slot_layout
 from symbols.linetable import LineTables
 from symbols.merged import MergedDestroys
-from symbols.outside import OutsideProbes, earlier
+from symbols.outside import OutsideProbes
 from symbols.owntype import of_slot_type, slot_type_by_name
 from symbols.parts import without_nested, without_parts
-from symbols.plan import ArgSource, EntrySite, InstanceKind, ProbePlan, Role, Site, Unprobed
+from symbols.placing import Placer
+from symbols.plan import EntrySite, InstanceKind, ProbePlan, Role, Site, Unprobed
 from symbols.pointers import pointee
 from symbols.profile import Profile, shipped_profiles
 from symbols.qualified import complete_type
-from symbols.refcount import counts_references
 from symbols.registers import X86_64
 from symbols.scopes import Scopes
 from symbols.search import FUNCTION_TAGS, Search
-from symbols.sites import Refused, SiteBuilder
+from symbols.sites import SiteBuilder
 from symbols.tangles import Placed, untangle
 from symbols.ties import Ties
 
@@ -140,13 +139,14 @@ class _Resolver:
             slot_type=profile.slot_type,
             link_offset=profile.freelist_offset or 0,
         )
-        self._births = Births(
+        births = Births(
             session.dwarf,
             session.scopes,
             slot_type=profile.slot_type,
             link_offset=profile.freelist_offset or 0,
         )
-        self._outside = OutsideProbes(session.image, session.scopes, self._finder, self._builder)
+        outside = OutsideProbes(session.image, session.scopes, self._finder, self._builder)
+        self._placer = Placer(session.scopes, self._builder, births, outside)
         self._sites: list[Site] = []
         self._unprobed: list[Unprobed] = []
         self._warnings: list[str] = []
@@ -261,66 +261,9 @@ class _Resolver:
     def _place(self, instance: Instance) -> Placed:
         """Sites of one instance, or the reason why it has none: all of it or nothing."""
         self._learn_type(instance)
-        try:
-            return Placed(instance, self._sites_of(instance))
-        except LeavesByTailCall as error:
-            return self._in_callers(instance, error)
-        except Refused as error:
-            source, outside = error.found.source, None
-            entered = instance.kind is InstanceKind.OUT_OF_LINE and error.found.address == instance.entry
-            if entered and source.is_register and not instance.spec.returned:
-                outside = self._outside.of_argument(instance, source)
-            if outside is None or not outside.sites:
-                return self._earlier(instance, error)
-            self._unprobed += outside.lost
-            counts = instance.role is Role.DESTROY and self._counts(instance, instance.entry, source)
-            return Placed(instance, [replace(site, counts=counts) for site in outside.sites])
-        except Unsupported as error:
-            return Placed(instance, [], str(error))
-
-    def _sites_of(self, instance: Instance, *, within: bool = False) -> list[Site]:
-        births, returned = self._births, instance.spec.returned
-        found = births.find(instance, within=within) if returned else self._builder.arguments(instance)
-        create = instance.role is Role.CREATE
-        sites = [self._builder.site(instance, place, 0, harmless=create) for place in found]
-        if instance.role is Role.DESTROY:
-            sites = [
-                replace(site, counts=self._counts(instance, site.address, site.source)) for site in sites
-            ]
-        return sites
-
-    def _earlier(self, instance: Instance, error: Refused) -> Placed:
-        """An inlined instance whose first instruction takes no probe: on the way to it."""
-        at = earlier(instance.code, error.found.address, error.found.source)
-        if at is None:
-            return Placed(instance, [], str(error))
-        note = "before its first instruction, on which the kernel takes no probe"
-        try:
-            site = self._builder.site(instance, replace(error.found, address=at, note=note), 0)
-        except Unsupported:
-            return Placed(instance, [], str(error))
-        counts = instance.role is Role.DESTROY and self._counts(instance, at, site.source)
-        return Placed(instance, [replace(site, counts=counts)])
-
-    def _in_callers(self, instance: Instance, error: LeavesByTailCall) -> Placed:
-        """A create that ends in a tail call: at its callers if these are known, else what is left of it."""
-        outside = self._outside.of_result(instance)
-        if not outside.complete:
-            with contextlib.suppress(Unsupported):
-                return Placed(instance, self._sites_of(instance, within=True))
-        if not outside.sites:
-            return Placed(instance, [], "; ".join([str(error), *(one.reason for one in outside.lost[:4])]))
-        self._unprobed += outside.lost
-        return Placed(instance, outside.sites)
-
-    def _counts(self, instance: Instance, address: int, source: ArgSource) -> bool:
-        code = instance.code
-        inside = code.inside(instance.ranges)
-        return counts_references(code, inside, address, source, self._function_name)
-
-    def _function_name(self, address: int) -> str:
-        symbol = self._session.scopes.symbols.function_at(address)
-        return symbol.name if symbol is not None and symbol.address == address else ""
+        placed, lost = self._placer.place(instance)
+        self._unprobed += lost
+        return placed
 
     def _take(self, placed: Placed) -> None:
         if placed.reason:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from capstone import x86_const as x86
 
+from symbols.backwards import held_before
 from symbols.code import full_register
 from symbols.copies import access, all_entries
 from symbols.dwarf import Die, Dwarf
@@ -76,19 +77,32 @@ class SiteBuilder:
                 return [Found(instance.entry, homed, name)]
         located = locations_of(self._dwarf, variable)
         try:
-            entries = self._entries(instance, located)
-            try:
-                return [self._at_entry(instance, variable, name, entry) for entry in entries]
-            except Unsupported:
-                found = self._by_links(instance, entries)
-                if not found:
-                    raise
-                return found
+            return self._from_entries(instance, variable, located)
         except Unsupported:
-            found = self._by_effects(instance, located)
+            found = self._held_before(instance, variable, located) or self._by_effects(instance, located)
             if not found:
                 raise
             return found
+
+    def _from_entries(self, instance: Instance, variable: Die, located: list[Located]) -> list[Found]:
+        entries = self._entries(instance, located)
+        try:
+            return [self._at_entry(instance, variable, located, entry) for entry in entries]
+        except Unsupported:
+            found = self._by_links(instance, entries)
+            if not found:
+                raise
+            return found
+
+    def _held_before(self, instance: Instance, variable: Die, located: list[Located]) -> list[Found]:
+        """As _from_entries, where the argument's register held it before its location begins."""
+        inside = instance.code.inside(instance.ranges)
+        earlier = held_before(instance.code, inside, located, lambda at: self._value(instance, located, at))
+        if earlier == located or instance.kind is not InstanceKind.INLINED:
+            return []
+        with contextlib.suppress(Unsupported):
+            return self._from_entries(instance, variable, earlier)
+        return []
 
     def _by_effects(self, instance: Instance, located: list[Located]) -> list[Found]:
         """Where the argument's locations begin, if each effect of destroy belongs to one of them."""
@@ -304,9 +318,9 @@ class SiteBuilder:
             raise Unsupported("its stack home is not filled in the function's straight-line prologue")
         return found
 
-    def _at_entry(self, instance: Instance, variable: Die, name: str, entry: int) -> Found:
+    def _at_entry(self, instance: Instance, variable: Die, located: list[Located], entry: int) -> Found:
         """The argument at an entry, or where it first has a location behind it. Raises Unsupported."""
-        located = locations_of(self._dwarf, variable)
+        name = instance.spec.argument
         viewed = self._viewed(instance, variable, entry)
         if not located and viewed is None:
             raise Unsupported(f"parameter {name!r} was optimized out (no location)")

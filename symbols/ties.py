@@ -8,7 +8,7 @@ from symbols.dwarf import Die, Dwarf
 from symbols.errors import ProfileError
 from symbols.fieldpath import find_field
 from symbols.instances import Instance
-from symbols.layout import Tie, find_pointer, parts_of, same_type
+from symbols.layout import Tie, find_pointers, parts_of, same_type
 from symbols.parameters import parameter
 from symbols.plan import Site
 from symbols.pointers import pointee, strip, type_text
@@ -78,12 +78,13 @@ class Ties:
         derived = self._base_offset(target, slot)
         if derived is not None:
             return Tie(is_slot=True, delta=-derived, type_name=name)
-        found = find_pointer(dwarf, slot, target)
-        if found is not None:
-            offset, path, pointer = found
+        found = find_pointers(dwarf, slot, target)
+        if found:
+            offset, path, pointer = found[0]
             # Zig's own backend names the struct without its namespace, the pointer with it.
             named = pointer.lstrip("?*").removeprefix("const ") if pointer.endswith(name or "?") else name
-            return Tie(is_slot=False, offset=offset, field=path, type_name=named)
+            others = tuple(other for at, other, _pointer in found[1:] if at != offset)
+            return Tie(is_slot=False, offset=offset, field=path, type_name=named, others=others)
         parts = sorted({offset for offset, die in parts_of(dwarf, slot) if same_type(dwarf, die, target)})
         if len(parts) == 1:
             return Tie(is_slot=True, delta=parts[0], type_name=name)

@@ -12,6 +12,7 @@ import click
 
 from agent.commands import options
 from agent.text import Line, Span, duration, line, number, table
+from probes.abi import Signature
 
 if TYPE_CHECKING:
     from agent.correlator.census import Census
@@ -50,10 +51,10 @@ def command(
       afterfree census --pid 4711 --duration 30
     """
     from agent.correlator.census import Census
-    from agent.errors import Misused
+    from agent.errors import Misused, NothingSeen
     from agent.supervisor import Wanted
     from agent.text import Printer
-    from probes.events import LifetimeEnded, LifetimesCounted
+    from probes.events import LifetimeEnded, LifetimesCounted, TargetAttached
 
     live = bool(pids or exes or units)
     if (file is None) == (not live):
@@ -62,12 +63,13 @@ def command(
             remedy="afterfree census FILE\nafterfree census --pid PID --duration 30",
         )
     census = Census()
+    wanted = Wanted(pids=pids, exes=exes, units=units, profile=profile, debug_file=debug_file)
     error = None
+    processes = 0
     with contextlib.ExitStack() as stack:
         if file is not None:
             events = stack.enter_context(_recorded(file))
         else:
-            wanted = Wanted(pids=pids, exes=exes, units=units, profile=profile, debug_file=debug_file)
             events = stack.enter_context(_live(wanted, duration, fresh=no_cache))
         from agent.errors import RecordingError
 
@@ -75,15 +77,25 @@ def command(
             for event in events:
                 if isinstance(event, LifetimeEnded | LifetimesCounted):
                     census.add(event)
+                elif isinstance(event, TargetAttached):
+                    processes += 1
         except RecordingError as broken:
             error = broken
+    failure = None if processes or error is not None else NothingSeen(wanted.names)
     if form == "json":
-        value: dict[str, Any] = {**census.to_dict(), "schema": "afterfree.census/1"}
+        value: dict[str, Any] = {
+            **census.to_dict(),
+            "schema": "afterfree.census/1",
+            "processes": processes,
+            "failure": None if failure is None else failure.to_json(),
+        }
         sys.stdout.write(json.dumps(value, indent=2) + "\n")
-    else:
+    elif failure is None:
         Printer().lines(_lines(census))
     if error is not None:
         raise error
+    if failure is not None:
+        raise failure
     return 0
 
 
@@ -153,6 +165,9 @@ def _lines(census: Census) -> list[Line]:
     )
     if census.other:
         out.append(line(f"  {number(census.other)} lifetimes of signatures beyond those that are told apart"))
+    unjudged = sum(row.count for row in rows if row.signature & Signature.NOT_JUDGED)
+    if unjudged:
+        out.append(line(f"  {number(unjudged)} frees within a batch not judged: no dispatch probe"))
     hazardous = sum(row.count for row in rows if row.hazards)
     style = "warning" if hazardous else "good"
     out += [

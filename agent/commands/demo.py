@@ -17,9 +17,9 @@ from typing import IO
 
 import click
 
-from agent import children
 from agent.errors import DemoFailed, PrerequisiteMissing
 from agent.forensics.desk import BundleDone
+from probes import children
 
 _BUG = "dup-outlives-close"
 _MODE = "ReleaseSafe"

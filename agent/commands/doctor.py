@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     help="Output.",
 )
 def command(*, form: str) -> int:
-    """Check every prerequisite of this machine; exit with 3 when a required one is missing."""
+    """Check every prerequisite of this machine by trying it; exit with 3 when a required one is missing or
+    could not be tried."""
     from agent.errors import ExitCode
     from agent.text import Printer
     from probes import preflight
 
-    checks = preflight.checks()
-    failed = [check for check in checks if check.required and not check.ok]
+    checks = (*preflight.checks(), preflight.guarded("symbols", _symbols))
+    failed = [check for check in checks if not check.ok and (check.required or not check.tried)]
     if form == "json":
         rows = [
             {
@@ -40,6 +41,7 @@ def command(*, form: str) -> int:
                 "detail": check.detail,
                 "remedy": check.remedy,
                 "lost": check.lost,
+                "tried": check.tried,
             }
             for check in checks
         ]
@@ -50,6 +52,29 @@ def command(*, form: str) -> int:
     return int(ExitCode.PREREQUISITE if failed else ExitCode.OK)
 
 
+def _symbols() -> Check:
+    """Whether the process that reads debug information has what it needs."""
+    from agent.errors import AgentError
+    from agent.symbolize import SymbolClient
+    from probes.preflight import Check
+
+    client = SymbolClient()
+    try:
+        client.hello()
+    except AgentError as error:
+        return Check(
+            name="symbols",
+            ok=False,
+            required=True,
+            detail=f"{error.title}: {error.detail}",
+            remedy="make setup",
+            lost="resolving what to probe",
+        )
+    finally:
+        client.close()
+    return Check(name="symbols", ok=True, required=True, detail="the symbol worker answers")
+
+
 def _lines(checks: Sequence[Check]) -> list[Line]:
     from agent.sanitize import printable
     from agent.text import Span, line
@@ -57,9 +82,7 @@ def _lines(checks: Sequence[Check]) -> list[Line]:
     width = max((len(check.name) for check in checks), default=0)
     rows = []
     for check in checks:
-        word, style = (
-            ("ok", "good") if check.ok else (("MISSING", "high") if check.required else ("absent", "warning"))
-        )
+        word, style = _word(check)
         rows.append(
             line(
                 " ",
@@ -75,14 +98,34 @@ def _lines(checks: Sequence[Check]) -> list[Line]:
             rows += [
                 line(" " * 11, Span("next: ", "label"), printable(text)) for text in check.remedy.splitlines()
             ]
-    failed = sum(1 for check in checks if check.required and not check.ok)
-    absent = sum(1 for check in checks if not check.required and not check.ok)
     rows.append(line(""))
-    if failed:
-        rows.append(
-            line(Span(f"{failed} required prerequisite{'s are' if failed > 1 else ' is'} missing", "high"))
-        )
-    else:
-        extra = f"; {absent} optional one{'s are' if absent != 1 else ' is'} absent" if absent else ""
-        rows.append(line(Span(f"this machine can run afterfree{extra}", "good")))
+    rows.append(_verdict(checks))
     return rows
+
+
+def _word(check: Check) -> tuple[str, str]:
+    if check.ok:
+        return "ok", "good"
+    if not check.tried:
+        return "UNKNOWN", "high"
+    return ("MISSING", "high") if check.required else ("absent", "warning")
+
+
+def _verdict(checks: Sequence[Check]) -> Line:
+    from agent.text import Span, line
+
+    def are(count: int, what: str) -> str:
+        return f"{count} {what}{'s are' if count > 1 else ' is'}"
+
+    missing = sum(1 for check in checks if check.required and not check.ok and check.tried)
+    unknown = sum(1 for check in checks if not check.ok and not check.tried)
+    absent = sum(1 for check in checks if not check.required and not check.ok and check.tried)
+    parts = []
+    if missing:
+        parts.append(f"{are(missing, 'required prerequisite')} missing")
+    if unknown:
+        parts.append(f"{unknown} could not be checked: whether this machine can run afterfree is not known")
+    if parts:
+        return line(Span("; ".join(parts), "high"))
+    extra = f"; {are(absent, 'optional one')} absent" if absent else ""
+    return line(Span(f"this machine can run afterfree{extra}", "good"))

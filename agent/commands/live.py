@@ -2,13 +2,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agent.correlator.core import Correlator
 from agent.correlator.findings import Severity
+from agent.errors import NothingSeen
 from agent.forensics.capture import CaptureControl, CaptureMode
 from agent.forensics.desk import BundleDone, CrashDesk
 from agent.forensics.store import DEFAULT, BundleStore, Limits
@@ -73,8 +75,10 @@ def attached(options: LiveOptions, symbols: SymbolClient) -> Iterator[Supervisor
         full_lifetimes=options.full_lifetimes,
     )
 
-    def opener(plan: ProbePlan, *, pids: Sequence[int], follow: bool) -> Session:
-        session: Session = LiveSession.open(plan, pids=pids, follow=follow, options=session_options)
+    def opener(plan: ProbePlan, *, pids: Sequence[int], follow: bool, program: str = "") -> Session:
+        session: Session = LiveSession.open(
+            plan, pids=pids, follow=follow, program=program, options=session_options
+        )
         return session
 
     supervisor = Supervisor(
@@ -143,10 +147,26 @@ def run_live(options: LiveOptions) -> Outcome:
             on_notice=lambda text: printer.text(f"afterfree: {printable(text)}"),
         )
         outcome = runner.run()
-    conclude(outcome, options.form)
+        unseen = supervisor.unseen if outcome.stats.attached else ()
+    notes = tuple(f"no process of {exe} was ever seen: nothing is known of it" for exe in unseen)
+    conclude(replace(outcome, notes=(*outcome.notes, *notes)), options.form)
     if outcome.error is not None:
         raise outcome.error
+    demand_process(outcome.stats.attached, options.wanted, options.form)
     return outcome
+
+
+def demand_process(count: int, wanted: Wanted | None, form: str) -> None:
+    """A run that saw no process must not look like one without findings. wanted: None for a recording.
+
+    Raises NothingSeen, for JSON after saying it on standard output too.
+    """
+    if count:
+        return
+    failure = NothingSeen(wanted.names if wanted is not None else ())
+    if form == "json":
+        sys.stdout.write(json.dumps(failure.to_json()) + "\n")
+    raise failure
 
 
 def _desk(options: LiveOptions, outputs: Sequence[Sink]) -> CrashDesk | None:

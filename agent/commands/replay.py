@@ -24,7 +24,7 @@ def command(
     timeline_rate: int,
 ) -> int:
     """Judge a recording again. Findings are those of the live run, byte for byte."""
-    from agent.commands.live import LiveOptions, conclude, notices, sinks, threshold
+    from agent.commands.live import LiveOptions, conclude, demand_process, notices, sinks, threshold
     from agent.correlator.core import Correlator
     from agent.errors import Misused
     from agent.replay_source import RecordingSource
@@ -62,6 +62,7 @@ def command(
     conclude(outcome, form)
     if outcome.error is not None:
         raise outcome.error
+    demand_process(outcome.stats.attached, None, form)
     stopped = source.totals.get("stopped")
     if stopped:
         notices().text(f"afterfree: the recording ends early: {stopped}")

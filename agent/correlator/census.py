@@ -43,18 +43,27 @@ def describe(signature: int) -> str:
             for bit, text in (
                 (Signature.CLOSE_IN_BATCH, "in open batch"),
                 (Signature.ORPHANED, "description lives on"),
-                (Signature.FORK_SHARED, "shared by a fork"),
             )
             if signature & bit
         ]
         ends.append(f"{close} ({', '.join(notes)})" if notes else close)
     if signature & Signature.DEL_AFTER_CLOSE:
         ends.reverse()
-    steps += ends
+    after = signature & Signature.ENDED_AFTER
+    steps += [] if after else ends
     if signature & Signature.AFTER_CLOSE:
         steps.append("deliver-after-close")
     destroy = step("DESTROY", Signature.DESTROY_OTHER)
-    steps.append(f"{destroy} (registered)" if signature & Signature.REGISTERED else destroy)
+    said = [
+        text
+        for bit, text in (
+            (Signature.REGISTERED, "registered"),
+            (Signature.NOT_JUDGED, "in a batch, not judged"),
+        )
+        if signature & bit
+    ]
+    steps.append(f"{destroy} ({', '.join(said)})" if said else destroy)
+    steps += ends if after else []
     return " · ".join(steps)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from agent.correlator.catalog import RULES, uncertain_title
 from agent.correlator.context import Context
 from agent.correlator.findings import Actor, CallSite, Candidate, Confidence, Finding, RuleId, Severity
-from probes.abi import Kind, RegFlag, SlotFlag
+from probes.abi import Kind, RegFlag, RegState, SlotFlag
 from probes.events import Moment, Registration, SlotLife, SuspicionRaised, Trigger
 from symbols.plan import Role
 
@@ -69,6 +69,13 @@ def actor(role: str, moment: Moment | None, note: str = "") -> Actor:
 def seen(role: str, moment: Moment | None, note: str = "") -> tuple[Actor, ...]:
     """The actor if it was seen, nothing otherwise: for steps that need not have happened."""
     return (actor(role, moment, note),) if moment is not None and moment.seen else ()
+
+
+def duplicated(reg: Registration | None) -> tuple[Actor, ...]:
+    """Who made the duplicate that keeps a closed fd's description open."""
+    if reg is None or reg.state is not RegState.ORPHAN or reg.dup_fd < 0:
+        return ()
+    return seen("duplicated", reg.dup, f"fd {reg.dup_fd}")
 
 
 def candidate(role: str, reg: Registration) -> Candidate:
@@ -132,7 +139,9 @@ class Doubts:
         if slot is not None and slot.flags & SlotFlag.INFERRED:
             self.inferred.append("the slot was alive before the attach; its birth was not seen")
         if any(reg is not None and reg.flags & RegFlag.INFERRED for reg in regs):
-            self.inferred.append("the registration predates the attach and was read from /proc/PID/fdinfo")
+            self.inferred.append("the registration predates the attach: who made it was not seen")
+        if any(reg is not None and reg.flags & RegFlag.NOT_ASKED for reg in regs):
+            self.inferred.append("the kernel could not be asked whether the registration exists")
 
     def registered(self, reg: Registration | None, since: int) -> bool | None:
         """Asks fdinfo whether `reg` was alive at or after `since`; a yes confirms."""
@@ -142,6 +151,39 @@ class Doubts:
         if answer:
             self.confirm(f"/proc/{reg.tgid}/fdinfo/{reg.epfd} lists the registration (tfd {reg.fd})")
         return answer
+
+    def exists(self, reg: Registration, when: str) -> None:
+        """The kernel answered that the registration exists; `when` completes the sentence."""
+        if reg.flags & RegFlag.NOT_ASKED or reg.state not in (RegState.LIVE, RegState.ORPHAN):
+            return
+        self.confirm(
+            f"the kernel had the registration of fd {reg.fd} with instance {_number(reg.epfd)} {when}"
+        )
+
+    def kept_open(self, evidence: SuspicionRaised, reg: Registration) -> None:
+        """Who keeps the description of a closed fd open, as far as that is known."""
+        if reg.state is not RegState.ORPHAN:
+            return
+        held = self.context.fdinfo.holders((reg.tgid, reg.epfd, reg.fd, reg.userdata), evidence.trigger.ts)
+        others = [(pid, fd, comm) for pid, fd, comm in held or () if (pid, fd) != (reg.tgid, reg.dup_fd)]
+        if reg.dup_fd >= 0:
+            self.note(f"kept open by fd {reg.dup_fd}, its duplicate")
+        for pid, fd, comm in others[:3]:
+            child = " (forked by the target)" if pid == evidence.last_child else ""
+            self.note(f"kept open by fd {fd} of process {pid} {comm!r}{child}")
+        if reg.dup_fd >= 0 or others:
+            return
+        if evidence.forks:
+            self.note(
+                f"kept open by one of {evidence.forks} forked children that have not executed a program, "
+                f"probably: the newest is process {evidence.last_child}"
+            )
+        elif held is not None and reg.ino:
+            self.note(
+                "no descriptor of any process names it now: in flight in a socket (SCM_RIGHTS) or closed"
+            )
+        if reg.flags & RegFlag.TABLE_SHARED:
+            self.note("another process shares the descriptor table (CLONE_FILES): what it did was not seen")
 
     def weigh(self) -> tuple[Confidence, tuple[str, ...]]:
         if self.against:
@@ -164,6 +206,7 @@ def draft(
     actors: Iterable[Actor],
     site_roles: Sequence[str],
     title: str | None = None,
+    severity: Severity | None = None,
     sub_class: str = "",
     candidates: tuple[Candidate, ...] = (),
     generation: int | None = None,
@@ -178,7 +221,7 @@ def draft(
     if guard is not None:
         doubts.note(f"the profile declares a guard ({guard}): counted, not alarming")
     confidence, reasons = doubts.weigh()
-    severity = Severity.INFO if guard is not None else text.severity
+    severity = Severity.INFO if guard is not None else text.severity if severity is None else severity
     headline = title or text.title
     if confidence is Confidence.UNCERTAIN:
         severity = min(severity, Severity.WARNING)
@@ -220,6 +263,10 @@ def draft(
 def of_suspicion(finding: Finding, evidence: SuspicionRaised) -> Finding:
     """Adds what every suspicion carries beside the chain."""
     return replace(finding, batch=evidence.batch, comm=evidence.comm, memory=evidence.memory)
+
+
+def _number(fd: int) -> str:
+    return str(fd) if fd >= 0 else "of an unknown number"
 
 
 def _fd(*choices: int | None) -> int:

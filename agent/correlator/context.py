@@ -23,6 +23,7 @@ class PlanFacts:
     unprobed: Mapping[Role, tuple[str, ...]]  # where each instance that could not be probed is
     freelist_offset: int | None = None
     slot_size: int = 0  # bytes; 0 unknown
+    counts: bool = False  # a destroy seems to count references down, and the profile names no count
 
     @classmethod
     def from_json(cls, plan: object) -> PlanFacts | None:
@@ -31,10 +32,12 @@ class PlanFacts:
             return None
         sites = dict.fromkeys(Role, 0)
         unprobed: dict[Role, tuple[str, ...]] = dict.fromkeys(Role, ())
+        counts = False
         for site in plan["sites"]:
             role = _role(site)
             if role is not None:
                 sites[role] += 1
+                counts = counts or bool(site.get("counts"))
         missing = plan.get("unprobed")
         for instance in missing if isinstance(missing, Sequence) else ():
             role = _role(instance)
@@ -50,6 +53,7 @@ class PlanFacts:
             unprobed=unprobed,
             freelist_offset=link if isinstance(link, int) and link >= 0 else None,
             slot_size=size if isinstance(size, int) and size > 0 else 0,
+            counts=counts and not (isinstance(slot, Mapping) and slot.get("count_offset") is not None),
         )
 
     def has(self, role: Role) -> bool:
@@ -137,6 +141,11 @@ class FdinfoLog:
         if check is None or check.ts < since:
             return None
         return check.present
+
+    def holders(self, key: tuple[int, int, int, int], since: int) -> tuple[tuple[int, int, str], ...] | None:
+        """Who had the description open when that was looked at, at or after `since`; None: not looked at."""
+        check = self._answers.get(key)
+        return None if check is None or check.ts < since else check.holders
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,8 @@ from agent.correlator.findings import Finding, RuleId
 from agent.correlator.grouping import Groups
 from agent.correlator.lifetimes import LifetimeLedger
 from agent.correlator.rules import judge_lifetime, judge_lingering, judge_suspicion
-from agent.correlator.tallies import Tallies
-from probes.abi import Suspect
+from agent.correlator.tallies import Leak, Tallies
+from probes.abi import SlotFlag, Suspect
 from probes.events import (
     CountersRead,
     CrashSeen,
@@ -93,7 +93,7 @@ class Correlator:
         self._tallies = Tallies(self.options.max_slots)
         self._groups = Groups(self.options.max_groups)
         self._ledger = LifetimeLedger(self._groups)
-        self._leaked: BoundedMap[tuple[int, int, int, int], None] = BoundedMap(self.options.max_slots)
+        self._leaked: BoundedMap[tuple[int, int, int], Leak] = BoundedMap(_MAX_TARGETS)
         self._recycled: BoundedMap[tuple[int, int], tuple[tuple[int, ...], int]] = BoundedMap(
             self.options.max_slots
         )
@@ -210,14 +210,18 @@ class Correlator:
         self._at(event.ts)
         slot = event.slot
         context = self._context(slot.tgid)
-        verdict = judge_lingering(event, context)
+        kind = int(bool(slot.flags & SlotFlag.CLOSED))
+        key = (slot.tgid, context.target.attached, kind)
+        leak = self._leaked.get(key) or Leak()
+        verdict = judge_lingering(event, context, grows=leak.grows(event))
         if isinstance(verdict, Dropped):
             return self._drop(verdict)
-        key = (slot.tgid, context.target.attached, slot.addr, slot.gen)
-        if key in self._leaked:
+        new = event.total - leak.counted
+        self._leaked.put(key, leak.seen(event))
+        if new <= 0:
             return self._drop(Dropped("already-counted"))
-        self._leaked.put(key, None)
-        return self._group(verdict, context.target.image)
+        sub_classes = {verdict.sub_class: new} if verdict.sub_class else {}
+        return self._group(replace(verdict, count=new, sub_classes=sub_classes), context.target.image)
 
     def _on_records(self, event: RecordsRead) -> list[Finding]:
         self.stats.records += len(event.records)

@@ -7,6 +7,7 @@ from agent.correlator.chain import (
     Dropped,
     actor,
     draft,
+    duplicated,
     of_suspicion,
     precise,
     seen,
@@ -30,8 +31,10 @@ def outlives_close(evidence: SuspicionRaised, context: Context) -> Finding | Dro
         doubts.doubt("the registration is not known")
     else:
         present = doubts.registered(reg, trigger.ts)
-        if reg.flags & RegFlag.FORK_SHARED and not present:
-            return Dropped("refuted-by-fdinfo" if present is False else "unconfirmed-fork-shared")
+        if reg.flags & RegFlag.NOT_ASKED and not present:
+            return Dropped("refuted-by-fdinfo" if present is False else "not-confirmed")
+        doubts.exists(reg, "after the close")
+        doubts.kept_open(evidence, reg)
         if present is False:
             doubts.note("it was gone when /proc/PID/fdinfo was read: the duplicate was closed soon after")
     doubts.lost(slot, (reg,), trigger.ts)
@@ -46,6 +49,7 @@ def outlives_close(evidence: SuspicionRaised, context: Context) -> Finding | Dro
         tgid=trigger.tgid,
         actors=(
             actor("registered", reg.add if reg else (slot.add if slot else None)),
+            *duplicated(reg),
             actor("closed", precise(trigger_moment(trigger), *ends)),
         ),
         site_roles=("registered", "closed"),
@@ -62,13 +66,20 @@ def failed_removal(evidence: SuspicionRaised, context: Context) -> Finding | Dro
         return Dropped("removal-did-not-fail")
     doubts = Doubts(context=context)
     doubts.predates(slot, reg)
+    twice = reg is not None and reg.flags & (RegFlag.BY_DEL | RegFlag.BY_CLOSE) == RegFlag.BY_DEL
     name = "EPOLL_CTL_DEL" if trigger.kind == Kind.REMOVED else "EPOLL_CTL_MOD"
     if trigger.ret == _EBADF:
         sub_class = "bad-descriptor"
-    elif reg is not None and reg.flags & RegFlag.BY_DEL:
+    elif twice:
         sub_class = "removed-twice"
     elif reg is not None and reg.end.seen:
         sub_class = "after-close"
+    elif reg is not None:
+        sub_class = "ended-elsewhere"
+        doubts.note(
+            "no call of this process that was seen ended it: another process that shares the instance or the "
+            "table did, or io_uring"
+        )
     else:
         sub_class = "not-registered"
         doubts.note("no registration of this fd was seen: it may never have had one")
@@ -83,7 +94,7 @@ def failed_removal(evidence: SuspicionRaised, context: Context) -> Finding | Dro
         tgid=trigger.tgid,
         actors=(
             *seen("registered", reg.add if reg else (slot.add if slot else None)),
-            *seen("removed" if reg is not None and reg.flags & RegFlag.BY_DEL else "closed", end),
+            *seen("removed" if twice else "closed", end),
             actor(
                 "removed" if trigger.kind == Kind.REMOVED else "modified",
                 precise(trigger_moment(trigger), *own),

@@ -8,19 +8,21 @@ from agent.correlator.chain import (
     actor,
     candidate,
     draft,
+    duplicated,
     of_suspicion,
     seen,
     trigger_moment,
 )
 from agent.correlator.context import Context
-from agent.correlator.findings import Actor, Finding, RuleId
-from probes.abi import RegState, SlotFlag, SlotState
+from agent.correlator.findings import Actor, Finding, RuleId, Severity
+from probes.abi import RecordFlag, RegState, SlotFlag, SlotState
 from probes.events import Moment, Registration, SlotLife, SuspicionRaised
 from symbols.plan import Role
 
 _ALWAYS = 0x008 | 0x010  # EPOLLERR | EPOLLHUP: reported whatever the mask says, epoll_ctl(2)
 # EPOLLET | EPOLLONESHOT | EPOLLWAKEUP | EPOLLEXCLUSIVE: modes, not events (EP_PRIVATE_BITS, fs/eventpoll.c)
 _PAGE = 4096
+_MINUTE_NS = 60_000_000_000
 _PRIVATE = (1 << 31) | (1 << 30) | (1 << 29) | (1 << 28)
 
 
@@ -43,6 +45,9 @@ def stale_delivery(evidence: SuspicionRaised, context: Context) -> Finding | Dro
         doubts.confirm(context.freed_memory(slot, evidence.memory))
         if destroyed.seen:
             doubts.registered(evidence.reg, destroyed.ts)
+    if evidence.reg is not None:
+        doubts.exists(evidence.reg, "when it was delivered")
+        doubts.kept_open(evidence, evidence.reg)
     doubts.lost(slot, (evidence.reg,), trigger.ts)
     doubts.predates(slot, evidence.reg)
     finding = draft(
@@ -54,6 +59,7 @@ def stale_delivery(evidence: SuspicionRaised, context: Context) -> Finding | Dro
         tgid=trigger.tgid,
         actors=(
             *_history(slot, evidence.reg),
+            *duplicated(evidence.reg),
             actor("destroyed", destroyed),
             _delivered(evidence),
         ),
@@ -92,6 +98,8 @@ def recycled_delivery(evidence: SuspicionRaised, context: Context) -> Finding | 
         else:
             doubts.note(f"no registration of the living generation can have caused it: {excluded}")
         doubts.registered(old, slot.prev_destroy.ts)
+        doubts.exists(old, "when it was delivered")
+        doubts.kept_open(evidence, old)
     doubts.lost(slot, (old, current), trigger.ts)
     doubts.predates(slot, old)
     finding = draft(
@@ -166,7 +174,11 @@ def _object_kind(address: int) -> str:
 
 
 def hot_redelivery(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
-    """The same level-triggered registration in many consecutive batches; the kernel counts the batches."""
+    """A level-triggered registration delivered again and again, with no progress on its file.
+
+    The kernel side counts deliveries since the last progress, whatever else rotates through the batches. A
+    minute of it is high.
+    """
     slot, trigger, reg = evidence.slot, evidence.trigger, evidence.reg
     if reg is not None and reg.events & (_PRIVATE & ~(1 << 29) & ~(1 << 28)):
         return Dropped("hot-but-not-level-triggered")
@@ -176,8 +188,19 @@ def hot_redelivery(evidence: SuspicionRaised, context: Context) -> Finding | Dro
     doubts.predates(slot, reg)
     if (slot is not None and slot.flags & SlotFlag.INFERRED) or doubts.inferred:
         doubts.note("it predates the attach: since when it spins cannot be known")
-    repeats = repeat_count(evidence)
-    doubts.note(f"delivered in {repeats} consecutive batches")
+    lasted = trigger.ts - slot.idle_since if slot is not None and 0 < slot.idle_since <= trigger.ts else 0
+    doubts.note(
+        f"delivered {repeat_count(evidence)} times in {lasted / 1e9:.1f} s without progress on its file"
+    )
+    closed = slot is not None and slot.close.seen and bool(slot.flags & SlotFlag.CLOSED)
+    if trigger.flags & RecordFlag.HOPELESS:
+        doubts.note(
+            "no call can make progress on it: its fd is closed"
+            if closed
+            else "no call can make progress on it: only EPOLLHUP or EPOLLERR is reported"
+        )
+    if reg is not None:
+        doubts.kept_open(evidence, reg)
     first = slot.first_delivery if slot is not None else 0
     finding = draft(
         RuleId.HOT_REDELIVERY,
@@ -188,19 +211,21 @@ def hot_redelivery(evidence: SuspicionRaised, context: Context) -> Finding | Dro
         tgid=trigger.tgid,
         actors=(
             actor("registered", reg.add if reg else (slot.add if slot else None)),
+            *duplicated(reg),
+            *seen("closed", slot.close if closed and slot is not None else None),
             *seen("delivered", Moment(first, first, 0, trigger.tid), "first"),
             actor("delivered", trigger_moment(trigger), f"last, events {trigger.arg:#x}"),
         ),
         site_roles=("registered",),
+        severity=Severity.HIGH if lasted >= _MINUTE_NS else None,
         epfd=trigger.epfd,
     )
     return of_suspicion(finding, evidence)
 
 
 def repeat_count(evidence: SuspicionRaised) -> int:
-    """Consecutive batches with a delivery of this registration."""
-    slot, reg = evidence.slot, evidence.reg
-    return max(slot.consecutive if slot is not None else 0, reg.consecutive if reg is not None else 0)
+    """Deliveries of this registration since the last progress on its file."""
+    return evidence.slot.idle if evidence.slot is not None else 0
 
 
 def _excluded(reg: Registration, epfd: int, events: int, entered: int) -> str | None:

@@ -82,20 +82,33 @@ def _actors(slot: SlotLife) -> tuple[Actor, ...]:
     )
 
 
-def judge_lingering(event: SlotLingering, context: Context) -> Finding | Dropped:
-    """leaked-slot: the fd is closed for `leak_after_ns` and the slot still not destroyed."""
+FEWEST_LEAKED = 16
+"""Fewer closed slots may as well be upstream objects that wait to be used again."""
+
+
+def judge_lingering(event: SlotLingering, context: Context, *, grows: bool) -> Finding | Dropped:
+    """leaked-slot: the fd is closed for `leak_after_ns` and the slot still not destroyed, or HUP is reported
+    for as long and the connection never closed. `grows`: their number was seen to grow."""
     slot = event.slot
     if slot.state is SlotState.FREE or slot.destroy.seen:
         return Dropped("slot-was-destroyed")
-    if not slot.close.seen or not slot.flags & SlotFlag.CLOSED:
+    closed = slot.close.seen and bool(slot.flags & SlotFlag.CLOSED)
+    since = slot.close.ts if closed else slot.hup_since
+    if not since:
         return Dropped("fd-still-open")
-    age = event.ts - slot.close.ts
+    age = event.ts - since
     if age < context.leak_after_ns:
         return Dropped("not-lingering-long-enough")
+    if closed and event.total < FEWEST_LEAKED:
+        return Dropped("few-closed-slots-may-wait-to-be-used-again")
     doubts = Doubts(context=context)
     doubts.needs(Role.DESTROY)
     doubts.lost(slot, (), event.ts)
     doubts.predates(slot)
+    if closed:
+        doubts.note(f"{event.total} slots were closed that long ago or longer, and never destroyed")
+    if closed and not grows:
+        doubts.doubt("their number was not seen to grow: closed slots may wait to be used again")
     return draft(
         RuleId.LEAKED_SLOT,
         doubts,
@@ -107,9 +120,13 @@ def judge_lingering(event: SlotLingering, context: Context) -> Finding | Dropped
             *seen("created", slot.create),
             actor("registered", slot.add),
             *seen("removed", slot.removed),
-            actor("closed", slot.close),
+            *seen("closed", slot.close if closed else None),
+            *seen(
+                "delivered", None if closed else Moment(since, since, 0, slot.last_tid), "first with EPOLLHUP"
+            ),
         ),
         site_roles=("registered", "closed"),
+        sub_class="" if closed else "hung-up",
         window_ns=age,
     )
 

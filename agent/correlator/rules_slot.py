@@ -7,14 +7,15 @@ from agent.correlator.chain import (
     Dropped,
     actor,
     draft,
+    duplicated,
     of_suspicion,
     precise,
     seen,
     trigger_moment,
 )
 from agent.correlator.context import Context
-from agent.correlator.findings import Finding, RuleId
-from probes.abi import RegFlag, RegState, SlotFlag, SlotState
+from agent.correlator.findings import Finding, RuleId, Severity
+from probes.abi import RecordFlag, RegFlag, RegState, SlotFlag, SlotState
 from probes.events import Moment, SuspicionRaised
 from symbols.plan import Role
 
@@ -30,7 +31,18 @@ def double_destroy(evidence: SuspicionRaised, context: Context) -> Finding | Dro
     doubts.needs(Role.CREATE)
     doubts.lost(slot, (), trigger.ts)
     doubts.predates(slot)
-    doubts.confirm(context.freed_memory(slot, evidence.memory))
+    memory = context.freed_memory(slot, evidence.memory)
+    doubts.confirm(memory)
+    if memory is None and trigger.flags & RecordFlag.REFCOUNT:
+        doubts.doubt(
+            "the slot was used as if alive between the two destroys: it may be reference counted "
+            "(the profile's `count` tells which call frees)"
+        )
+    elif memory is None and context.plan is not None and context.plan.counts:
+        doubts.doubt(
+            "the destroying function counts references down: it may have freed nothing "
+            "(the profile's `count` tells which call frees)"
+        )
     second = trigger_moment(trigger)
     first = slot.destroy if slot is not None else None
     if first is not None and first.ts == trigger.ts and first.tid == trigger.tid:
@@ -56,7 +68,7 @@ def double_destroy(evidence: SuspicionRaised, context: Context) -> Finding | Dro
 
 
 def aliased_slot(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
-    """ADD of a slot that carries another live registration of the same undestroyed life."""
+    """ADD of a slot given out twice with no destroy between, while its earlier owner has it registered."""
     slot, trigger, mine, other = evidence.slot, evidence.trigger, evidence.reg, evidence.other
     doubts = Doubts(context=context)
     if slot is None or other is None:
@@ -67,16 +79,12 @@ def aliased_slot(evidence: SuspicionRaised, context: Context) -> Finding | Dropp
         if other.gen < slot.live_from:
             # It survived a destroy: freed-while-registered has said so, and no connection shares the slot.
             return Dropped("survivor-of-an-older-generation")
-        fd = mine.fd if mine is not None else trigger.fd
-        # An orphan's number may have been given to another connection since.
-        same_number = other.fd == fd and other.state is not RegState.ORPHAN
-        if same_number or (mine is not None and other.desc and other.desc == mine.desc):
+        if other.gen == slot.gen or not slot.flags & SlotFlag.REBORN_LIVE:
+            return Dropped("one-owner-with-several-registrations")
+        if mine is not None and other.file and other.file == mine.file:
             return Dropped("same-connection-registered-twice")
-        if other.flags & RegFlag.ENDING:
-            doubts.doubt("the other registration was ending at that moment, on another thread")
-        if other.flags & RegFlag.FORK_SHARED:
-            doubts.doubt("whether the other registration survived its close depends on a forked child")
-        doubts.registered(other, trigger.ts)
+        doubts.exists(other, "when the slot's second owner registered it")
+    doubts.needs(Role.CREATE)
     doubts.needs(Role.DESTROY)
     doubts.lost(slot, (mine, other), trigger.ts)
     doubts.predates(slot, mine, other)
@@ -102,7 +110,7 @@ def aliased_slot(evidence: SuspicionRaised, context: Context) -> Finding | Dropp
 
 
 def freed_registered(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
-    """Destroy while a registration of that generation is alive. One that only may be alive needs fdinfo."""
+    """A registration of the destroyed life existed when the destroying call was over, said the kernel."""
     slot, trigger, reg = evidence.slot, evidence.trigger, evidence.reg
     doubts = Doubts(context=context)
     sub_class = ""
@@ -114,17 +122,17 @@ def freed_registered(evidence: SuspicionRaised, context: Context) -> Finding | D
         if reg.gen < slot.live_from:
             return Dropped("registration-of-another-generation")
         present = doubts.registered(reg, trigger.ts)
-        if reg.flags & RegFlag.FORK_SHARED and not present:
-            # Closed while a child was between fork and exec: usually gone with the exec.
-            return Dropped("refuted-by-fdinfo" if present is False else "unconfirmed-fork-shared")
-        sub_class = "closed-but-shared" if reg.state is RegState.ORPHAN else "never-closed"
-        if reg.flags & RegFlag.ENDING or slot.flags & SlotFlag.CLOSE_PENDING:
-            sub_class = "concurrent"
-            if present is False:
-                return Dropped("refuted-by-fdinfo")
-            if not present:
-                doubts.doubt("its close or DEL was in flight on another thread: concurrent with the destroy")
-        elif present is False:
+        if reg.flags & RegFlag.NOT_ASKED and present is False:
+            return Dropped("refuted-by-fdinfo")
+        doubts.exists(reg, "when the destroying call was over")
+        doubts.kept_open(evidence, reg)
+        if reg.state is RegState.ORPHAN:
+            sub_class = "closed-but-shared"
+        elif slot.destroy.seen and reg.add.seen and reg.add.ts > slot.destroy.ts:
+            sub_class = "registered-after"
+        else:
+            sub_class = "never-closed"
+        if present is False:
             doubts.note("it was gone when /proc/PID/fdinfo was read: it ended soon after the destroy")
     doubts.lost(slot, (reg,), trigger.ts)
     doubts.predates(slot, reg)
@@ -138,7 +146,8 @@ def freed_registered(evidence: SuspicionRaised, context: Context) -> Finding | D
         tgid=trigger.tgid,
         actors=(
             actor("registered", reg.add if reg else (slot.add if slot else None)),
-            *seen("closed", slot.close if slot and slot.close.seen else (reg.end if reg else None)),
+            *duplicated(reg),
+            *seen("closed", reg.end if reg else (slot.close if slot else None)),
             actor("destroyed", destroyed),
         ),
         site_roles=("registered", "closed", "destroyed"),
@@ -148,24 +157,35 @@ def freed_registered(evidence: SuspicionRaised, context: Context) -> Finding | D
 
 
 def freed_in_batch(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
-    """Destroy while an undispatched delivery for the slot sits in an open batch."""
+    """Destroy while an undispatched delivery for the slot sits in an open batch that still names it.
+
+    Without a dispatch nobody knows how far the loop was: no alarm then, and not silence either.
+    """
     slot, trigger = evidence.slot, evidence.trigger
     doubts = Doubts(context=context)
     plan = context.plan
+    severity = None
     other_thread = slot is not None and slot.last_tid != trigger.tid
     if slot is None or not slot.last_delivery:
         doubts.doubt("the delivery in the open batch was not seen")
-    else:
-        if plan is not None and plan.has(Role.DISPATCH):
-            if not slot.undispatched:
-                return Dropped("delivery-was-dispatched")
-            doubts.needs(Role.DISPATCH)
-        elif not other_thread:
-            return Dropped("same-thread-without-dispatch-probe")
-        else:
-            doubts.note("no dispatch probe: whether the handler had already taken the delivery was not seen")
-        if slot.last_delivery > trigger.ts:
-            doubts.doubt("the delivery is later than the destroy: an impossible order")
+    elif trigger.flags & RecordFlag.NOT_JUDGED:
+        severity = Severity.INFO
+        doubts.doubt(
+            "whether the loop had already come to this delivery is not known: no dispatch tells "
+            "(name the handler as `dispatch` in the profile)"
+        )
+    elif not slot.undispatched:
+        return Dropped("delivery-was-dispatched")
+    elif plan is None or plan.has(Role.DISPATCH):
+        doubts.needs(Role.DISPATCH)
+    if slot is not None and slot.last_delivery > trigger.ts:
+        doubts.doubt("the delivery is later than the destroy: an impossible order")
+    if trigger.flags & RecordFlag.NESTED:
+        doubts.doubt(
+            "the thread has waited on another instance since: whether it goes on with this batch is not known"
+        )
+    if slot is not None and not trigger.flags & RecordFlag.NOT_JUDGED:
+        doubts.note(f"entry {slot.last_index} of the batch in user memory still names the slot")
     doubts.lost(slot, (evidence.reg,), trigger.ts)
     doubts.predates(slot, evidence.reg)
     delivered = (
@@ -184,8 +204,9 @@ def freed_in_batch(evidence: SuspicionRaised, context: Context) -> Finding | Dro
             actor("delivered", delivered),
             actor("destroyed", precise(trigger_moment(trigger), *((slot.destroy,) if slot else ()))),
         ),
-        site_roles=("closed", "destroyed"),
-        sub_class="other-thread" if other_thread else "same-thread",
+        site_roles=() if severity is not None else ("closed", "destroyed"),
+        severity=severity,
+        sub_class="not-judged" if severity is not None else "other-thread" if other_thread else "same-thread",
         window_ns=trigger.ts - slot.last_delivery if slot and 0 < slot.last_delivery <= trigger.ts else None,
     )
     return of_suspicion(finding, evidence)

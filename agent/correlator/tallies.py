@@ -9,7 +9,7 @@ from operator import attrgetter
 from agent.correlator.bounded import BoundedMap
 from agent.correlator.findings import Finding, RuleId
 from agent.correlator.rules_delivery import repeat_count
-from probes.events import SlotLife, SuspicionRaised
+from probes.events import SlotLife, SlotLingering, SuspicionRaised
 
 Key = tuple[int, ...]
 
@@ -28,6 +28,21 @@ class _Run:
     ts: int
     repeats: int
     rate: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """How many slots of one target lingered, and whether their number grows: over scans, not in one burst."""
+
+    counted: int = 0
+    first: int = 0  # ts of the first scan that counted them
+    last: int = 0
+
+    def grows(self, event: SlotLingering) -> bool:
+        return bool(self.first) and event.ts > self.first and event.total > self.counted
+
+    def seen(self, event: SlotLingering) -> Leak:
+        return Leak(max(self.counted, event.total), self.first or event.ts, event.ts)
 
 
 class Tallies:
@@ -75,10 +90,9 @@ class Tallies:
         return total - (before or 0)
 
     def _run(self, evidence: SuspicionRaised, epoch: int) -> tuple[int, float | None]:
-        slot, reg, ts = evidence.slot, evidence.reg, evidence.trigger.ts
+        slot, ts = evidence.slot, evidence.trigger.ts
         key: Key = (evidence.trigger.tgid, epoch)
         key += (slot.addr, slot.gen) if slot is not None else (0, 0)
-        key += (reg.epfd, reg.fd, reg.add.ts) if reg is not None else (-1, -1, 0)
         repeats = max(1, repeat_count(evidence))
         before = self._runs.get(key)
         rate: float | None = None
@@ -86,8 +100,8 @@ class Tallies:
         if before is not None and repeats >= before.repeats:
             count = repeats - before.repeats
             rate = _rate(count, ts - before.ts) or before.rate
-        elif slot is not None and 0 < slot.deliveries <= repeats + 1:
-            rate = _rate(repeats, ts - slot.first_delivery)  # every delivery so far belongs to this run
+        elif slot is not None and slot.idle_since:
+            rate = _rate(repeats, ts - slot.idle_since)
         self._runs.put(key, _Run(ts, repeats, rate))
         return count, rate
 

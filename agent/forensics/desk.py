@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from agent import children
 from agent.correlator.findings import Finding
 from agent.errors import AgentError
 from agent.forensics import spool
@@ -21,12 +20,13 @@ from agent.forensics.capture import CaptureControl
 from agent.forensics.case import Case, CaseKeeper
 from agent.forensics.redact import redacted
 from agent.forensics.store import BundleStore
+from probes import children
 from probes.capture import process
 from probes.events import Event
 
 _MOST_WAITING = 4  # spooled cases; later ones stay in the spool and are bundled at the next start
 _CORE_WAIT = 5.0  # seconds that the end waits for a mini core
-_DEADLINE = 180.0  # seconds for one bundle
+_DEADLINE = 900.0  # seconds for one bundle, which takes a few; somebody waits for it at the end only
 _MOST_ANSWER = 4 << 20
 
 
@@ -77,7 +77,7 @@ class CrashDesk:
         self._begun: dict[int, str] = {}  # tgid -> name of the case of a crash that is not complete yet
         self._waiting: deque[_Job] = deque()
         self._job: _Job | None = None
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: children.Child | None = None
         for folder in store.leftovers():
             name = folder.name.removeprefix(".").removesuffix(".case")
             if _lives_on(folder):
@@ -201,23 +201,20 @@ class CrashDesk:
         arguments = [str(job.folder), str(self._store.path(job.name)), *(["--plain"] if job.plain else [])]
         job.began = self._clock()
         try:
-            self._child = subprocess.Popen(
-                children.command("agent.forensics.bundler", *arguments),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                env=children.environment(),
-                start_new_session=True,  # Ctrl-C is for the daemon, which waits for it
+            self._child = children.Child(
+                children.command("agent.forensics.bundler", *arguments), stdout=subprocess.PIPE, here=True
             )
         except OSError as error:
             self._done(BundleDone(path="", notes=(f"no process for the bundle: {error}",)))
             return
         self._job = job
 
-    def _poll(self, child: subprocess.Popen[bytes]) -> None:
+    def _poll(self, child: children.Child) -> None:
         job = self._job
         if job is None:
             return
-        if child.poll() is None:
+        late = child.poll() is None
+        if late:
             if self._clock() - job.began < _DEADLINE:
                 return
             child.kill()
@@ -245,8 +242,9 @@ class CrashDesk:
         else:
             self._store.forget(job.key)
             shutil.rmtree(job.folder, ignore_errors=True)
-            why = f"no bundle for {job.name}: its process ended with {child.returncode}"
-            self._done(BundleDone(path="", notes=(why,)))
+            how = f"was killed by our own limit of {_DEADLINE:.0f} s" if late else child.ending()
+            why = f"no bundle for {job.name}: its process {how}"
+            self._done(BundleDone(path="", notes=(why, *child.last_words().splitlines()[-3:])))
 
     def _done(self, done: BundleDone) -> None:
         self._on_bundle(done)

@@ -40,7 +40,7 @@
 #define AF_DESTROYS 4
 #define AF_BATCHES 4          /* open batches of one thread: nested waits */
 #define AF_PENDING 1024       /* slots of one thread that wait to be judged */
-#define AF_SETTLE_AT_ONCE 16  /* of these, by one program of the tail-call chain */
+#define AF_SETTLE_AT_ONCE 4   /* of these, by one program of the tail-call chain */
 #define AF_RANGE_LIMIT 64
 #define AF_MANY_WAITERS 0xffffffffu
 #define AF_STACK_DEPTH 32
@@ -74,9 +74,13 @@ struct af_target {
 	u32 last_child;   /* the newest of them */
 	u64 forked_at;
 	u64 not_judged;   /* frees within a batch, see AF_C_NOT_JUDGED */
-	u64 watch_since;  /* calls that make progress are watched since; 0: they are not */
 	u64 spin_said;    /* when AF_SPIN_SUSPECTED was sent last */
-	u64 spin_quiet;   /* not again before: the suspicion was wrong the last time */
+};
+
+/* what user space tells all programs; it alone writes it */
+struct af_control {
+	u64 watch_since;  /* calls that make progress are watched since; 0: they are not */
+	u64 spin_quiet;   /* no AF_SPIN_SUSPECTED before: the suspicion was wrong the last time */
 };
 
 /* a batch: what one wait returned, until the same thread waits there again */
@@ -211,6 +215,7 @@ BPF_F_TABLE("percpu_array", int, struct af_scratch, scratch, 1, 0);
 BPF_F_TABLE("array", int, struct af_slot, empty_slot, 1, 0);
 BPF_F_TABLE("array", int, struct af_reg, empty_reg, 1, 0);
 BPF_F_TABLE("array", int, struct af_thread, empty_thread, 1, 0);
+BPF_F_TABLE("array", int, struct af_control, control, 1, 0);
 BPF_F_TABLE("hash", u32, struct af_target, targets, 256, 0);
 BPF_F_TABLE("hash", u64, struct af_thread, threads, AF_MAX_THREADS, 0);
 BPF_F_TABLE("hash", struct af_slot_key, struct af_slot, slots, AF_MAX_SLOTS, 0);

@@ -152,10 +152,16 @@ AF_FN void af_note_copy(struct af_reg *copy, struct af_reg *note, u32 answer)
 }
 
 /* The last registration under a number: what is said when a later call on the number fails. */
-AF_FN void af_number_keep(struct af_reg *note, u32 epoch)
+AF_FN void af_number_keep(struct af_reg *note)
 {
-	struct af_fd_key key = {.tgid = note->tgid, .epoch = epoch, .fd = note->fd};
+	struct af_fd_key key = {.tgid = note->tgid, .epoch = note->epoch, .fd = note->fd};
 	numbers.update(&key, note);
+}
+
+/* The slot that a registration is about: of the process that made it, whoever touches it. */
+AF_FN struct af_slot *af_note_slot(struct af_reg *note)
+{
+	return af_slot_of(note->tgid, note->epoch, note->slot);
 }
 
 AF_FN struct af_reg *af_number(struct af_target *target, s32 fd)
@@ -180,12 +186,12 @@ AF_FN bool af_linked(struct af_slot *slot)
 }
 
 /* The registration is over. What may still be asked of it goes with its number. */
-AF_FN void af_note_ended(struct af_reg *note, struct af_slot *slot, u32 epoch)
+AF_FN void af_note_ended(struct af_reg *note, struct af_slot *slot)
 {
 	struct af_reg_key key = {.ep = note->ep, .file = note->file, .fd = note->fd};
 	if (slot)
 		af_unlink(slot, note);
-	af_number_keep(note, epoch);
+	af_number_keep(note);
 	regs.delete(&key);
 	if (slot && (slot->flags & AF_S_UNBORN) && !af_linked(slot))
 		af_slot_forget(slot);
@@ -229,8 +235,8 @@ AF_FN void af_link_set(struct af_slot *slot, struct af_reg *note)
 }
 
 /* Note a registration; any older one of the same (ep, file, fd) is over. Returns null when there is no room. */
-AF_FN struct af_reg *af_note_new(u64 ep, u64 file, s32 fd, s32 epfd, u64 userdata, u64 addr, u32 gen, u32 events,
-				 u64 enter)
+AF_FN struct af_reg *af_note_new(struct af_target *target, u64 ep, u64 file, s32 fd, s32 epfd, u64 userdata,
+				 u64 addr, u32 gen, u32 events, u64 enter)
 {
 	struct af_reg_key key = {.ep = ep, .file = file, .fd = fd};
 	int zero = 0;
@@ -248,6 +254,7 @@ AF_FN struct af_reg *af_note_new(u64 ep, u64 file, s32 fd, s32 epfd, u64 userdat
 	note->ep = ep;
 	note->file = file;
 	note->tgid = af_tgid();
+	note->epoch = target->epoch;
 	note->gen = gen;
 	note->epfd = epfd;
 	note->fd = fd;
@@ -286,7 +293,7 @@ AF_FN struct af_reg *af_note_inferred(struct af_target *target, u64 ep, u64 file
 	struct af_slot *slot = af_slot_find(target, addr);
 	if (!slot)
 		slot = af_slot_inferred(target, addr);
-	struct af_reg *note = af_note_new(ep, file, fd, epfd, userdata, addr, slot ? slot->gen : 0, events, enter);
+	struct af_reg *note = af_note_new(target, ep, file, fd, epfd, userdata, addr, slot ? slot->gen : 0, events, enter);
 	if (!note)
 		return 0;
 	note->flags |= AF_R_INFERRED;
@@ -319,7 +326,7 @@ AF_FN void af_resolve(struct af_target *target, struct af_slot *slot)
 		return;
 	struct af_reg *note = af_note(ep, file, link->fd);
 	if (!note) {
-		note = af_note_new(ep, file, link->fd, link->epfd, userdata, slot->addr, link->gen, event.events, 1);
+		note = af_note_new(target, ep, file, link->fd, link->epfd, userdata, slot->addr, link->gen, event.events, 1);
 		if (!note)
 			return;
 		note->flags |= AF_R_INFERRED;
@@ -353,7 +360,7 @@ AF_FN bool af_existing(struct af_slot *slot, u32 from, u32 to, u64 before, struc
 			continue;
 		u32 answer = af_note_exists(note);
 		if (answer == AF_GONE) {
-			af_note_ended(note, 0, slot->epoch);
+			af_note_ended(note, 0);
 			link->ep = 0;
 			continue;
 		}
@@ -491,7 +498,7 @@ AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, bool waited)
 			}
 			u32 answer = af_note_exists(note);
 			if (answer == AF_GONE) {
-				af_note_ended(note, 0, slot->epoch);
+				af_note_ended(note, 0);
 				link->ep = 0;
 				continue;
 			}
@@ -508,8 +515,9 @@ AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, bool waited)
 					 added ? slot->destroy.ts : AF_WHENEVER, &s->reg);
 		af_lifetime_out(slot, af_signature(slot, registered));
 	}
-	if (!registered && added && waited) {
+	if (added && waited)
 		slot->adder = 0;
+	if (!registered && added && waited && slot->state == AF_SLOT_FREE) {
 		registered = af_existing(slot, slot->live_from, slot->gen + 1, AF_WHENEVER, &s->reg);
 	}
 	return send | (registered ? AF_SETTLED_FREED : 0);

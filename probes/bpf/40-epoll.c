@@ -19,8 +19,12 @@ int af_exit_create(struct af_sys_exit *ctx)
 AF_FN struct af_slot *af_slot_for_add(struct af_target *target, u64 addr, struct af_scratch *s)
 {
 	struct af_slot *slot = af_slot_find(target, addr);
-	if (!slot)
-		return af_slot_inferred(target, addr);
+	if (!slot) {
+		slot = af_slot_inferred(target, addr);
+		if (slot)
+			slot->adder = (u32)bpf_get_current_pid_tgid(); /* a create under way may register it */
+		return slot;
+	}
 	if (slot->state == AF_SLOT_FREE) {
 		if (AF_CREATE_COMPLETE) {
 			slot->adder = (u32)bpf_get_current_pid_tgid();
@@ -51,7 +55,7 @@ AF_FN void af_add_begun(struct af_target *target, struct af_thread *t, struct af
 	struct af_slot *slot = af_slot_for_add(target, addr, s);
 	u32 gen = slot ? slot->gen : 0;
 	struct af_reg *note =
-		af_note_new(t->ep, t->file, t->fd, t->epfd, t->userdata, addr, gen, t->events, t->enter);
+		af_note_new(target, t->ep, t->file, t->fd, t->epfd, t->userdata, addr, gen, t->events, t->enter);
 	if (!note)
 		return;
 	af_at_set(&note->add, t->enter, 0, t->ip, (u32)bpf_get_current_pid_tgid(), t->stack);
@@ -145,12 +149,12 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 	note->item = af_find_item(t->ep, t->file, t->fd, &made);
 	note->state = AF_REG_LIVE;
 #if !AF_ASK
-	af_number_keep(note, target->epoch);
+	af_number_keep(note);
 #endif
-	struct af_slot *slot = af_slot_find(target, note->slot);
+	struct af_slot *slot = af_note_slot(note);
 	if (!slot)
 		return;
-	if (slot->flags & (AF_S_CREATE_SEEN | AF_S_INFERRED))
+	if (slot->flags & AF_S_CREATE_SEEN)
 		af_count(AF_C_ADDS_CREATED);
 	u32 tid = (u32)bpf_get_current_pid_tgid();
 	if (slot->flags & AF_S_REBORN_LIVE) {
@@ -164,11 +168,11 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 			af_suspect(AF_SUSPECT_ALIASED_SLOT, &a, af_tgid(), target, t, slot, &s->reg, &s->other);
 		}
 	}
-	if (slot->state == AF_SLOT_FREE) {
-		/* if no create comes to give it out, a freed slot was registered */
+	/* if no create comes to give it out before this thread waits, none is under way */
+	if (slot->adder)
 		af_put_off(t, slot);
+	if (slot->state == AF_SLOT_FREE)
 		return;
-	}
 	slot->fd = t->fd;
 	slot->epfd = t->epfd;
 	slot->add = *at;
@@ -195,7 +199,7 @@ AF_FN void af_add_failed(struct af_target *target, struct af_thread *t)
 	struct af_reg *note = t->begun ? af_note(t->ep, t->file, t->fd) : 0;
 	if (!note || note->add.enter != t->enter)
 		return;
-	struct af_slot *slot = af_slot_find(target, note->slot);
+	struct af_slot *slot = af_note_slot(note);
 	struct af_reg_key key = {.ep = t->ep, .file = t->file, .fd = t->fd};
 	if (slot) {
 		af_unlink(slot, note);
@@ -217,7 +221,7 @@ AF_FN void af_modified(struct af_target *target, struct af_thread *t, struct af_
 	note->mod = *at;
 	note->events = t->events;
 	if (addr != note->slot) {
-		struct af_slot *old = af_slot_find(target, note->slot);
+		struct af_slot *old = af_note_slot(note);
 		if (old)
 			af_unlink(old, note);
 		if (old && (old->flags & AF_S_UNBORN) && !af_linked(old))
@@ -251,14 +255,14 @@ AF_FN void af_removed(struct af_target *target, struct af_thread *t, struct af_a
 	note->flags |= AF_R_BY_DEL;
 	note->state = AF_REG_ENDED;
 	note->end = *at;
-	struct af_slot *slot = af_slot_find(target, note->slot);
+	struct af_slot *slot = af_note_slot(note);
 	if (slot && slot->gen == note->gen) {
 		slot->del = *at;
 		af_flag(slot, AF_S_DELETED);
 		af_slot_waiter(slot, t->ep, at->tid, AF_S_DEL_BY_OTHER);
 		af_used_after(t, slot, true);
 	}
-	af_note_ended(note, slot, target->epoch);
+	af_note_ended(note, slot);
 }
 
 /* EPOLL_CTL_DEL or MOD found no registration, or no descriptor. It is a finding where there had been one. */
@@ -272,7 +276,7 @@ AF_FN bool af_was_registered(struct af_target *target, struct af_thread *t, stru
 	struct af_reg *last = af_number(target, t->fd);
 	if (!last)
 		return false;
-	struct af_slot *slot = af_slot_find(target, last->slot);
+	struct af_slot *slot = af_note_slot(last);
 	/* an old story of the number, told by a slot that has been given back since, explains nothing */
 	if (!slot || slot->gen != last->gen || (t->file && slot->state != AF_SLOT_LIVE &&
 						slot->destroy.ts < t->wait.exit))
@@ -285,7 +289,7 @@ AF_FN bool af_was_registered(struct af_target *target, struct af_thread *t, stru
 AF_FN void af_failed_removal(struct af_target *target, struct af_thread *t, struct af_at *at, u16 kind, s32 ret,
 			     struct af_scratch *s)
 {
-	struct af_slot *slot = af_slot_find(target, s->reg.slot);
+	struct af_slot *slot = af_note_slot(&s->reg);
 	struct af_trigger_args a = {.ts = at->ts, .enter = at->enter, .addr = s->reg.userdata, .gen = s->reg.gen,
 				    .fd = s->reg.fd, .epfd = s->reg.epfd, .ret = ret, .arg = t->events,
 				    .stack = at->stack, .kind = kind};
@@ -361,7 +365,7 @@ int af_exit_ctl(struct af_sys_exit *ctx)
 		return 0;
 	}
 	if (t->op == AF_CTL_MOD && ret == AF_ENOENT) {
-		af_number_keep(&s->reg, target->epoch);
+		af_number_keep(&s->reg);
 		t->missed_at = at.ts;
 		t->missed_enter = at.enter;
 		t->missed_fd = t->fd;

@@ -130,11 +130,14 @@ AF_FN bool af_worth_sending(u32 count, bool consecutive)
 /* Deliveries without progress on the file: a spin, whatever else rotates through the batches. */
 AF_FN void af_idle(struct af_target *target, struct af_slot *slot, u32 events, struct af_scratch *s, u64 now)
 {
+	int zero = 0;
+	struct af_control *c = control.lookup(&zero);
+	u64 since = c ? c->watch_since : 0, quiet = c ? c->spin_quiet : 0;
 	bool hopeless = !(events & ~(AF_EPOLLERR | AF_EPOLLHUP)) ||
 			((slot->flags & AF_S_CLOSED) && !(slot->flags & AF_S_DELETED));
 	if (slot->flags & AF_S_EDGE)
 		return;
-	if (!slot->idle || (!hopeless && slot->idle_since < target->watch_since)) {
+	if (!slot->idle || (!hopeless && slot->idle_since < since)) {
 		slot->idle = 0;
 		slot->idle_reported = 0;
 		slot->idle_since = now;
@@ -142,14 +145,14 @@ AF_FN void af_idle(struct af_target *target, struct af_slot *slot, u32 events, s
 	u64 idle = slot->idle + 1;
 	slot->idle = idle;
 	if (hopeless ? idle >= AF_HOPELESS_AFTER
-		     : target->watch_since && idle >= AF_HOT_AFTER && now - slot->idle_since >= AF_HOT_NS) {
+		     : since && idle >= AF_HOT_AFTER && now - slot->idle_since >= AF_HOT_NS) {
 		if (!slot->idle_reported || idle >= 2 * slot->idle_reported) {
 			slot->idle_reported = idle;
 			s->what = AF_SUSPECT_HOT;
 			s->flags = hopeless ? AF_F_HOPELESS : 0;
 		}
-	} else if (!target->watch_since && !hopeless && (idle & (AF_SUSPECT_AFTER - 1)) == 0 &&
-		   now >= target->spin_quiet && now - target->spin_said > 1000000000ull) {
+	} else if (!since && !hopeless && (idle & (AF_SUSPECT_AFTER - 1)) == 0 &&
+		   now >= quiet && now - target->spin_said > 1000000000ull) {
 		target->spin_said = now;
 		s->what = AF_NOTICE_SPIN;
 	}
@@ -179,7 +182,7 @@ AF_FN void af_delivered(struct af_target *target, struct af_thread *t, u32 tid, 
 	s->flags = 0;
 	s->repeat = consecutive;
 	af_idle(target, slot, events, s, now);
-	if (slot->state == AF_SLOT_FREE && !slot->adder) {
+	if (slot->state == AF_SLOT_FREE && !slot->adder) { /* of one that a create may be giving out nobody can tell */
 		slot->stale += 1;
 		if (!t->stale_slot)
 			t->stale_slot = slot->addr;

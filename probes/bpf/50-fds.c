@@ -19,21 +19,28 @@ AF_FN void af_slot_closed(struct af_target *target, struct af_thread *t, struct 
  * kernels before 6.6 the last reference goes only after this tracepoint (close_fd_get_file, __fput_sync). */
 AF_FN void af_note_closed(struct af_target *target, struct af_thread *t, struct af_reg *note, struct af_at *at)
 {
-	struct af_slot *slot = af_slot_find(target, note->slot);
+	struct af_slot *slot = af_note_slot(note);
 	note->end = *at;
 	note->flags |= AF_R_BY_CLOSE | (target->forks ? AF_R_FORKED : 0) |
 		       (target->flags & AF_T_TABLE_SHARED ? AF_R_TABLE_SHARED : 0);
 	if (slot && slot->gen == note->gen)
 		af_slot_closed(target, t, slot, note, at);
 	if (af_note_exists(note) == AF_GONE) {
-		af_note_ended(note, slot, target->epoch);
+		af_note_ended(note, slot);
 		return;
 	}
-	af_number_keep(note, target->epoch);
+	af_number_keep(note);
 	if (slot) {
 		af_flag(slot, AF_S_CLOSE_PENDING);
 		af_put_off(t, slot);
 	}
+}
+
+/* A close after EPOLL_CTL_DEL ends no registration any more; it is still the end of the slot's descriptor. */
+AF_FN struct af_reg *af_removed_before(struct af_target *target, s32 fd, u64 file)
+{
+	struct af_reg *last = file ? af_number(target, fd) : 0;
+	return last && last->file == file && (last->flags & (AF_R_BY_DEL | AF_R_BY_CLOSE)) == AF_R_BY_DEL ? last : 0;
 }
 
 AF_FN void af_close_begun(void *ctx, struct af_target *target, struct af_thread *t, s32 fd)
@@ -41,11 +48,10 @@ AF_FN void af_close_begun(void *ctx, struct af_target *target, struct af_thread 
 	t->fd = fd;
 	t->stack = -1;
 	t->closings = 0;
+	t->begun = 0;
 	t->file = af_file(fd);
 #if AF_ASK
 	u64 node = af_first_item(t->file);
-	if (!node)
-		return;
 	AF_LOOP
 	for (u32 i = 0; i < AF_ITEMS; i++) {
 		if (!node)
@@ -62,9 +68,10 @@ AF_FN void af_close_begun(void *ctx, struct af_target *target, struct af_thread 
 				af_count(AF_C_ITEMS_TRUNCATED);
 				break;
 			}
-			if (!af_note(ep, t->file, fd) &&
-			    !af_note_inferred(target, ep, t->file, fd, -1, event.data, event.events, t->enter,
-					      item)) {
+			struct af_reg *known = af_note(ep, t->file, fd);
+			/* a child closes its copy of the number: that ends nothing of its parent's */
+			if (known ? known->tgid != af_tgid() : !af_note_inferred(target, ep, t->file, fd, -1, event.data, event.events, t->enter,
+									 item)) {
 				node = af_word(node);
 				continue;
 			}
@@ -88,11 +95,13 @@ AF_FN void af_close_begun(void *ctx, struct af_target *target, struct af_thread 
 		t->closings = 1;
 	}
 #endif
-	if (!t->closings)
+	struct af_reg *before = t->closings ? 0 : af_removed_before(target, fd, t->file);
+	if (!t->closings && !before)
 		return;
+	t->begun = 1;
 	t->ip = AF_USER(ip);
 	t->stack = af_stack_id(ctx);
-	struct af_reg *note = regs.lookup(&t->closing[0]);
+	struct af_reg *note = before ? before : regs.lookup(&t->closing[0]);
 	if (note)
 		af_record(AF_CLOSE_BEGUN, 0, t->enter, t->enter, note->userdata, note->gen, fd, note->epfd, 0, 0,
 			  t->stack);
@@ -110,7 +119,7 @@ AF_FN void af_bad_close(void *ctx, struct af_target *target, struct af_thread *t
 	if (last) {
 		af_copy(&s->reg, last, sizeof(s->reg));
 		s->reg.state = AF_REG_ENDED;
-		slot = af_slot_find(target, last->slot);
+		slot = af_note_slot(last);
 		if (slot && slot->gen != last->gen)
 			slot = 0;
 	}
@@ -132,7 +141,16 @@ AF_FN void af_close_ended(struct af_target *target, struct af_thread *t, s32 ret
 		af_record(AF_CLOSED, 0, now, t->enter, note->userdata, note->gen, t->fd, note->epfd, ret, 0, t->stack);
 		af_note_closed(target, t, note, &at);
 	}
+	struct af_reg *last = t->closings ? 0 : af_removed_before(target, t->fd, t->file);
 	t->closings = 0;
+	if (!last)
+		return;
+	struct af_slot *slot = af_note_slot(last);
+	af_record(AF_CLOSED, 0, now, t->enter, last->userdata, last->gen, t->fd, last->epfd, ret, 0, t->stack);
+	last->flags |= AF_R_BY_CLOSE;
+	last->end = at;
+	if (slot && slot->gen == last->gen)
+		af_slot_closed(target, t, slot, last, &at);
 }
 
 int af_enter_close(struct af_sys_enter *ctx)
@@ -162,7 +180,7 @@ int af_exit_close(struct af_sys_exit *ctx)
 	t->call = AF_CALL_NONE;
 	if (ctx->ret == AF_EBADF)
 		af_bad_close(ctx, target, t, t->fd, bpf_ktime_get_ns(), s);
-	else if (t->closings)
+	else if (t->begun)
 		af_close_ended(target, t, ctx->ret, bpf_ktime_get_ns());
 	return 0;
 }
@@ -192,8 +210,8 @@ int af_exit_close_range(struct af_sys_exit *ctx)
 		af_record(AF_CLOSED, 0, now, now, note->userdata, note->gen, note->fd, note->epfd, 0, 1, at.stack);
 		note->end = at;
 		note->flags |= AF_R_BY_CLOSE;
-		af_number_keep(note, target->epoch);
-		struct af_slot *slot = af_slot_find(target, note->slot);
+		af_number_keep(note);
+		struct af_slot *slot = af_note_slot(note);
 		if (!slot || slot->gen != note->gen)
 			continue;
 		slot->close = at;
@@ -216,7 +234,7 @@ int af_enter_dup2(struct af_sys_enter *ctx)
 		return 0;
 	t->call = AF_CALL_DUP2;
 	t->enter = bpf_ktime_get_ns();
-	t->closings = 0;
+	t->begun = 0;
 	if (ctx->args[0] != ctx->args[1])
 		af_close_begun(ctx, target, t, (s32)ctx->args[1]);
 	return 0;
@@ -246,7 +264,7 @@ int af_exit_dup2(struct af_sys_exit *ctx)
 	if (ctx->ret < 0)
 		return 0;
 	u64 now = bpf_ktime_get_ns();
-	if (t->closings)
+	if (t->begun)
 		af_close_ended(target, t, 0, now);
 	s32 oldfd = (s32)AF_USER(di);
 	if (oldfd != (s32)ctx->ret)

@@ -6,7 +6,7 @@
 AF_FN int af_progressed(s32 fd)
 {
 	struct af_target *target = af_target_now();
-	if (!target || !target->watch_since)
+	if (!target)
 		return 0;
 #if AF_ASK
 	u64 node = af_first_item(af_file(fd));

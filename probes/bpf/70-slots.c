@@ -30,15 +30,16 @@ AF_FN int af_hit_create(struct pt_regs *ctx, u64 addr)
 		slot->gen = 1;
 		slot->live_from = 1;
 		slot->flags = AF_S_CREATE_SEEN;
-	} else if (slot->state == AF_SLOT_LIVE && (slot->flags & AF_S_UNBORN)) {
+	} else if (slot->state == AF_SLOT_LIVE && !(slot->flags & AF_S_CREATE_SEEN) &&
+		   ((slot->flags & AF_S_UNBORN) || slot->adder)) {
 		/* it was registered by the create that gives it out now */
-		af_unflag(slot, AF_S_UNBORN);
+		af_unflag(slot, AF_S_UNBORN | AF_S_INFERRED | AF_S_ADD_FREED);
 		af_flag(slot, AF_S_CREATE_SEEN);
+		slot->adder = 0;
 		af_count(AF_C_ADDS_CREATED);
 	} else if (slot->state == AF_SLOT_LIVE && (slot->flags & AF_S_CREATE_SEEN) && !slot->add.ts && !af_linked(slot)) {
 		/* never registered: a create within a create (one constructor calls another), or a life of no interest */
-		slot->gen += AF_CREATE_COMPLETE ? 0 : 1;
-		slot->live_from = slot->gen;
+		slot->adder = 0;
 	} else {
 		af_slot_reborn(target, slot, AF_S_CREATE_SEEN, s);
 	}

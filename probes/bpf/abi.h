@@ -187,12 +187,14 @@ struct af_reg {
 	__u64 item;       /* struct epitem *: where the kernel is asked; 0 not known yet */
 	__u64 ino;        /* inode number: a socket's is unique, /proc/PID/fd shows it */
 	__u32 tgid;
+	__u32 epoch;      /* of the process */
 	__u32 gen;        /* the slot's generation when it was made */
 	__s32 epfd;
 	__s32 fd;
 	__u32 events;
 	__u32 state;
 	__u32 flags;
+	__u32 reserved;
 	__s32 dup_fd;     /* the newest duplicate of its file that was seen and is open; -1 none */
 	struct af_at add;
 	struct af_at mod;

@@ -2,16 +2,17 @@
 # for a target; needs no privilege itself (the helper must have been started by root).
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 
+from probes import children
 from probes.capture import process, snapshot
 from probes.capture.facts import (
     MOST_RANGES,
@@ -28,13 +29,9 @@ from probes.capture.facts import (
     from_json,
 )
 
-_ANSWER_S = 5.0
+_ANSWER_S = 15.0
 _END_S = 5.0
 _LEAVING_S = 1.0  # for a tracing process of ours to end
-_START = (
-    "import sys, os; sys.path[:0] = sys.argv[1].split(os.pathsep); "
-    "from probes.capture.helper_main import main; main()"
-)
 
 
 @dataclass(slots=True)
@@ -90,7 +87,7 @@ class Capturer:
         """folder: must exist. Files in it belong to the folder's owner."""
         self.folder = os.path.abspath(folder)
         self._folder = -1
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: children.Child | None = None
         self._control: socket.socket | None = None
         self._targets: dict[int, _Target] = {}
         self._events: list[Event] = []
@@ -115,12 +112,10 @@ class Capturer:
             snapshot.sweep(self._folder)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            paths = os.pathsep.join(path for path in sys.path if path)
-            self._child = subprocess.Popen(
-                [sys.executable, "-S", "-E", "-c", _START, paths, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
+            number = str(theirs.fileno())
+            self._child = children.Child(
+                children.command("probes.capture.helper_main", number, packages=False),
                 pass_fds=(theirs.fileno(),),
-                start_new_session=True,
             )
         self._control = ours
 
@@ -136,7 +131,7 @@ class Capturer:
     def seize(
         self, pid: int, options: CaptureOptions | None = None, *, start_time: int | None = None
     ) -> Seized | Refused:
-        """Trace every thread of a process until a fatal signal; waits for the answer, at most five seconds.
+        """Trace every thread of a process until a fatal signal; waits for the answer, at most 15 seconds.
 
         start_time: field 22 of /proc/PID/stat, so that a pid that was used again is not seized.
         """
@@ -167,7 +162,8 @@ class Capturer:
                 )
         except OSError as error:
             ours.close()
-            return Refused(pid=pid, why=Refusal.NO_HELPER, detail=str(error))
+            detail = self._epitaph() if isinstance(error, ConnectionError) else str(error)
+            return Refused(pid=pid, why=Refusal.NO_HELPER, detail=detail)
         ours.setblocking(False)
         return self._answer(_Target(pid, ours))
 
@@ -239,12 +235,25 @@ class Capturer:
             target.channel.close()
             if isinstance(answer, Refused):
                 return answer
-            detail = "the capture helper did not answer" if there else "the capture helper ended"
+            detail = self._epitaph() if not there else f"no answer within our own limit of {_ANSWER_S:.0f} s"
             return Refused(pid=target.pid, why=Refusal.NO_HELPER, detail=detail)
         self._targets[target.pid] = target
         for message in messages[1:]:
             self._note(target, message)
         return answer
+
+    def _epitaph(self) -> str:
+        """How the helper ended; where it still runs, the tracing process that it forked for us did."""
+        child = self._child
+        if child is None:
+            return "the capture helper is not running"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(0.2)
+        if child.returncode is None:
+            who = "the tracing process of the capture helper ended"
+        else:
+            who = f"the capture helper {child.ending()}"
+        return f"{who} {child.last_words()}".strip()
 
     def _leaves(self, tracer: int) -> bool:
         """Whether the process that stood in the way is one of ours that leaves, or is gone."""

@@ -126,7 +126,7 @@ class Helper:
 
 
 def main() -> None:
-    Helper(socket.socket(fileno=int(sys.argv[2]))).serve()
+    Helper(socket.socket(fileno=int(sys.argv[1]))).serve()
 
 
 if __name__ == "__main__":

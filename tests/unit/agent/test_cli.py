@@ -232,6 +232,11 @@ def test_unprobed_instances_are_listed() -> None:
 
 
 class TestDoctor:
+    @pytest.fixture(autouse=True)
+    def _known(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The symbol worker is not what these are about."""
+        monkeypatch.setattr(SymbolClient, "hello", lambda _: None)
+
     def checks(self, monkeypatch: pytest.MonkeyPatch, *, ok: bool) -> None:
         from probes import preflight
 
@@ -263,6 +268,37 @@ class TestDoctor:
         code, out, _ = run(capsys, "doctor", "--format", "json")
         assert code == ExitCode.PREREQUISITE
         assert json.loads(out)["ok"] is False
+
+    def test_what_cannot_be_checked_is_no_machine_that_can(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Once a check that broke was "optional and absent", with its program text as the reason."""
+        from probes import preflight
+
+        def broken() -> preflight.Check:
+            raise subprocess.TimeoutExpired(["python", "-c", "program text"], 30)
+
+        made = (preflight.guarded("watching", broken),)
+        monkeypatch.setattr(preflight, "checks", lambda: made)
+        code, out, _ = run(capsys, "doctor")
+        assert code == ExitCode.PREREQUISITE
+        assert "\nthis machine can run afterfree" not in out
+        assert "1 could not be checked" in out
+        assert "UNKNOWN" in out
+        assert "next: " in out
+
+    def test_a_worker_without_its_packages(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.checks(monkeypatch, ok=True)
+
+        def hello(_: SymbolClient) -> None:
+            raise PrerequisiteMissing("a Python package is missing", detail="No module named 'elftools'")
+
+        monkeypatch.setattr(SymbolClient, "hello", hello)
+        code, out, _ = run(capsys, "doctor")
+        assert code == ExitCode.PREREQUISITE
+        assert "No module named 'elftools'" in out
 
 
 class TestExplain:

@@ -19,8 +19,8 @@ from agent.summary import summary
 from agent.symbolize import SymbolClient
 from agent.text import Printer, plain
 from agent.timeline import TimelineModel
-from probes.events import CrashSeen, Event, Lost, Tick
-from tests.unit.agent.scenario import BATCH, PID, SECOND, WITNESSES, FakeSymbols, ListSource, OnTick
+from probes.events import CountersRead, CrashSeen, Event, Lost, Tick
+from tests.unit.agent.scenario import ATTACHED, BATCH, PID, SECOND, WITNESSES, FakeSymbols, ListSource, OnTick
 
 LIVE = (WITNESSES, (BATCH, Tick(ts=101 * SECOND)), (Tick(ts=102 * SECOND),))
 
@@ -185,3 +185,13 @@ def test_the_summary_says_what_was_found_and_what_was_lost() -> None:
     assert "1 target" in text
     assert "a note" in text
     assert "no finding above warning" in plain(summary(runner.outcome.stats, ()))
+
+
+def test_a_summary_of_nothing_is_no_clean_one() -> None:
+    _, nobody = run(ListSource((Tick(ts=SECOND),)))
+    text = plain(summary(nobody.outcome.stats, ()))
+    assert "no process was ever seen: nothing was judged" in text
+    assert "no finding" not in text
+    idle = ListSource((ATTACHED,), (CountersRead(ts=SECOND, counters={"deliveries": 0}),))
+    _, runner = run(idle)
+    assert "there was nothing to judge" in plain(summary(runner.outcome.stats, ()))

@@ -191,6 +191,15 @@ def test_it_ends_with_its_last_process(world: World) -> None:
     assert supervisor.counters() == {"deliveries": 1}
 
 
+def test_programs_that_nobody_runs_are_known(world: World) -> None:
+    ran, never = world.program("ran"), world.program("never")
+    supervisor = world.supervisor(exes=(str(ran), str(never)))
+    assert supervisor.unseen == (str(ran), str(never))
+    world.sessions[0].queue = [ATTACHED]
+    list(supervisor.poll(0))
+    assert supervisor.unseen == (str(never),)
+
+
 def test_a_tick_about_once_a_second(world: World) -> None:
     world.process(10, world.program("a"))
     supervisor = world.supervisor(pids=(10,))

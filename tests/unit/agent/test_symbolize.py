@@ -68,7 +68,7 @@ def test_its_death_becomes_a_reason() -> None:
     for n in range(5):
         made.ask(question(n))
         made.settle(10)
-    assert made.answer(question(0)) == {"reason": "the symbol worker was killed by signal 9"}
+    assert made.answer(question(0)) == {"reason": "the symbol worker was killed by signal 9 (SIGKILL)"}
     last = made.answer(question(4))
     assert last is not None
     assert "not started again" in str(last["reason"])
@@ -145,8 +145,21 @@ def test_a_refusal_keeps_what_the_user_needs() -> None:
 
 @pytest.mark.parametrize("mode", ["die", "hang", "garbage"])
 def test_resolve_with_a_broken_worker(mode: str) -> None:
-    made = client(mode, deadline=0.5)
+    made = client(mode, patience=0.5)
     with pytest.raises(SymbolsFailed):
+        made.resolve("/bin/x")
+    made.close()
+
+
+def test_the_real_worker_has_its_packages() -> None:
+    made = SymbolClient()
+    made.hello()
+    made.close()
+
+
+def test_one_that_dies_at_once_has_last_words() -> None:
+    made = SymbolClient(command=[sys.executable, "-c", "import no_such_module"])
+    with pytest.raises(SymbolsFailed, match="No module named 'no_such_module'"):
         made.resolve("/bin/x")
     made.close()
 

@@ -30,11 +30,11 @@ def plan_of(
 
 @pytest.mark.parametrize(("compiler", "level"), [*C_FLAGS, ("gcc", "-O1"), ("gcc", "-O3"), ("clang", "-Os")])
 def test_a_destroy_that_seems_to_count(compiler: str, level: str) -> None:
-    for function in ("plain", "last_first", "checked", "atomic", "builtin", "guarded", "locked"):
+    for function in ("plain", "last_first", "checked", "atomic", "builtin", "guarded", "locked", "by_helper"):
         plan = plan_of(compiler, level, function)
         assert plan.destroy_counts, function
         assert "count = " in shown(plan)
-    for function in ("always", "null_is_fine", "population", "next_life", "backwards", "by_state"):
+    for function in ("always", "helped", "null_is_fine", "population", "next_life", "backwards", "by_state"):
         plan = plan_of(compiler, level, function)
         assert not plan.destroy_counts, function
         assert "count = " not in shown(plan)

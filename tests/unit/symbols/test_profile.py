@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 import symbols
 from symbols.errors import ProfileError
 from symbols.plan import Role
-from symbols.profile import load_profile, matches, parse_profile, shipped_profiles
+from symbols.profile import (
+    _EXTRA,
+    _NARROWING,
+    _USERDATA,
+    load_profile,
+    matches,
+    parse_profile,
+    shipped_profiles,
+)
 from tests.unit.symbols.builds import C_PROFILE
 
 
@@ -149,14 +157,16 @@ def test_template_is_valid_and_never_picked() -> None:
 
 def test_the_page_about_profiles_names_every_key_and_shows_a_valid_one() -> None:
     page = (Path(symbols.__file__).parent.parent / "docs" / "profiles.md").read_text(encoding="utf-8")
-    rows = set(re.findall(r"^\| `([a-z._]+)` \|", page, re.MULTILINE))
+    rows = set(re.findall(r"^\| `([a-z._*]+)` \|", page, re.MULTILINE))
     fields = {*(f"slot.{role.value}" for role in Role), "slot.type", "slot.freelist_link"}
+    fields |= {f"slot.*.{key}" for key in _NARROWING - {"function"}}
+    fields |= {f"slot.{role.value}.{key}" for role, keys in _EXTRA.items() for key in keys}
     assert rows == {
         "name",
         "description",
         "guard",
         *fields,
-        *(f"userdata.{k}" for k in ("kind", "mask", "reserved")),
+        *(f"userdata.{k}" for k in _USERDATA),
     }
     whole = [text for text in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if text.startswith("name")]
     assert [parse_profile(text).name for text in whole] == ["cserver"]

@@ -37,6 +37,59 @@ def test_other_version_is_refused(plan: ProbePlan) -> None:
     assert caught.value.key == "version"
 
 
+def test_plans_of_older_recordings_are_read(plan: ProbePlan) -> None:
+    """Version 2 did not know where object, userdata and count lie to the slot, nor a site's code."""
+    data = plan_to_json(plan) | {"version": 2}
+    del data["userdata"]["offset"]
+    for key in (
+        "object_is_slot",
+        "object_delta",
+        "embedded",
+        "count_field",
+        "count_offset",
+        "count_size",
+        "frees_at",
+    ):
+        del data["slot"][key]
+    for site in data["sites"]:
+        for key in ("at_entry", "ranges", "counts"):
+            del site[key]
+    old = plan_from_json(json.loads(json.dumps(data)))
+    assert [(site.address, site.source) for site in old.sites] == [(s.address, s.source) for s in plan.sites]
+    assert not any(site.at_entry or site.ranges or site.counts for site in old.sites)
+    assert (old.userdata.offset, old.slot.object_is_slot, old.slot.count_offset) == (0, False, None)
+    assert old.slot.object_offset == plan.slot.object_offset
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "value"),
+    [
+        ("slot", "embedded", [0]),
+        ("slot", "embedded", list(range(1, 18))),
+        ("slot", "count_size", 3),
+        ("slot", "count_offset", 8),
+        ("slot", "object_is_slot", 1),
+        ("slot", "frees_at", -1),
+        ("userdata", "offset", -8),
+        ("userdata", "offset", "w"),
+    ],
+)
+def test_what_no_plan_says(plan: ProbePlan, where: str, key: str, value: object) -> None:
+    data = plan_to_json(plan)
+    data[where] = data[where] | {key: value}
+    with pytest.raises(BadPlan) as caught:
+        plan_from_json(data)
+    assert caught.value.key.startswith(f"plan.{where}.")
+
+
+@pytest.mark.parametrize("ranges", [[[2, 1]], [[1]], [1], [[0, 1]] * 9, "x"])
+def test_ranges_of_a_site_are_checked(plan: ProbePlan, ranges: object) -> None:
+    data = plan_to_json(plan)
+    data["sites"][0]["ranges"] = ranges
+    with pytest.raises(BadPlan):
+        plan_from_json(data)
+
+
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     found = [path] if path else []
     if isinstance(value, dict):

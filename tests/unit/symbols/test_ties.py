@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.plan_text import plan_lines
-from symbols.errors import ProfileError
+from symbols.errors import NoDestroySite, ProfileError
 from symbols.plan import ProbePlan, Role
 from symbols.profile import parse_profile
 from symbols.resolve import resolve
@@ -69,6 +69,17 @@ def test_the_slot_points_to_the_object(compiler: str, level: str) -> None:
         "session",
     )
     assert plan.complete(Role.DISPATCH)
+
+
+@pytest.mark.parametrize(("compiler", "level"), C_FLAGS)
+def test_of_several_pointers_the_one_that_was_taken_is_said(compiler: str, level: str) -> None:
+    destroy = "function = 'peer_destroy', slot = 'p'"
+    plan = plan_of(compiler, level, "function = 'on_event', object = 'e'", destroy=destroy, kind="peer")
+    (warning,) = plan.warnings
+    assert "'peer' has several pointers to 'event'; 'read' is taken. If it is another (write)" in warning
+    said = "function = 'on_event', object = 'e', is = 'slot.write'"
+    plan = plan_of(compiler, level, said, destroy=destroy, kind="peer")
+    assert (plan.slot.object_offset, plan.warnings) == (8, ())
 
 
 @pytest.mark.parametrize(("compiler", "level"), C_FLAGS)
@@ -152,3 +163,59 @@ def test_a_slot_that_is_the_second_base_class(compiler: str, level: str) -> None
         kind="Handler",
     )
     assert (plan.slot.object_is_slot, plan.slot.object_delta) == (True, -16)
+
+
+@pytest.mark.parametrize(("compiler", "level"), C_FLAGS)
+@pytest.mark.parametrize(("offset", "bytes_"), [("16", 16), ("'w'", 16), ("'w.cb'", 24), ("'session'", 32)])
+def test_userdata_points_into_the_slot(compiler: str, level: str, offset: str, bytes_: int) -> None:
+    text = f"""
+    name = "ties"
+    [slot]
+    destroy = {{ function = "slot_destroy", slot = "s" }}
+    [userdata]
+    offset = {offset}
+    """
+    plan = resolve(build_c("-g", level, compiler=compiler, source="ties.c"), parse_profile(text))
+    assert plan_from_json(plan_to_json(plan)) == plan
+    assert plan.userdata.offset == bytes_
+    assert plan.warnings == ()
+    assert f"userdata points to +{bytes_:#x} of the slot" in shown(plan)
+
+
+def test_userdata_that_cannot_point_into_the_slot() -> None:
+    path = build_c("-g", "-O2", source="ties.c")
+    start = "name = 'x'\n[slot]\ndestroy = { function = 'slot_destroy', slot = 's' }\n[userdata]\n"
+    with pytest.raises(ProfileError) as caught:
+        resolve(path, parse_profile(f"{start}offset = 'watch'"))
+    assert caught.value.key == "userdata.offset"
+    assert "'slot' has no field 'watch'; it has: next, pad, w, session" in caught.value.detail
+    (warning,) = resolve(path, parse_profile(f"{start}offset = 64")).warnings
+    assert "userdata.offset is 64, but 'slot' has 40 bytes" in warning
+
+
+@pytest.mark.parametrize(("compiler", "level"), C_FLAGS)
+def test_a_wrong_parameter_name_is_answered_with_the_right_ones(compiler: str, level: str) -> None:
+    said = "slot_destroy has no parameter 'x'; it has: s (struct slot *)"
+    with pytest.raises(NoDestroySite) as caught:
+        plan_of(
+            compiler,
+            level,
+            "function = 'on_slot', object = 's'",
+            destroy="function = 'slot_destroy', slot = 'x'",
+        )
+    assert said in caught.value.detail
+    assert 'instead of slot = "x"' in caught.value.remedy
+    plan = plan_of(compiler, level, "function = 'on_slot', object = 'c'")
+    (lost,) = plan.unprobed
+    assert lost.reason == "on_slot has no parameter 'c'; it has: s (struct slot *)"
+
+
+def test_a_destroy_that_is_narrowed_to_nothing() -> None:
+    with pytest.raises(NoDestroySite) as caught:
+        plan_of(
+            "gcc",
+            "-O2",
+            "function = 'on_slot', object = 's'",
+            destroy="function = 'slot_destroy', slot = 's', in = 'nobody'",
+        )
+    assert "1 left out by in, not_in and file" in caught.value.detail

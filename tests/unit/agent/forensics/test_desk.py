@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -12,14 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from agent import children
 from agent.forensics import bundle, bundler, layout, spool
 from agent.forensics.bundle import open_bundle
 from agent.forensics.bundler import events_of
 from agent.forensics.casework import Explained
 from agent.forensics.desk import BundleDone, CrashDesk
 from agent.forensics.store import BundleStore
-from probes import procfs
+from probes import children, procfs
 from probes.events import CrashSeen, TargetGone, ThreadSeen, Tick
 from tests.unit.agent.correlator.playbook import TGID
 from tests.unit.agent.forensics.cases import case, crash, history
@@ -250,17 +248,28 @@ def test_a_case_that_kills_its_explainer_is_bundled_without(
 ) -> None:
     held = Desk(tmp_path)
     held.crash()
-    real = subprocess.Popen
+    real = children.command
 
-    def popen(command: list[str], **options: object) -> subprocess.Popen[bytes]:
-        if "--plain" not in command:
-            command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
-        return real(command, **options)  # type: ignore[call-overload,no-any-return]
+    def command(module: str, *given: str) -> list[str]:
+        if "--plain" not in given:
+            return [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+        return real(module, *given)
 
-    monkeypatch.setattr(subprocess, "Popen", popen)
+    monkeypatch.setattr(children, "command", command)
     held.desk.finish(60)
     assert len(held.store.bundles()) == 1
     assert any("could not be explained" in note for note in held.done[0].notes)
+
+
+def test_one_that_dies_twice_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Desk(tmp_path)
+    held.crash()
+    code = "import sys, os; print('half an upgrade', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)"
+    monkeypatch.setattr(children, "command", lambda *_: [sys.executable, "-c", code])
+    held.desk.finish(60)
+    notes = held.done[0].notes
+    assert "was killed by signal 9 (SIGKILL)" in notes[0]
+    assert notes[1:] == ("half an upgrade",)
 
 
 class Full:

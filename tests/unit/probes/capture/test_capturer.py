@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from probes import children
 from probes.capture.capturer import Capturer
 from probes.capture.facts import Refusal, Refused, Seized
 
@@ -41,3 +43,15 @@ def test_a_debugger_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert isinstance(answer, Refused)
     assert answer.tracer == os.getpid()
     assert time.monotonic() - began < 0.5
+
+
+def test_a_helper_that_dies_at_once_is_reported_with_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "raise SystemExit('half an upgrade')"
+    monkeypatch.setattr(children, "command", lambda *_, **__: [sys.executable, "-c", code])
+    with Capturer(tmp_path) as capturer:
+        answer = capturer.seize(os.getpid())
+    assert isinstance(answer, Refused)
+    assert answer.why is Refusal.NO_HELPER
+    assert answer.detail == "the capture helper ended with exit status 1 half an upgrade"

@@ -23,6 +23,16 @@ KEEP void locked(struct obj *o) {
     if (left == 0) free(o);
 }
 
+static inline __attribute__((always_inline)) void unref(struct obj *o) {
+    if (atomic_fetch_sub(&o->shared, 1) == 1) { sum++; free(o); }
+}
+KEEP void by_hand(long n, struct obj *o) { sum += n; unref(o); }
+KEEP void at_once(struct obj *o) { unref(o); }
+
+KEEP int refcount_dec_and_test(int *refs) { return --*refs == 0; }
+KEEP void by_helper(struct obj *o) { if (!refcount_dec_and_test(&o->refs)) return; sum++; free(o); }
+KEEP void helped(struct obj *o) { sum += refcount_dec_and_test(&o->refs); free(o); }
+
 KEEP void always(struct obj *o) { sum++; free(o); }
 KEEP void null_is_fine(struct obj *o) { if (!o) return; sum++; free(o); }
 KEEP void population(struct obj *o) { if (--live == 0) sum = 0; free(o); }
@@ -34,6 +44,8 @@ static struct obj *make(void) { struct obj *o = calloc(1, sizeof *o); o->refs = 
 
 int main(void) {
     plain(make()); last_first(make()); checked(make()); atomic(make()); builtin(make()); guarded(make()); locked(make());
+    by_hand(1, make()); at_once(make());
+    by_helper(make()); helped(make());
     always(make()); null_is_fine(make()); population(make()); next_life(make()); backwards(make()); by_state(make());
     return 0;
 }

@@ -5,6 +5,8 @@
 struct watcher { int fd; void (*cb)(void *); };
 struct session { long id; };
 struct stranger { long id; };
+struct event { void *data; };
+struct peer { struct event *read, *write; };
 struct slot {
     struct slot *next;  // a list of live slots: no way from a handler's object to its slot
     long pad;
@@ -24,6 +26,8 @@ KEEP void on_void(void *arg) { struct slot *s = arg; sum += s->w.fd; }
 KEEP void on_void_watcher(void *arg) { struct watcher *w = arg; sum += w->fd; }
 KEEP void on_opaque(void *arg) { sum += (long)arg; }
 KEEP void on_next(void *arg) { struct slot *s = ((struct slot *)arg)->next; sum += s->w.fd; }
+KEEP void peer_destroy(struct peer *p) { sum++; free(p->read); free(p->write); }
+KEEP void on_event(struct event *e) { sum += (long)e->data; }
 KEEP void raw_destroy(void *p) { sum++; free(p); }
 
 int main(void) {
@@ -36,5 +40,9 @@ int main(void) {
     on_void(s); on_void_watcher(&s->w); on_opaque(s); on_next(s);
     slot_destroy(s);
     raw_destroy(slot_create());
+    struct event ev = {0};
+    on_event(&ev);
+    struct peer p = {0, 0};
+    peer_destroy(&p);
     return 0;
 }

@@ -1,0 +1,99 @@
+# Owns watching progress: the exits of system calls that consume or produce are traced only while a spin is
+# suspected, for a look of some seconds, and less and less often where the suspicion keeps being wrong.
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from probes import errors, loader
+from probes.sysbpf import Map
+
+LOOK_S = 3.0  # a spin shows within this: AF_HOT_NS of 10-maps.c, and a scheduler's pauses
+STILL_S = 10.0  # one that was confirmed is looked at as long as it is heard of
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 60.0
+
+CALLS = {
+    "read": "af_progress", "readv": "af_progress", "pread64": "af_progress", "preadv": "af_progress",
+    "preadv2": "af_progress", "recvfrom": "af_progress", "recvmsg": "af_progress", "recvmmsg": "af_progress",
+    "write": "af_progress", "writev": "af_progress", "pwrite64": "af_progress", "pwritev": "af_progress",
+    "pwritev2": "af_progress", "sendto": "af_progress", "sendmsg": "af_progress", "sendmmsg": "af_progress",
+    "sendfile64": "af_progress", "tee": "af_progress", "vmsplice": "af_progress",
+    "splice": "af_progress_two", "copy_file_range": "af_progress_two",
+    "accept": "af_progress_accept", "accept4": "af_progress_accept",
+}  # fmt: skip
+"""System calls that consume from a file or produce on it, and the program for their exit (55-progress.c)."""
+
+_CONTROL = struct.Struct("<QQ")  # struct af_control: watch_since, spin_quiet
+_KEY = bytes(4)
+
+
+class ProgressWatch:
+    """Attaches and detaches the programs of CALLS. Times: time.monotonic(), s."""
+
+    def __init__(
+        self,
+        control: Map,
+        programs: Mapping[str, int],
+        attach: Callable[[Sequence[tuple[int, str]]], list[int]] = loader.attach,
+    ) -> None:
+        self._control, self._attach = control, attach
+        self._programs = programs
+        self._links: list[int] = []
+        self._until = 0.0
+        self._pause = FIRST_PAUSE_S
+        self._right = False
+        self.failure = ""  # why progress cannot be watched; then no spin but a hopeless one is ever found
+        self.looks = 0
+
+    @property
+    def watching(self) -> bool:
+        return bool(self._links)
+
+    def suspected(self, now: float) -> None:
+        """The kernel side counted many deliveries, and knows of no progress."""
+        if self._links or self.failure:
+            return
+        wanted = [
+            (self._programs[program], f"syscalls:sys_exit_{call}")
+            for call, program in CALLS.items()
+            if program in self._programs
+        ]
+        try:
+            self._links = self._attach(wanted)
+        except errors.ProbeError as error:
+            self.failure = f"{error.title}: {error.detail}"
+            return
+        self.looks += 1
+        self._right = False
+        self._until = now + LOOK_S
+        self._say(time.monotonic_ns(), 0)
+
+    def confirmed(self, now: float) -> None:
+        """A spin was found while progress was watched."""
+        if self._links:
+            self._right = True
+            self._pause = FIRST_PAUSE_S
+            self._until = now + STILL_S
+
+    def tick(self, now: float) -> None:
+        if not self._links or now < self._until:
+            return
+        self._detach()
+        if not self._right:
+            self._say(0, time.monotonic_ns() + int(self._pause * 1e9))
+            self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
+        else:
+            self._say(0, 0)
+
+    def _say(self, since: int, quiet: int) -> None:
+        self._control.put(_KEY, _CONTROL.pack(since, quiet))
+
+    def _detach(self) -> None:
+        for link in self._links:
+            os.close(link)
+        self._links = []
+
+    def close(self) -> None:
+        self._detach()
