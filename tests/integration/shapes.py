@@ -48,9 +48,9 @@ class Said:
     truth: str  # what the program says of itself
     fault: str = ""  # why the run itself is worth nothing: watch did not start, the program did not end
 
-    def unmet(self, shape: str) -> list[str]:
-        """The lines of EXPECT that do not hold."""
-        lines = (line.split("#")[0].strip() for line in (FOLDER / shape / "EXPECT").read_text().splitlines())
+    def unmet(self, expect: str) -> list[str]:
+        """The lines of an EXPECT file that do not hold."""
+        lines = (line.split("#")[0].strip() for line in expect.splitlines())
         return [
             line for line in lines if line and not any(self._holds(token.strip()) for token in line.split("|"))
         ]
@@ -102,7 +102,7 @@ def _judge(run: Run, folder: Path) -> str:
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         detail = getattr(error, "stderr", None) or error
         return f"{run}: could not be run: {detail}"
-    unmet = said.unmet(run.shape)
+    unmet = said.unmet((FOLDER / run.shape / "EXPECT").read_text())
     if not unmet and not said.fault:
         return ""
     lines = [f"{run}: {said.short()}"]

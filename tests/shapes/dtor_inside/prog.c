@@ -1,4 +1,4 @@
-// h2o/libevent shape, CORRECT: the destroy function itself does DEL, close, then gives the memory back
+// CORRECT (h2o, libevent): the destroy function itself does DEL, close, then gives the memory back
 #define NOPOOL
 #include "t.h"
 NI struct conn *conn_create(void) {
