@@ -33,7 +33,7 @@ test: $(VENV)/.ready-bpf ## unit, property and integration tests on real BPF (ro
 	$(PYTEST) -m bpf --durations=25 $(SUITES)
 
 shapes: $(VENV)/.ready-bpf ## watch every small program of tests/shapes, correct and broken ones, at -O0 and -O2 (root)
-	AFTERFREE_SHAPES=all $(PYTEST) -q -m bpf tests/integration/test_shapes.py
+	$(PYTEST) -q -m bpf tests/integration/test_shapes.py
 
 lint: $(VENV)/.ready-python ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
