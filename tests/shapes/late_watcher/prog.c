@@ -44,6 +44,8 @@ static void *loop(void *arg) { // some end and begin anew all the time, also whi
         *at = open_one();
         usleep(500);
     }
+    for (int i = 0; i < CONNS; i++)
+        end_one(all[i], i & 1);
     return (void *)n;
 }
 int main(void) {
@@ -60,8 +62,6 @@ int main(void) {
     __atomic_store_n(&stop, 1, __ATOMIC_SEQ_CST);
     void *n;
     pthread_join(t, &n);
-    for (int i = 0; i < CONNS; i++)
-        end_one(all[i], i & 1);
     say("correct; events %ld", (long)n);
     hold();
 }
