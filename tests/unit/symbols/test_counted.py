@@ -10,7 +10,7 @@ from symbols.profile import parse_profile
 from symbols.resolve import resolve
 from symbols.serial import plan_from_json, plan_to_json
 from tests.targets.build import C_MODES, SOURCE_DIR
-from tests.unit.symbols.builds import build_c, build_cserver
+from tests.unit.symbols.builds import build_c, build_cserver, build_rust, build_zig
 from tests.unit.symbols.test_ties import C_FLAGS, CPP_FLAGS, shown
 
 
@@ -89,3 +89,26 @@ def test_a_field_that_is_not_there(path: str, said: str) -> None:
         plan_of("gcc", "-O2", "plain", f", count = '{path}'")
     assert caught.value.key == "slot.destroy.count"
     assert said in caught.value.detail
+
+
+@pytest.mark.parametrize("mode", ["Debug", "ReleaseSafe", "ReleaseFast"])
+def test_counts_of_zig(mode: str) -> None:
+    text = "name = 'x'\n[slot]\ntype = 'Conn'\ndestroy = { function = '*.Conn.unref', slot = 'self'%s }"
+    path = build_zig(mode, "counted.zig")
+    plan = resolve(path, parse_profile(text % ", count = 'refs'"))
+    assert plan.complete(Role.DESTROY)
+    (field,) = (field for field in plan.slot.fields if field.path.startswith("refs"))
+    assert (plan.slot.count_offset, plan.slot.count_size) == (field.offset, 4)
+    assert plan.warnings == ()  # Conn is counted.Conn
+    assert resolve(path, parse_profile(text % "")).destroy_counts
+
+
+@pytest.mark.parametrize("flags", [(), ("-O",)])
+def test_counts_of_rust(flags: tuple[str, ...]) -> None:
+    text = "name = 'x'\n[slot]\ntype = 'Conn'\ndestroy = { function = '%s', slot = 'conn'%s }"
+    path = build_rust(*flags, source="counted.rs")
+    for name in ("unref", "Conn::unref", "counted::Conn::unref"):
+        plan = resolve(path, parse_profile(text % (name, ", count = 'refs'")))
+        assert plan.complete(Role.DESTROY)
+        assert plan.slot.count_size == 8
+    assert resolve(path, parse_profile(text % ("Conn::unref", ""))).destroy_counts
