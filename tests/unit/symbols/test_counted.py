@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from symbols.errors import ProfileError
@@ -33,7 +35,8 @@ def test_a_destroy_that_seems_to_count(compiler: str, level: str) -> None:
     for function in ("plain", "last_first", "checked", "atomic", "builtin", "guarded", "locked", "by_helper"):
         plan = plan_of(compiler, level, function)
         assert plan.destroy_counts, function
-        assert "count = " in shown(plan)
+        field = "shared" if function == "atomic" else "refs"
+        assert f'count = "{field}"' in shown(plan)
     for function in ("always", "helped", "null_is_fine", "population", "next_life", "backwards", "by_state"):
         plan = plan_of(compiler, level, function)
         assert not plan.destroy_counts, function
@@ -45,6 +48,11 @@ def test_atomic_counts_of_cpp(compiler: str, level: str) -> None:
     for function in ("unref", "drop"):
         plan = plan_of(compiler, level, function, slot="this", source="counted.cpp")
         assert plan.destroy_counts, function
+        said = re.search(r'say count = "(.+?)"', shown(plan))
+        assert said is not None
+        more = f', count = "{said[1]}"'
+        plan = plan_of(compiler, level, function, more, slot="this", source="counted.cpp")
+        assert (plan.slot.count_offset, plan.slot.count_size) == ((0, 4) if function == "unref" else (16, 8))
     assert not plan_of(compiler, level, "destroy", slot="conn", source="counted.cpp").destroy_counts
 
 
