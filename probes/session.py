@@ -72,6 +72,7 @@ class SessionOptions:
     lifetime_records: int = 4096
     max_slots: int = 32768
     empty: bool = False
+    ask: bool = True  # False: as on a kernel without BTF
 
 
 def _of_library(image: str, executable: str) -> bool:
@@ -173,6 +174,7 @@ class LiveSession:
                     lifetime_records=options.lifetime_records,
                     max_slots=options.max_slots,
                     empty=options.empty,
+                    ask=options.ask,
                 ),
             )
         finally:

@@ -213,7 +213,9 @@ def orders(scenario: Scenario) -> int:
     return ways
 
 
-def smaller(machine: Machine, scenario: Scenario, verdict: Verdict, most: int = 20_000) -> tuple[Scenario, Search]:
+def smaller(
+    machine: Machine, scenario: Scenario, verdict: Verdict, most: int = 20_000
+) -> tuple[Scenario, Search]:
     """The scenario without the calls that the violation does without, and the order with the fewest switches."""
     machine.look_for(verdict)
     try:
@@ -250,7 +252,8 @@ def _without_one(scenario: Scenario) -> list[Scenario]:
                 candidates.append(Scenario(scenario.prepare, threads, scenario.name))
     parts = scenario.prepare.split(";")
     candidates += [
-        Scenario(";".join(parts[:at] + parts[at + 1 :]), scenario.threads, scenario.name) for at in range(len(parts))
+        Scenario(";".join(parts[:at] + parts[at + 1 :]), scenario.threads, scenario.name)
+        for at in range(len(parts))
     ]
     return candidates
 

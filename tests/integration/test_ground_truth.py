@@ -331,6 +331,8 @@ def test_findings_equal_the_truth(
     assert summary["connections"] >= CONNECTIONS
     assert not outcome.wrong, "\n".join([f"{case.name}, {watch.mode}:", *outcome.wrong])
     silent = [str(rule) for rule in case.fires if not run.count(rule)]
+    audit = {name: count for name, count in run.counters.items() if name.startswith("audit_") and count}
+    assert not audit, "what is believed of registrations and what the kernel answers differ"
     assert not silent, f"the switch was meant to raise {silent}: the test has proved nothing about them"
 
 
@@ -353,6 +355,8 @@ def test_nothing_is_found_in_a_correct_server(
     say(_row("correct", watch.mode, summary["connections"], began, said))
 
     assert run.lost() == {}
+    audit = {name: count for name, count in run.counters.items() if name.startswith("audit_") and count}
+    assert not audit, "what is believed of registrations and what the kernel answers differ"
     assert summary["overflow"] == 0
     assert summary["connections"] >= 100_000
     assert run.correlator.census.total == summary["destroyed"]
