@@ -9,11 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from probes import btf, children, errors, loader, tracefs
+from probes import btf, children, errors, loader, procfs, tracefs
 
 BCC_TIMEOUT_S = 300.0
 _MOST_DETAIL = 900
-_INITIAL_PID_NS = 0xEFFF_FFFC  # PROC_PID_INIT_INO (include/linux/proc_ns.h)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,19 +115,19 @@ def _btf() -> Check:
         required=False,
         detail=f"{len(offsets)} offsets from {btf.VMLINUX}" if offsets else f"no usable {btf.VMLINUX}",
         remedy="a kernel built with CONFIG_DEBUG_INFO_BTF, 5.11 or newer",
-        lost="asking the kernel whether a registration exists: findings about registrations are inferred at most",
+        lost="asking the kernel whether a registration exists: findings about them are inferred at most",
     )
 
 
 def _pid_namespace() -> Check:
     """The kernel side knows processes by their ids in the initial namespace (bpf_get_current_pid_tgid)."""
-    here = os.stat("/proc/self/ns/pid").st_ino
+    here, initial = procfs.pid_namespace(), procfs.INITIAL_PID_NAMESPACE
     return Check(
         name="pid namespace",
-        ok=here == _INITIAL_PID_NS,
+        ok=here == initial,
         required=True,
-        detail="the initial one" if here == _INITIAL_PID_NS else f"pid:[{here}], a container's",
-        remedy="run afterfree on the host, or in a container with its process ids (docker --pid=host, hostPID)",
+        detail="the initial one" if here == initial else f"pid:[{here}], a container's",
+        remedy="run afterfree on the host, or with its process ids (docker --pid=host, hostPID)",
         lost="finding the processes that are probed",
     )
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from probes import abi, decode, errors, events, loader
+from probes import abi, decode, errors, events, loader, procfs
 from probes.bootstrap import TARGET, Bootstrap, epoch_of
 from probes.context import Context
 from probes.helper import ProcHelper
@@ -151,6 +151,8 @@ class LiveSession:
         options = options or SessionOptions()
         if os.geteuid() != 0:
             raise errors.NotRoot(os.geteuid())
+        if procfs.pid_namespace() != procfs.INITIAL_PID_NAMESPACE:
+            raise errors.ForeignPidNamespace(procfs.pid_namespace())
         for pid in pids:
             if not os.path.isdir(f"/proc/{pid}"):
                 raise errors.NoSuchProcess(pid)
