@@ -82,7 +82,7 @@ class Context:
         for held in crash.slots:
             moments += self._of_slot(held.slot)
             if held.reg is not None:
-                moments += [held.reg.add, held.reg.mod, held.reg.end]
+                moments += [held.reg.add, held.reg.mod, held.reg.end, held.reg.dup]
         process = self._process(crash.tgid)
         yield from self._seen(crash.tgid, moments)
         yield process

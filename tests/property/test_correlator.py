@@ -11,7 +11,7 @@ from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from agent.correlator import Confidence, Correlator, CorrelatorOptions, Finding, RuleId, Severity
-from agent.correlator.findings import CallSite
+from agent.correlator.findings import ROLES, CallSite
 from agent.correlator.grouping import Groups
 from probes.abi import Kind, RegFlag, RegState, Signature, SlotFlag, SlotState, Suspect
 from probes.events import (
@@ -255,6 +255,7 @@ def test_every_actor_chain_is_in_time_order_with_its_gaps(stream: list[Any]) -> 
     correlator, found = run(stream)
     for finding in (*found, *correlator.findings()):
         seen = [actor for actor in finding.actors if actor.moment.seen]
+        assert {actor.role for actor in finding.actors} <= ROLES
         assert [a.moment.ts for a in seen] == sorted(a.moment.ts for a in seen)
         gaps = [b.moment.ts - a.moment.ts for a, b in pairwise(seen)]
         assert [a.gap_ns for a in seen[1:]] == gaps
