@@ -606,7 +606,7 @@ AF_FN void af_slot_reborn(struct af_target *target, struct af_slot *slot, u64 fl
 		slot->live_from = slot->gen;
 	/* a create that registers the slot before it returns it: those registrations are the new life's */
 	bool registered = false;
-	if (slot->adder && destroyed) {
+	if (slot->adder) {
 		for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
 			struct af_link *link = &slot->links[i];
 			struct af_reg *note = af_link_note(link);

@@ -129,7 +129,7 @@ static void player_adds(struct truth_reg *reg)
 	reg->noted = p->noted && reg->file == p->file;
 	reg->begun = p->entered;
 	reg->loose = p->loose;
-	reg->life = p->noted ? p->life : reg->slot >= 0 ? truth.slots[reg->slot].life : 0;
+	reg->life = p->adding ? p->life : reg->slot >= 0 ? truth.slots[reg->slot].life : 0;
 	p->reg = (u32)(reg - truth.regs);
 }
 

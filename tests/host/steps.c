@@ -37,10 +37,11 @@ static void step_add_begins(struct player *p, s32 slot)
 	struct sim_file *poll = sim_file_of(files, p->epfd);
 	if (step_exists(p) || !sim_file_of(files, p->fd) || !poll || !poll->poll)
 		return; /* it would fail, as things are */
+	p->noted = 1;
 	for (u32 i = 0; i < SIM_THREADS; i++)
 		if (players[i].adding == 1 && players[i].fd == p->fd && players[i].epfd == p->epfd)
-			players[i].noted = 0; /* two at once: the later one is remembered */
-	p->noted = p->adding = 1;
+			players[i].noted = p->noted = 0; /* two at once: what is remembered may be the wrong one */
+	p->adding = 1;
 	truth.named[p->fd] |= 1u << slot;
 	p->file = sim_file_of(files, p->fd);
 	p->loose = AF_CREATE_COMPLETE && truth_is_free(slot);
@@ -49,26 +50,26 @@ static void step_add_begins(struct player *p, s32 slot)
 }
 
 /* Both owners of a slot that was given out twice have registered it. */
-static void step_added(struct player *p)
+static void step_added(struct player *p, s32 slot)
 {
 	struct truth_reg *r = &truth.regs[p->reg];
-	struct truth_slot *s = &truth.slots[r->slot];
+	struct truth_slot *s = &truth.slots[slot];
 	if (s->state != TRUTH_LIVE)
 		return;
-	bool same = player_is_adding(r->slot, 0), other = false; /* who registers it just now is another, or the same */
+	bool same = player_is_adding(slot, 0), other = false; /* who registers it just now is another, or the same */
 	for (u32 i = 0; i < truth.count; i++) {
 		struct truth_reg *q = &truth.regs[i];
-		if (q == r || !q->live || q->slot != r->slot || q->life < s->from || q->life == r->life)
+		if (q == r || !q->live || q->slot != slot || q->life < s->from || q->life == r->life)
 			continue;
-		truth_may(AF_SUSPECT_ALIASED_SLOT, r->slot);
+		truth_may(AF_SUSPECT_ALIASED_SLOT, slot);
 		if (q->life >= s->life || !q->noted || q->moving)
 			continue;
 		same |= q->file == r->file;
 		other |= q->file != r->file;
 	}
 	/* of a number that is being closed, what was begun of it may be given up */
-	if (other && !same && r->live && r->noted && !r->loose && !r->closed && r->life == s->life)
-		truth_must(AF_SUSPECT_ALIASED_SLOT, r->slot);
+	if (other && !same && r->live && r->slot == slot && r->noted && !r->loose && !r->closed && r->life == s->life)
+		truth_must(AF_SUSPECT_ALIASED_SLOT, slot);
 }
 
 static void step_removal_failed(struct player *p, bool del)
@@ -88,14 +89,14 @@ static void step_removal_failed(struct player *p, bool del)
 		truth_must(AF_SUSPECT_FAILED_REMOVAL, r->slot);
 }
 
-static void step_ctl_returns(struct player *p, const struct op *op)
+static void step_ctl_returns(struct player *p, const struct op *op, bool began)
 {
 	if (op->kind == OP_ADD) {
 		if (!p->ret) {
 			truth.regs[p->reg].returned = 1;
-			step_added(p);
+			step_added(p, op->c);
 		}
-		if (p->ret && p->noted) {
+		if (p->ret && began) {
 			truth.slots[op->c].adder = 0;
 			truth.last[p->fd] = 0; /* its note has taken the place of the last one's */
 		}
@@ -107,6 +108,10 @@ static void step_ctl_returns(struct player *p, const struct op *op)
 		/* who asked meanwhile found that the registration of the old slot was gone, and forgot it */
 		if (truth.regs[p->reg].moving && truth_step != p->effect + 1)
 			truth.regs[p->reg].noted = 0;
+		if (truth.regs[p->reg].moving && truth.slots[op->c].state == TRUTH_UNSEEN)
+			truth_inferred(op->c);
+		if (truth.regs[p->reg].moving && truth.regs[p->reg].slot == op->c)
+			truth.regs[p->reg].life = truth.slots[op->c].life;
 		truth.regs[p->reg].moving = 0;
 		truth.regs[p->reg].ended = op->kind == OP_DEL && truth.regs[p->reg].begun < p->entered;
 	} else if (p->ret == SIM_ENOENT && op->kind == OP_MOD) {
@@ -145,8 +150,9 @@ static void step_ctl(struct player *p, const struct op *op, u32 step)
 		p->effect = truth_step;
 		p->adding = p->adding ? 2 : 0;
 	} else {
+		bool began = p->adding;
 		p->adding = 0;
-		step_ctl_returns(p, op);
+		step_ctl_returns(p, op, began);
 		probe_exit(af_exit_ctl, p->ret);
 	}
 }
@@ -169,6 +175,9 @@ static struct sim_file *step_take_out(s32 fd)
 	for (u32 i = 0; i < truth.count; i++)
 		if (under & 1ull << i)
 			truth.regs[i].closed = 1;
+	for (u32 i = 0; i < SIM_THREADS; i++)
+		if (players[i].adding == 1 && players[i].fd == fd)
+			players[i].noted = 0; /* closed within its ADD: given up */
 	return sim_take_out(sim.current->files, fd);
 }
 
@@ -309,7 +318,9 @@ static void step_hit(struct player *p, const struct op *op)
 	u64 addr = SIM_SLOT_AT(op->a);
 	step_registers(p, addr, 0, 0);
 	regs->ax = addr;
-	if (op->kind == OP_CREATE) {
+	if ((op->kind == OP_CREATE && !AF_HAVE_CREATE) || (op->kind == OP_DISPATCH && !AF_HAVE_DISPATCH)) {
+		return; /* nobody looks */
+	} else if (op->kind == OP_CREATE) {
 		truth_create(op->a);
 		probe_run(af_site_create, regs);
 	} else if (op->kind == OP_DISPATCH) {

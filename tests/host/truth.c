@@ -28,6 +28,7 @@ struct truth_slot {
 	u32 pending, destroyer; /* destroyed while registered, and not judged */
 	u32 adder;              /* 1 + thread that began to register it while it was free */
 	u32 judged_from, judged_to;
+	u32 inferred;           /* born unseen, known by a registration */
 	u32 stale, recycled;
 };
 
@@ -163,8 +164,12 @@ static void truth_judge(s32 slot)
 static void truth_judge_added(s32 slot, u32 thread)
 {
 	struct truth_slot *s = &truth.slots[slot];
-	if (s->state != TRUTH_FREE || s->adder != 1 + thread)
+	if (s->adder != 1 + thread)
 		return;
+	if (s->state != TRUTH_FREE) {
+		s->adder = 0;
+		return;
+	}
 	for (u32 i = 0; i < truth.count; i++) {
 		struct truth_reg *r = &truth.regs[i];
 		if (!r->loose || r->slot != slot)
@@ -202,19 +207,22 @@ static void truth_born_again(s32 slot)
 {
 	struct truth_slot *s = &truth.slots[slot];
 	truth_judge(slot);
+	if (s->stale)
+		truth_may(AF_SUSPECT_STALE_DELIVERY, slot); /* those that were only counted */
 	for (u32 i = 0; i < truth.count; i++) {
 		struct truth_reg *r = &truth.regs[i];
 		if (r->slot != slot || !r->live)
 			continue;
-		if (r->loose && s->adder) {
+		if ((r->loose || s->inferred) && s->adder) {
 			r->loose = 0;
 			r->life = s->life + 1;
 		} else if (r->noted && !r->moving) {
 			r->at_birth = 1;
 		}
 	}
-	if (s->state != TRUTH_LIVE)
+	if (s->state != TRUTH_LIVE || s->inferred)
 		s->from = s->life + 1;
+	s->inferred = 0;
 	s->state = TRUTH_LIVE;
 	s->life += 1;
 	s->touched = 0;
@@ -234,21 +242,32 @@ static void truth_create(s32 slot)
 	} /* else a constructor within a constructor */
 }
 
+/* A slot of which only a registration tells. */
+static void truth_inferred(s32 slot)
+{
+	struct truth_slot *s = &truth.slots[slot];
+	s->life = s->from = AF_HAVE_CREATE && !AF_CREATE_COMPLETE ? 0 : 1;
+	if (AF_CREATE_COMPLETE)
+		return; /* it is none, as long as create does not give it out */
+	s->state = TRUTH_LIVE;
+	s->inferred = AF_HAVE_CREATE;
+}
+
 /* A new registration is begun, as far as the kernel knows at that moment. */
 static void truth_add_begun(s32 slot, u32 thread)
 {
 	struct truth_slot *s = &truth.slots[slot];
 	if (AF_CREATE_COMPLETE) {
 		if (s->state == TRUTH_UNSEEN)
-			s->life = s->from = 1;
+			truth_inferred(slot);
 		else if (s->state == TRUTH_FREE)
 			s->adder = 1 + thread;
 		s->touched = 1;
 		return;
 	}
 	if (s->state == TRUTH_UNSEEN) {
-		s->state = TRUTH_LIVE;
-		s->life = s->from = AF_HAVE_CREATE ? 0 : 1;
+		truth_inferred(slot);
+		s->adder = 1 + thread;
 	} else if (s->state == TRUTH_FREE) {
 		truth_born_again(slot);
 	}
@@ -315,11 +334,14 @@ static bool truth_true(struct af_suspicion *m, s32 slot)
 			return may; /* it says itself that it could not be asked */
 		return may && r && r->live && r->slot == slot && r->life >= s->judged_from && r->life <= s->judged_to;
 	case AF_SUSPECT_OUTLIVES_CLOSE:
-		if (!r || !r->live || !r->closed || r->told)
+		/* an ADD that was to fail when it began may bring a closed registration's identity back, to the byte */
+		if (!r || !r->live || (r->noted && !r->closed) || r->told)
 			return false;
 		r->told = 1;
 		return true;
 	case AF_SUSPECT_RECYCLED_DELIVERY:
+		if ((m->reg.flags & AF_R_NOT_ASKED) && player_is_adding(slot, &m->reg))
+			return may; /* another one of the same life is true */
 		return may && r && r->live && r->slot == slot && r->life < s->from;
 	default:
 		return may;
