@@ -37,6 +37,8 @@ _LOSSES = {
     "objects-map-full": "objects could not be tied to their slots: the map is full",
     "tail-call": "deliveries of a batch were not looked at to its end: a tail call failed",
     "threads-map-full": "threads could not be tracked: the map is full",
+    "progress-not-watched": "spins cannot be told from work: the calls that make progress cannot be traced "
+    "(afterfree doctor)",
     "deliveries-beyond-limit": "deliveries of one wait were more than are read",
     "user-memory-not-resident": "reads of target memory failed",
     "calls-entered-before-watching": "probe hits in calls that began before watching: slot not known",

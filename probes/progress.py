@@ -65,6 +65,9 @@ class ProgressWatch:
         except errors.ProbeError as error:
             self.failure = f"{error.title}: {error.detail}"
             return
+        if not self._links:
+            self.failure = "this kernel has none of the tracepoints for calls that make progress"
+            return
         self.looks += 1
         self._right = False
         self._until = now + LOOK_S

@@ -419,6 +419,7 @@ class LiveSession:
                 yield from self._attach(child, late=False)
         elif kind == abi.Kind.SPIN_SUSPECTED:
             self._progress.suspected(time.monotonic())
+            yield from self._loss("progress-not-watched", int(bool(self._progress.failure)))
         elif kind == abi.Kind.EXECED:
             if tgid in self.targets and ts < self._looked.get(tgid, 0):
                 return  # what was attached is this program already

@@ -93,7 +93,15 @@ class LossWindows:
     # Losses that cannot make an existing chain false: they cost findings or census entries (the names are
     # those of probes/session.py). The kernel side notices from its own maps, whatever the recorder lost.
     _HARMLESS = frozenset(
-        {"urgent", "lifetimes", "recorder", "deliveries-beyond-limit", "suspicions-of-one-batch", "tail-call"}
+        {
+            "urgent",
+            "lifetimes",
+            "recorder",
+            "deliveries-beyond-limit",
+            "suspicions-of-one-batch",
+            "tail-call",
+            "progress-not-watched",
+        }
     )
 
     def __init__(self, limit: int = 64) -> None:

@@ -115,7 +115,12 @@ def test_losses_are_said_in_words(what: str, said: str) -> None:
 
 
 def test_every_loss_that_a_session_can_tell_of_has_words() -> None:
-    assert {*session._LOSSES.values(), "recorder", "lifetimes"} <= agent.summary._LOSSES.keys()
+    assert {
+        *session._LOSSES.values(),
+        "recorder",
+        "lifetimes",
+        "progress-not-watched",
+    } <= agent.summary._LOSSES.keys()
 
 
 def test_no_process_and_no_event_are_no_clean_run() -> None:

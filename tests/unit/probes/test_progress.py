@@ -28,6 +28,7 @@ class World:
         self.asked: list[list[tuple[int, str]]] = []
         self.open: list[int] = []
         self.refuse = False
+        self.none = False  # this kernel has none of the tracepoints
 
     def put(self, key: bytes, value: bytes) -> bool:
         assert key == bytes(4)
@@ -38,6 +39,8 @@ class World:
         self.asked.append(list(programs))
         if self.refuse:
             raise LoaderFailed("the loader failed", detail="no more perf events")
+        if self.none:
+            return []
         self.open = [os.memfd_create("link"), os.memfd_create("link")]
         return list(self.open)
 
@@ -138,6 +141,16 @@ def test_a_failure_is_kept_and_not_tried_again(world: World) -> None:
     watch.suspected(100.0)
     assert watch.failure == "the loader failed: no more perf events"
     assert (watch.watching, len(world.asked), world.control) == (False, 1, (0, 0))
+
+
+def test_without_any_of_the_tracepoints_nothing_is_watched(world: World) -> None:
+    watch = world.watch()
+    world.none = True
+    watch.suspected(0.0)
+    watch.suspected(100.0)
+    assert "none of the tracepoints" in watch.failure
+    assert world.control == (0, 0), "the kernel side must not take silence for a spin"
+    assert len(world.asked) == 1
 
 
 def test_closing_lets_go_of_everything(world: World) -> None:

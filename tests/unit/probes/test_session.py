@@ -7,10 +7,35 @@ from collections.abc import Iterator
 import pytest
 
 from probes import abi
-from probes.events import Event
+from probes.events import Event, Lost
 from probes.session import LiveSession
 
 TGID = 4711
+
+
+class NoProgress:
+    """A watch that cannot attach."""
+
+    def __init__(self, failure: str) -> None:
+        self.failure = failure
+
+    def suspected(self, _now: float) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("failure", "said"), [("the loader failed", 1), ("", 0)])
+def test_progress_that_cannot_be_watched_is_said_once(failure: str, said: int) -> None:
+    session = object.__new__(LiveSession)
+    session._progress = NoProgress(failure)  # type: ignore[assignment]
+    session._reported = {}
+    session._losses_since = 0
+    message = abi.LifecycleMessage()
+    message.head.what = abi.Kind.SPIN_SUSPECTED
+    told = [event for _ in range(3) for event in session._lifecycle(message)]
+    assert [(event.what, event.count) for event in told if isinstance(event, Lost)] == [
+        ("progress-not-watched", 1)
+    ] * said
+    assert len(told) == said
 
 
 @pytest.mark.parametrize(("ts", "again"), [(90, False), (110, True)])

@@ -171,6 +171,7 @@ class TestStaleDelivery:
             Lost(ts=80, what="slots-map-full", count=1, since=71),
             Lost(ts=30, what="recorder", count=9, since=25),  # the kernel side judges from its maps
             Lost(ts=30, what="urgent", count=9, since=25),
+            Lost(ts=30, what="progress-not-watched", count=1, since=25),  # a spin may be missed, no more
             Lost(ts=30, what="slots-map-full", count=0, since=25),
         ],
     )
