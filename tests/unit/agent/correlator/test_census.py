@@ -63,6 +63,26 @@ KNOWN = Signature.WAITER_KNOWN
             ("close-in-open-batch",),
         ),
         (
+            KNOWN | Signature.ADD | Signature.DEL | Signature.CLOSE | Signature.ENDED_AFTER,
+            "ADD@loop · DESTROY@loop · DEL@loop · CLOSE@loop",  # a destroy that itself removes and closes
+            (),
+        ),
+        (
+            KNOWN | Signature.ADD | Signature.CLOSE | Signature.ENDED_AFTER | Signature.REGISTERED,
+            "ADD@loop · DESTROY@loop (registered) · CLOSE@loop",
+            ("freed-while-registered",),
+        ),
+        (
+            KNOWN | Signature.ADD | Signature.DELIVERED | Signature.DEL | Signature.NOT_JUDGED,
+            "ADD@loop · deliver · DEL@loop · DESTROY@loop (in a batch, not judged)",
+            (),
+        ),
+        (
+            Signature.ADD | Signature.REGISTERED | Signature.NOT_JUDGED,
+            "ADD@? · DESTROY@? (registered, in a batch, not judged)",
+            ("freed-while-registered",),
+        ),
+        (
             Signature.INFERRED | Signature.ADD | Signature.CLOSE,
             "(before attach) · ADD@? · CLOSE@? · DESTROY@?",
             (),
