@@ -1,4 +1,4 @@
-# Owns the programs whose every order is tried: two or three threads that share descriptors, slots and instances.
+# Owns the programs whose every order is tried: two or three threads share descriptors, slots and instances.
 from __future__ import annotations
 
 from tests.host.machine import Scenario
@@ -32,9 +32,15 @@ SCENARIOS = [
         reborn_while_registered=("wait e; wait e", "dup s d; close s; destroy 0; return; create 0; socket s"),
         reborn_by_another=("del e s; close s; destroy 0; return; wait e", "create 0; socket t; add e t 0"),
         given_out_twice=("create 0; socket t; add e t 0", "wait e; del e s; wait e"),
-        given_out_after_two_destroys=("destroy 0; return; create 0", "destroy 0; create 0; socket t; add e t 0"),
+        given_out_after_two_destroys=(
+            "destroy 0; return; create 0",
+            "destroy 0; create 0; socket t; add e t 0",
+        ),
         # one number, many hands
-        accept_takes_the_number=("close s; destroy 0; return; wait e", "socket t; create 1; add e t 1; wait e"),
+        accept_takes_the_number=(
+            "close s; destroy 0; return; wait e",
+            "socket t; create 1; add e t 1; wait e",
+        ),
         modified_while_closed=("mod e s 0; wait e", "close s; destroy 0; return"),
         modified_while_removed=("mod e s 0; wait e", "del e s; destroy 0; return; wait e"),
         moved_to_another_slot=("create 1; mod e s 1; wait e", "wait e; destroy 0; return; wait e"),
@@ -68,7 +74,10 @@ SCENARIOS = [
     *_all(
         "epoll e",
         a_whole_life=("socket s; create 0; add e s 0; ready s", "wait e; del e s; close s; destroy 0"),
-        two_whole_lives=("socket s; create 0; add e s 0; close s; destroy 0", "wait e; socket t; add e t 1; wait e"),
+        two_whole_lives=(
+            "socket s; create 0; add e s 0; close s; destroy 0",
+            "wait e; socket t; add e t 1; wait e",
+        ),
     ),
     *_all(
         TWO,

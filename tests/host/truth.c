@@ -334,11 +334,14 @@ static bool truth_true(struct af_suspicion *m, s32 slot)
 			return may; /* it says itself that it could not be asked */
 		return may && r && r->live && r->slot == slot && r->life >= s->judged_from && r->life <= s->judged_to;
 	case AF_SUSPECT_OUTLIVES_CLOSE:
-		/* an ADD that was to fail when it began may bring a closed registration's identity back, to the byte */
-		if (!r || !r->live || (r->noted && !r->closed) || r->told)
+		/* an ADD that was to fail when it began may bring a closed registration's identity back, to the byte: as
+		 * long as it has not returned, nobody can know */
+		if (!r || !r->live || ((r->noted || r->returned) && !r->closed) || r->told)
 			return false;
 		r->told = 1;
 		return true;
+	case AF_SUSPECT_ALIASED_SLOT:
+		return may || ((m->other.flags & AF_R_NOT_ASKED) && player_is_adding(slot, &m->other));
 	case AF_SUSPECT_RECYCLED_DELIVERY:
 		if ((m->reg.flags & AF_R_NOT_ASKED) && player_is_adding(slot, &m->reg))
 			return may; /* another one of the same life is true */
@@ -374,10 +377,23 @@ static void truth_step_begins(void)
 	sim_messages = 0;
 }
 
+/* Every message of the run, for who wants to read them. */
+static u8 run_ring[SIM_RING_BYTES];
+static u32 run_used;
+
+static void truth_keep(struct af_urgent_head *head)
+{
+	if (run_used + head->size > sizeof(run_ring))
+		return;
+	__builtin_memcpy(run_ring + run_used, head, head->size);
+	run_used += head->size;
+}
+
 static void truth_step_ends(void)
 {
 	for (u32 i = 0; i < sim_messages; i++) {
 		struct af_urgent_head *head = (struct af_urgent_head *)(sim_ring + sim_message_at[i]);
+		truth_keep(head);
 		if (head->type == AF_URGENT_SUSPICION)
 			truth_message((struct af_suspicion *)head);
 	}
