@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 SUITES := $(wildcard tests/unit tests/property tests/golden tests/host tests/integration)
 
-.PHONY: help setup demo test lint check bench orders fuzz format clean
+.PHONY: help setup demo test shapes lint check bench orders fuzz format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,7 +30,10 @@ demo: $(VENV)/.ready-bpf ## build a server with the bug, attach to it, prove the
 
 test: $(VENV)/.ready-bpf ## unit, property and integration tests on real BPF (root)
 	$(PYTEST) -n 2 --dist worksteal -m 'not bpf' --durations=10 $(SUITES)
-	$(PYTEST) -m bpf --durations=25 $(SUITES)
+	$(BIN)/python -m tests.again -m bpf --durations=25 $(SUITES)
+
+shapes: $(VENV)/.ready-bpf ## watch every small program of tests/shapes, correct and broken ones, at -O0 and -O2 (root)
+	$(PYTEST) -q -m bpf tests/integration/test_shapes.py
 
 lint: $(VENV)/.ready-python ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

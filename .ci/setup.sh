@@ -36,6 +36,7 @@ if [ "$mode" = bpf ]; then
     need_command strace strace
     need_command wrk wrk
     [ -e /usr/include/stdint.h ] || missing+=(libc6-dev)
+    [ -e /usr/include/liburing.h ] || missing+=(liburing-dev)
 fi
 
 if [ "${#missing[@]}" -gt 0 ]; then

@@ -199,10 +199,10 @@ AF_FN void af_note_ended(struct af_reg *note, struct af_slot *slot)
 		af_slot_forget(slot);
 }
 
-/* A place for one more registration of the slot; those that are over make room. */
+/* A place for one more registration of the slot; those that are over make room, then the oldest. */
 AF_FN u32 af_link_place(struct af_slot *slot, u64 ep, u64 file, s32 fd)
 {
-	u32 place = AF_SLOT_LINKS, empty = AF_SLOT_LINKS;
+	u32 place = AF_SLOT_LINKS, empty = AF_SLOT_LINKS, oldest = 0, age = ~0u;
 	AF_LOOP
 	for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
 		struct af_link *link = &slot->links[i];
@@ -215,19 +215,24 @@ AF_FN u32 af_link_place(struct af_slot *slot, u64 ep, u64 file, s32 fd)
 		struct af_reg *note = af_link_note(link);
 		if (!note || af_note_exists(note) == AF_GONE)
 			place = i;
+		if (link->gen < age) {
+			age = link->gen;
+			oldest = i;
+		}
 	}
-	return empty < AF_SLOT_LINKS ? empty : place;
+	if (empty < AF_SLOT_LINKS)
+		return empty;
+	if (place < AF_SLOT_LINKS)
+		return place;
+	af_flag(slot, AF_S_LINKS_FULL);
+	af_count(AF_C_LINKS_FULL);
+	return oldest;
 }
 
 AF_FN void af_link_set(struct af_slot *slot, struct af_reg *note)
 {
 	u32 place = af_link_place(slot, note->ep, note->file, note->fd);
 	struct af_link *link = &slot->links[place & (AF_SLOT_LINKS - 1)];
-	if (place >= AF_SLOT_LINKS) {
-		af_flag(slot, AF_S_LINKS_FULL);
-		af_count(AF_C_LINKS_FULL);
-		return;
-	}
 	link->file = note->file;
 	link->added = note->add.enter;
 	link->fd = note->fd;
@@ -562,8 +567,9 @@ AF_FN void af_settle(struct af_target *target, struct af_slot *slot, struct af_s
 AF_FN void af_put_off(struct af_thread *t, struct af_slot *slot, u64 judge)
 {
 	if (t->pending_next - t->pending_first >= AF_PENDING) {
+		/* a worker that never waits: the look from outside settles what it left behind */
+		t->pending_first += 1;
 		af_count(AF_C_PENDING_FULL);
-		return;
 	}
 	struct af_pending_key key = {.id = bpf_get_current_pid_tgid(), .index = t->pending_next & (AF_PENDING - 1)};
 	struct af_pending_slot value = {.addr = slot->addr, .judge = judge, .gen = slot->gen,

@@ -1,0 +1,40 @@
+// CORRECT: the loop sweeps what has timed out after all handlers of the batch and before its next wait
+#include "sess.h"
+NI void on_event(struct sess *s) {
+    asm volatile("" ::"r"(s) : "memory");
+}
+static void end(struct k *o) {
+    ctl(EPOLL_CTL_DEL, o->fd, 0, 0);
+    close(o->fd);
+    close(o->peer);
+    k_destroy(o);
+}
+static struct k *open_k(void) {
+    struct k *o = k_create();
+    ctl(EPOLL_CTL_ADD, o->fd, EPOLLIN, o);
+    write(o->peer, "x", 1);
+    return o;
+}
+NI static void sweep(struct k **expired, int n) {
+    for (int i = 0; i < n; i++)
+        end(expired[i]);
+}
+int main(void) {
+    EP = epoll_create1(EPOLL_CLOEXEC);
+    ready();
+    int n = 0;
+    for (int i = 0; i < 10; i++) {
+        struct k *all[4];
+        for (int j = 0; j < 4; j++)
+            all[j] = open_k();
+        struct epoll_event e[4];
+        int k = wait_ms(50, e, 4);
+        for (int j = 0; j < k; j++, n++) {
+            struct k *d = e[j].data.ptr;
+            on_event(d->s);
+        }
+        sweep(all, 4);
+    }
+    say("correct; events %d", n);
+    hold();
+}
