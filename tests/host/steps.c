@@ -98,10 +98,10 @@ static void step_ctl_returns(struct player *p, const struct op *op, bool began)
 			truth.regs[p->reg].returned = 1;
 			step_added(p, op->c);
 		}
-		if (p->ret && began) {
+		if (p->ret && began && p->noted)
 			truth.slots[op->c].adder = 0;
+		if (p->ret && began)
 			truth.last[p->fd] = 0; /* its note has taken the place of the last one's */
-		}
 		return;
 	}
 	if (p->fd < 0)

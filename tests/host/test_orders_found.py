@@ -50,10 +50,22 @@ FOUND = {
         Scenario(ONE + "; ready s", ["destroy 0", "socket s; add e s 0; wait e", "close s"]),
         "011122211111",
     ),
-    "what the first create registered was nobody's": (
+    "a close_range closed what was being added under its number": (
+        "complete",
+        Scenario("epoll e; socket s; add e s 0", ["del e s; close_range s s", "add e s 0", "socket s"]),
+        "000100211",
+    ),
+    "an ADD that was to fail took the place of a registration before, to the byte": (
+        "complete",
+        Scenario(ONE, ["create 0; close_range s s; add e s 0", "socket s; add e s 0", "socket s"]),
+        "000020011111",
+    ),
+    "of several registrations of older lives the one of the same owner was looked at": (
         "partial",
-        Scenario("epoll e; socket s", ["add e s 0; create 0; destroy 0; return; wait e"]),
-        "0000000000",
+        Scenario(
+            "epoll e; socket s; socket t; add e s 0; ready s", ["create 0; wait e", "destroy 0; add e t 0"]
+        ),
+        "11110000",
     ),
 }
 

@@ -213,7 +213,7 @@ static void truth_born_again(s32 slot)
 		struct truth_reg *r = &truth.regs[i];
 		if (r->slot != slot || !r->live)
 			continue;
-		if ((r->loose || s->inferred) && s->adder) {
+		if (r->loose && s->adder) {
 			r->loose = 0;
 			r->life = s->life + 1;
 		} else if (r->noted && !r->moving) {
@@ -237,6 +237,8 @@ static void truth_create(s32 slot)
 	if (s->state == TRUTH_UNSEEN) {
 		s->state = TRUTH_LIVE;
 		s->life = s->from = 1;
+	} else if (s->inferred && s->adder) {
+		s->inferred = s->adder = 0; /* the create that registered it gives it out now */
 	} else if (s->state == TRUTH_FREE || s->touched || !AF_CREATE_COMPLETE) {
 		truth_born_again(slot);
 	} /* else a constructor within a constructor */
