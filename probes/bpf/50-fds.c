@@ -226,7 +226,8 @@ int af_exit_close_range(struct af_sys_exit *ctx)
 			break;
 		struct af_reg *made = af_number(target, (s32)(first + i));
 		struct af_reg *note = made ? af_note(made->ep, made->file, made->fd) : 0;
-		if (!note || (note->flags & AF_R_BY_CLOSE) || note->state == AF_REG_ADDING || (AF_ASK && af_file(note->fd) == note->file))
+		if (!note || (note->flags & AF_R_BY_CLOSE) || note->state == AF_REG_ADDING ||
+		    (AF_ASK && af_file(note->fd) == note->file))
 			continue; /* closed already, or opened and registered since */
 		af_record(AF_CLOSED, 0, now, now, note->userdata, note->gen, note->fd, note->epfd, 0, 1, at.stack);
 		note->end = at;

@@ -95,7 +95,8 @@ static void step_ctl_returns(struct player *p, const struct op *op, bool began)
 {
 	if (op->kind == OP_ADD) {
 		if (!p->ret) {
-			truth.regs[p->reg].returned = 1;
+			/* of one whose number led elsewhere when it began, nothing is known when it returns either */
+			truth.regs[p->reg].returned = !began || truth.regs[p->reg].file == p->file;
 			step_added(p, op->c);
 		}
 		if (p->ret && began && p->noted)

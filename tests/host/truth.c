@@ -300,8 +300,12 @@ static void truth_delivered(s32 slot, struct truth_reg *by)
 	struct truth_slot *s = &truth.slots[slot];
 	if (s->state == TRUTH_FREE) {
 		truth_may(AF_SUSPECT_STALE_DELIVERY, slot);
-		if (s->adder)
+		if (s->adder) { /* of one that a create may be giving out nobody can tell */
+			s->judged_from = s->from;
+			s->judged_to = s->life;
+			truth_may(AF_SUSPECT_FREED_REGISTERED, slot);
 			return;
+		}
 		s->stale++;
 		if (truth_power(s->stale))
 			truth_must(AF_SUSPECT_STALE_DELIVERY, slot);
