@@ -8,9 +8,9 @@ export PYTHON ?= /usr/bin/python3
 export VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
-SUITES := $(wildcard tests/unit tests/property tests/golden tests/integration)
+SUITES := $(wildcard tests/unit tests/property tests/golden tests/host tests/integration)
 
-.PHONY: help setup demo test shapes lint check bench format clean
+.PHONY: help setup demo test shapes lint check bench orders fuzz format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,11 +41,14 @@ lint: $(VENV)/.ready-python ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
 
-check: lint ## lint, then the unit and property tests: no root, no bcc
-	$(PYTEST) -q -n 2 --dist worksteal -m 'not bpf' $(wildcard tests/unit tests/property)
+check: lint ## lint, then the unit, property and host tests: no root, no bcc
+	$(PYTEST) -q -n 2 --dist worksteal -m 'not bpf' $(wildcard tests/unit tests/property tests/host)
 
 bench: $(VENV)/.ready-bpf ## what watching costs, and resolving beside other tools, as ratios (root)
 	$(BIN)/python -m tests.bench
+
+orders: $(VENV)/.ready-python ## the kernel side's C on this machine, in every order of small concurrent programs: no root
+	$(BIN)/python -m tests.host --deep
 
 fuzz: $(VENV)/.ready-python ## 20,000 damaged files over everything that reads untrusted ones: no root
 	$(BIN)/python -m tests.fuzz --count 20000

@@ -38,7 +38,7 @@ class ForeignPidNamespace(PrerequisiteMissing):
     def __init__(self, here: int) -> None:
         super().__init__(
             "this is another pid namespace than the kernel's own",
-            detail=f"/proc/self/ns/pid is pid:[{here}]: a container's, and the processes have other numbers here",
+            detail=f"/proc/self/ns/pid is pid:[{here}], a container's: processes have other numbers here",
             remedy="run afterfree on the host, or with its process ids (docker --pid=host, hostPID)",
         )
 

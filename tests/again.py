@@ -1,7 +1,8 @@
 """Runs the tests on real BPF; one that fails is run once more, alone, and only a second failure counts.
 
-A machine that is busy with something else makes a test of races fail now and then, and a race in a test may be
-a bug of ours: so the first failure's output stays where it was printed, and the last line names every such test.
+A machine that is busy with something else makes a test of races fail now and then, and a race in a test may
+be a bug of ours: the first failure's output stays where it was printed, and the last line names every such
+test.
 
     python -m tests.again [pytest's arguments]
 """

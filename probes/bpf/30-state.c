@@ -596,7 +596,9 @@ AF_FN void af_slot_reborn(struct af_target *target, struct af_slot *slot, u64 fl
 		af_suspect(AF_SUSPECT_STALE_DELIVERY, &a, slot->tgid, target, 0, slot, known ? &s->reg : 0, 0);
 	}
 	u64 destroyed = slot->destroy.ts;
-	bool older = af_existing(slot, 0, slot->gen + 1, slot->adder ? destroyed : AF_WHENEVER, &s->reg);
+	/* of a life that a destroy has ended, that is: not of an owner that still has it */
+	bool older = af_existing(slot, 0, was_live ? slot->live_from : slot->gen + 1,
+				 slot->adder ? destroyed : AF_WHENEVER, &s->reg);
 	slot->old_fd = older ? s->reg.fd : -1;
 	slot->old_epfd = older ? s->reg.epfd : -1;
 	slot->old_gen = older ? s->reg.gen : 0;
@@ -606,7 +608,7 @@ AF_FN void af_slot_reborn(struct af_target *target, struct af_slot *slot, u64 fl
 		slot->live_from = slot->gen;
 	/* a create that registers the slot before it returns it: those registrations are the new life's */
 	bool registered = false;
-	if (slot->adder) {
+	if (slot->adder && destroyed) {
 		for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
 			struct af_link *link = &slot->links[i];
 			struct af_reg *note = af_link_note(link);

@@ -151,8 +151,8 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 			af_count(AF_C_AUDIT_ADD);
 	}
 	struct af_reg *note = af_note(t->ep, t->begun ? t->file : af_file(t->fd), t->fd);
-	if (note && note->add.enter < t->enter && (note->flags & AF_R_BY_CLOSE)) {
-		/* it was to fail as things were when it began, and did not: what was closed under this identity is over */
+	if (note && note->add.enter < t->enter && !t->begun) {
+		/* it was to fail as things were when it began, and did not: what was registered under this identity is over */
 		af_note_ended(note, af_note_slot(note));
 		return;
 	}

@@ -49,8 +49,9 @@ AF_FN void af_outlived(struct af_target *target, struct af_thread *t, struct af_
 		return;
 	if (t->duplicated && slot->state == AF_SLOT_LIVE)
 		af_settle(target, slot, s, false);
-	if (slot->flags & (AF_S_CLOSE_PENDING | AF_S_PENDING))
-		af_put_off(t, slot, AF_S_PENDING | AF_S_CLOSE_PENDING);
+	/* its destroy may be under way on another thread, which judges that itself */
+	if (slot->flags & AF_S_CLOSE_PENDING)
+		af_put_off(t, slot, AF_S_CLOSE_PENDING);
 }
 
 /* A close after EPOLL_CTL_DEL ends no registration any more; it is still the end of the slot's descriptor. */
@@ -225,7 +226,8 @@ int af_exit_close_range(struct af_sys_exit *ctx)
 			break;
 		struct af_reg *made = af_number(target, (s32)(first + i));
 		struct af_reg *note = made ? af_note(made->ep, made->file, made->fd) : 0;
-		if (!note || (note->flags & AF_R_BY_CLOSE) || (AF_ASK && af_file(note->fd) == note->file))
+		if (!note || (note->flags & AF_R_BY_CLOSE) || note->state == AF_REG_ADDING ||
+		    (AF_ASK && af_file(note->fd) == note->file))
 			continue; /* closed already, or opened and registered since */
 		af_record(AF_CLOSED, 0, now, now, note->userdata, note->gen, note->fd, note->epfd, 0, 1, at.stack);
 		note->end = at;

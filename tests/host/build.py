@@ -56,8 +56,9 @@ def library(shape: str) -> Path:
     source, output = folder / "program.c", folder / f"{shape}.so"
     source.write_text(text(), encoding="utf-8")
     command = [
-        compiler, "-std=gnu11", "-O2", "-g", "-shared", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wno-unused",
-        "-Wno-unknown-pragmas", f"-I{KERNEL_HEADERS / 'include'}", f"-I{SOURCES}", *_flags(shape),
+        compiler, "-std=gnu11", "-O2", "-g", "-shared", "-fPIC", "-fno-strict-aliasing",
+        "-Wall", "-Wno-unused", "-Wno-unknown-pragmas",
+        f"-I{KERNEL_HEADERS / 'include'}", f"-I{SOURCES}", *_flags(shape),
         "-o", str(output), str(source),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -93,6 +93,7 @@ static void machine_begin(const struct scenario *s)
 		vars[i] = -1;
 	for (u32 i = 0; i < SIM_THREADS; i++)
 		players[i].batch_epfd = -1;
+	run_used = 0;
 	wrong = (struct violation){0};
 	lifetimes_before = lifetime_heads_values[0].written;
 	u32 tgid = sim.tasks[0].tgid;
@@ -278,15 +279,18 @@ void host_some(const struct scenario *s, u64 count, u64 seed, struct search *sea
 }
 
 void host_look_for(u32 kind, u64 whats) { not_looked_for[kind] = ~whats; }
-u32 host_messages(void) { return sim_messages; }
-const u8 *host_message(u32 index) { return sim_ring + sim_message_at[index]; }
-const u8 *host_lifetimes(u64 *written)
+const u8 *host_told(u32 *bytes)
 {
-	*written = lifetime_heads_values[0].written;
-	return (const u8 *)lifetimes_values;
+	*bytes = run_used;
+	return run_ring;
+}
+/* The lifetime of a destroy of the run; null when there are no more. */
+const u8 *host_lifetime(u32 index)
+{
+	u64 at = lifetimes_before + index;
+	return at < lifetime_heads_values[0].written ? (const u8 *)&lifetimes_values[at & (AF_LIFE_RECORDS - 1)] : 0;
 }
 u32 host_sizes(u32 which)
 {
 	return which == 0 ? sizeof(struct scenario) : which == 1 ? sizeof(struct search) : OP_KINDS;
 }
-u64 host_counter(u32 which) { return counters_values[which]; }

@@ -1,5 +1,5 @@
-# Owns scenarios (what each thread of a program does) and playing them over the simulated kernel in some order, or in
-# every order; what the probe programs reported is decoded by the project's own decoder.
+# Owns scenarios (what each thread of a program does) and playing them over the simulated kernel in some order
+# or in every one; what the probe programs reported is decoded by the project's own decoder.
 from __future__ import annotations
 
 import ctypes
@@ -7,23 +7,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
+from probes import decode
+from probes.abi import Counter, Lifetime, Suspect
+from probes.events import SuspicionRaised
 from tests.host.build import library
 
 MOST_OPS = 16
 THREADS = 4
 OPS = (
     "socket", "epoll", "add", "mod", "del", "close", "dup", "dup2", "wait", "create", "destroy", "return",
-    "dispatch", "ready", "drain", "fork", "child_exit", "send", "received", "close_range", "slow_close", "late_close",
+    "dispatch", "ready", "drain", "fork", "child_exit", "send", "received", "close_range", "slow_close",
+    "late_close",
 )  # fmt: skip
 """Names by enum op_kind of player.c."""
 
 STEPS = {
-    "socket": 1, "epoll": 2, "add": 3, "mod": 3, "del": 3, "close": 3, "dup": 2, "dup2": 3, "wait": 3, "create": 1,
-    "destroy": 1, "return": 1, "dispatch": 1, "ready": 1, "drain": 1, "fork": 2, "child_exit": 2, "send": 1,
-    "received": 1, "close_range": 2, "slow_close": 4, "late_close": 4,
+    "socket": 1, "epoll": 2, "add": 3, "mod": 3, "del": 3, "close": 3, "dup": 2, "dup2": 3, "wait": 3,
+    "create": 1, "destroy": 1, "return": 1, "dispatch": 1, "ready": 1, "drain": 1, "fork": 2, "child_exit": 2,
+    "send": 1, "received": 1, "close_range": 2, "slow_close": 4, "late_close": 4,
 }  # fmt: skip
 PHASES = {
-    1: ("",), 2: (" effect", " exit"), 3: (" enter", " effect", " exit"), 4: (" enter", " table", " put", " exit"),
+    1: ("",), 2: (" effect", " exit"), 3: (" enter", " effect", " exit"),
+    4: (" enter", " table", " put", " exit"),
 }  # fmt: skip
 EVENTS = {"level": 0, "edge": 1, "oneshot": 2}
 KINDS = ("right", "false alarm", "missed", "lifetimes", "audit", "lost")
@@ -62,7 +67,7 @@ class _Search(ctypes.Structure):
 class Scenario:
     """Calls by thread, each line "op operands" separated by ";": numbers are slots, words are descriptors.
 
-    "after T N": the next call begins only when thread T's call N (from 0) is through. `prepare` is played first.
+    "after T N": the next call begins only when thread T's call N (from 0) is through. `prepare` comes first.
     """
 
     prepare: str
@@ -117,6 +122,9 @@ class Verdict:
     def __bool__(self) -> bool:
         return self.kind != "right"
 
+    def words(self) -> str:
+        return f"{self.kind}: {self.what}, slot {self.slot}, step {self.step}"
+
 
 @dataclass(frozen=True, slots=True)
 class Search:
@@ -127,8 +135,6 @@ class Search:
 
 
 def _verdict(found: _Violation) -> Verdict:
-    from probes.abi import Counter, Suspect
-
     kind = KINDS[found.kind]
     what = str(found.what)
     if kind in ("false alarm", "missed"):
@@ -142,12 +148,12 @@ def _verdict(found: _Violation) -> Verdict:
 
 
 class Machine:
-    """The probe programs of one shape (build.SHAPES) over the simulated kernel. Not for two threads at once."""
+    """The probe programs of one shape (build.SHAPES) over the simulated kernel; for one thread at a time."""
 
     def __init__(self, shape: str) -> None:
         self.shape = shape
         self._lib = ctypes.CDLL(str(library(shape)))
-        self._lib.host_message.restype = ctypes.c_void_p
+        self._lib.host_told.restype = self._lib.host_lifetime.restype = ctypes.c_void_p
         sizes = [self._lib.host_sizes(which) for which in range(3)]
         if sizes != [ctypes.sizeof(_Scenario), ctypes.sizeof(_Search), len(OPS)]:
             raise RuntimeError(f"machine.py and machine.c differ: {sizes}")
@@ -186,14 +192,23 @@ class Machine:
         schedule = bytes(search.schedule[: search.length])
         return Search(search.tried, search.violations, _verdict(search.first), schedule)
 
-    def messages(self) -> list[bytes]:
-        """The urgent messages of the last step that was played."""
-        found = []
-        for index in range(self._lib.host_messages()):
-            at = self._lib.host_message(index)
-            size = ctypes.c_uint32.from_address(at + 4).value
-            found.append(ctypes.string_at(at, size))
+    def told(self) -> list[SuspicionRaised]:
+        """Every suspicion of the run that was played last, decoded as the session does it."""
+        size = ctypes.c_uint32()
+        at = self._lib.host_told(ctypes.byref(size))
+        raw, found = ctypes.string_at(at, size.value), []
+        while raw:
+            length = int.from_bytes(raw[4:8], "little")
+            message = decode.urgent(raw[:length])
+            if isinstance(message, SuspicionRaised):
+                found.append(message)
+            raw = raw[length:]
         return found
+
+    def lifetimes(self) -> list[bytes]:
+        """The lifetime records of the run that was played last."""
+        records = (self._lib.host_lifetime(index) for index in range(64))
+        return [ctypes.string_at(at, ctypes.sizeof(Lifetime)) for at in records if at]
 
 
 @cache
@@ -216,7 +231,7 @@ def orders(scenario: Scenario) -> int:
 def smaller(
     machine: Machine, scenario: Scenario, verdict: Verdict, most: int = 20_000
 ) -> tuple[Scenario, Search]:
-    """The scenario without the calls that the violation does without, and the order with the fewest switches."""
+    """The scenario without the calls that the violation does without; the order with the fewest switches."""
     machine.look_for(verdict)
     try:
         found = _looked(machine, scenario, most)

@@ -1,4 +1,4 @@
-# Owns the programs whose every order is tried: two or three threads that share descriptors, slots and instances.
+# Owns the programs whose every order is tried: two or three threads share descriptors, slots and instances.
 from __future__ import annotations
 
 from tests.host.machine import Scenario

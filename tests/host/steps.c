@@ -39,10 +39,12 @@ static void step_add_begins(struct player *p, s32 slot)
 		return; /* it would fail, as things are */
 	p->noted = 1;
 	for (u32 i = 0; i < SIM_THREADS; i++)
-		if (players[i].adding == 1 && players[i].fd == p->fd && players[i].epfd == p->epfd)
-			players[i].noted = p->noted = 0; /* two at once: what is remembered may be the wrong one */
+		if (players[i].adding == 1 && players[i].fd == p->fd && players[i].epfd == p->epfd) {
+			/* two at once: what is remembered may be the wrong one */
+			players[i].noted = p->noted = 0;
+			truth.named[p->fd] |= 1u << slot;
+		}
 	p->adding = 1;
-	truth.named[p->fd] |= 1u << slot;
 	p->file = sim_file_of(files, p->fd);
 	p->loose = AF_CREATE_COMPLETE && truth_is_free(slot);
 	truth_add_begun(slot, playing);
@@ -93,13 +95,14 @@ static void step_ctl_returns(struct player *p, const struct op *op, bool began)
 {
 	if (op->kind == OP_ADD) {
 		if (!p->ret) {
-			truth.regs[p->reg].returned = 1;
+			/* of one whose number led elsewhere when it began, nothing is known when it returns either */
+			truth.regs[p->reg].returned = !began || truth.regs[p->reg].file == p->file;
 			step_added(p, op->c);
 		}
-		if (p->ret && began) {
+		if (p->ret && began && p->noted)
 			truth.slots[op->c].adder = 0;
+		if (p->ret && began)
 			truth.last[p->fd] = 0; /* its note has taken the place of the last one's */
-		}
 		return;
 	}
 	if (p->fd < 0)

@@ -213,7 +213,7 @@ static void truth_born_again(s32 slot)
 		struct truth_reg *r = &truth.regs[i];
 		if (r->slot != slot || !r->live)
 			continue;
-		if ((r->loose || s->inferred) && s->adder) {
+		if (r->loose && s->adder) {
 			r->loose = 0;
 			r->life = s->life + 1;
 		} else if (r->noted && !r->moving) {
@@ -237,6 +237,8 @@ static void truth_create(s32 slot)
 	if (s->state == TRUTH_UNSEEN) {
 		s->state = TRUTH_LIVE;
 		s->life = s->from = 1;
+	} else if (s->inferred && s->adder) {
+		s->inferred = s->adder = 0; /* the create that registered it gives it out now */
 	} else if (s->state == TRUTH_FREE || s->touched || !AF_CREATE_COMPLETE) {
 		truth_born_again(slot);
 	} /* else a constructor within a constructor */
@@ -298,8 +300,12 @@ static void truth_delivered(s32 slot, struct truth_reg *by)
 	struct truth_slot *s = &truth.slots[slot];
 	if (s->state == TRUTH_FREE) {
 		truth_may(AF_SUSPECT_STALE_DELIVERY, slot);
-		if (s->adder)
+		if (s->adder) { /* of one that a create may be giving out nobody can tell */
+			s->judged_from = s->from;
+			s->judged_to = s->life;
+			truth_may(AF_SUSPECT_FREED_REGISTERED, slot);
 			return;
+		}
 		s->stale++;
 		if (truth_power(s->stale))
 			truth_must(AF_SUSPECT_STALE_DELIVERY, slot);
@@ -334,11 +340,14 @@ static bool truth_true(struct af_suspicion *m, s32 slot)
 			return may; /* it says itself that it could not be asked */
 		return may && r && r->live && r->slot == slot && r->life >= s->judged_from && r->life <= s->judged_to;
 	case AF_SUSPECT_OUTLIVES_CLOSE:
-		/* an ADD that was to fail when it began may bring a closed registration's identity back, to the byte */
-		if (!r || !r->live || (r->noted && !r->closed) || r->told)
+		/* an ADD that was to fail when it began may bring a closed registration's identity back, to the byte: as
+		 * long as it has not returned, nobody can know */
+		if (!r || !r->live || ((r->noted || r->returned) && !r->closed) || r->told)
 			return false;
 		r->told = 1;
 		return true;
+	case AF_SUSPECT_ALIASED_SLOT:
+		return may || ((m->other.flags & AF_R_NOT_ASKED) && player_is_adding(slot, &m->other));
 	case AF_SUSPECT_RECYCLED_DELIVERY:
 		if ((m->reg.flags & AF_R_NOT_ASKED) && player_is_adding(slot, &m->reg))
 			return may; /* another one of the same life is true */
@@ -374,10 +383,23 @@ static void truth_step_begins(void)
 	sim_messages = 0;
 }
 
+/* Every message of the run, for who wants to read them. */
+static u8 run_ring[SIM_RING_BYTES];
+static u32 run_used;
+
+static void truth_keep(struct af_urgent_head *head)
+{
+	if (run_used + head->size > sizeof(run_ring))
+		return;
+	__builtin_memcpy(run_ring + run_used, head, head->size);
+	run_used += head->size;
+}
+
 static void truth_step_ends(void)
 {
 	for (u32 i = 0; i < sim_messages; i++) {
 		struct af_urgent_head *head = (struct af_urgent_head *)(sim_ring + sim_message_at[i]);
+		truth_keep(head);
 		if (head->type == AF_URGENT_SUSPICION)
 			truth_message((struct af_suspicion *)head);
 	}
