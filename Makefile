@@ -30,7 +30,7 @@ demo: $(VENV)/.ready-bpf ## build a server with the bug, attach to it, prove the
 
 test: $(VENV)/.ready-bpf ## unit, property and integration tests on real BPF (root)
 	$(PYTEST) -n 2 --dist worksteal -m 'not bpf' --durations=10 $(SUITES)
-	$(PYTEST) -m bpf --durations=25 $(SUITES)
+	$(BIN)/python -m tests.again -m bpf --durations=25 $(SUITES)
 
 shapes: $(VENV)/.ready-bpf ## watch every small program of tests/shapes, correct and broken ones, at -O0 and -O2 (root)
 	$(PYTEST) -q -m bpf tests/integration/test_shapes.py

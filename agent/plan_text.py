@@ -96,13 +96,18 @@ def _userdata(plan: Mapping[str, Any]) -> list[Line]:
 
 def _counting(slot: Mapping[str, Any], sites: Sequence[Mapping[str, Any]]) -> list[Line]:
     """A destroy whose code looks as if only its last call frees."""
-    names = {short_name(str(site.get("function", "")), 60) for site in sites if site.get("counts")}
-    if not names or slot.get("count_offset") is not None:
+    counting = [site for site in sites if site.get("counts")]
+    if not counting or slot.get("count_offset") is not None:
         return []
+    names = sorted({short_name(str(site.get("function", "")), 60) for site in counting})
+    at = counting[0].get("counts_at")
+    paths = [field.get("path") for field in slot.get("fields") or () if field.get("offset") == at]
+    field = printable(paths[0]) if paths else "FIELD"
+    which = f"{field!r}" if paths else "a field"
     text = (
-        f"{', '.join(sorted(names))} decrements a field of the slot and may return without freeing: if it"
-        ' counts references, name the field in the profile (count = "FIELD" in destroy); until then every'
-        " call is taken for the end of the slot"
+        f"{', '.join(names)} decrements {which} of the slot and may return without freeing: if it counts"
+        f' references, say count = "{field}" in the profile\'s destroy; until then every call is taken for'
+        " the end of the slot"
     )
     return [line(""), line(Span("note     ", "warning"), text)]
 

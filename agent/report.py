@@ -21,6 +21,7 @@ _VERBS = {
     "created": "created",
     "registered": "registered",
     "modified": "re-armed",
+    "duplicated": "duplicated",
     "removed": "removed",
     "closed": "closed",
     "destroyed": "destroyed",

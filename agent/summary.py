@@ -31,11 +31,11 @@ _LOSSES = {
     "suspicions-of-one-batch": "suspicions of a single batch were more than are kept",
     "slots-map-full": "slots could not be tracked: the map is full",
     "registrations-map-full": "registrations could not be tracked: the map is full",
-    "pending-map-full": "slots destroyed while registered were too many at once to be judged in time",
     "registrations-of-one-file-beyond-limit": "a file has more registrations than are looked at",
-    "registrations-of-one-slot-beyond-limit": "a slot has more registrations at once than are followed",
     "close-range-beyond-limit": "close_range(2) closed more numbers than are looked at",
     "nested-waits-beyond-limit": "waits within waits were more than are kept",
+    "objects-map-full": "objects could not be tied to their slots: the map is full",
+    "tail-call": "deliveries of a batch were not looked at to its end: a tail call failed",
     "threads-map-full": "threads could not be tracked: the map is full",
     "deliveries-beyond-limit": "deliveries of one wait were more than are read",
     "user-memory-not-resident": "reads of target memory failed",
@@ -230,6 +230,11 @@ def _blind(stats: Stats) -> list[str]:
         rows.append(
             f"{number(counters['shared_tables'])} processes share a target's descriptors (CLONE_FILES): "
             "what they closed was not seen"
+        )
+    if counters.get("links_full"):
+        many = number(counters["links_full"])
+        rows.append(
+            f"{many} registrations of slots that have more at once than are followed: the oldest were let go"
         )
     if stats.unwatched:
         children = "child was" if stats.unwatched == 1 else "children were"

@@ -204,8 +204,8 @@ def tracepoint_offsets() -> dict[str, int]:
     return offsets
 
 
-def definitions() -> tuple[str, ...]:
+def definitions(*, ask: bool = True) -> tuple[str, ...]:
     """For the compiler: whether and where the kernel can be asked, and the tracepoints' fields."""
-    members = kernel_offsets()
+    members = kernel_offsets() if ask else None
     asked = {"AF_ASK": int(members is not None), **(members or {}), **tracepoint_offsets()}
     return tuple(f"-D{name}={value}" for name, value in asked.items())

@@ -10,6 +10,7 @@ from probes.helper import ProcHelper
 from probes.sysbpf import Map
 
 CONFIRMS_PER_SECOND = 20
+HOLDERS_EVERY_S = 1.0  # and at most a fiftieth of the time
 _LOWEST, _HIGHEST = 4096, 1 << 47  # nothing is mapped in the first page; x86-64 without LA57
 MAX_KNOWN = 16384  # stacks, and threads, that are remembered; later ones go without
 _CONFIRMED_BY_FDINFO = frozenset(
@@ -57,6 +58,7 @@ class Context:
         self._stacks: set[tuple[int, int]] = set()
         self._threads: set[tuple[int, int]] = set()
         self._confirms = (0, 0)  # second, checks made in it
+        self._holders_from = 0.0  # when they may be looked for again
         self._foreboded: dict[int, int] = {}  # tgid -> when its /proc was kept last, s
 
     def of_suspicion(self, suspicion: events.SuspicionRaised) -> Iterator[events.Event]:
@@ -80,7 +82,7 @@ class Context:
         for held in crash.slots:
             moments += self._of_slot(held.slot)
             if held.reg is not None:
-                moments += [held.reg.add, held.reg.mod, held.reg.end]
+                moments += [held.reg.add, held.reg.mod, held.reg.end, held.reg.dup]
         process = self._process(crash.tgid)
         yield from self._seen(crash.tgid, moments)
         yield process
@@ -194,8 +196,11 @@ class Context:
             entries = self._helper.epoll_entries(tgid, reg.epfd)
             if entries is not None:
                 present = any(entry.fd == reg.fd and entry.data == reg.userdata for entry in entries)
-        if reg.state is abi.RegState.ORPHAN and reg.ino:
+        if reg.state is abi.RegState.ORPHAN and reg.ino and time.monotonic() >= self._holders_from:
+            # it reads the descriptors of every process of the node
+            began = time.monotonic()
             holders = self._helper.holders(reg.ino, tgid, reg.fd)
+            self._holders_from = time.monotonic() + max(HOLDERS_EVERY_S, 50 * (time.monotonic() - began))
         return events.FdinfoChecked(
             ts=time.monotonic_ns(),
             tgid=tgid,

@@ -34,6 +34,15 @@ class NotRoot(PrerequisiteMissing):
         )
 
 
+class ForeignPidNamespace(PrerequisiteMissing):
+    def __init__(self, here: int) -> None:
+        super().__init__(
+            "this is another pid namespace than the kernel's own",
+            detail=f"/proc/self/ns/pid is pid:[{here}]: a container's, and the processes have other numbers here",
+            remedy="run afterfree on the host, or with its process ids (docker --pid=host, hostPID)",
+        )
+
+
 class BccMissing(PrerequisiteMissing):
     def __init__(self, interpreter: str, detail: str) -> None:
         super().__init__(

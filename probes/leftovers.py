@@ -18,6 +18,7 @@ _FIELDS = {
     )
 }  # fmt: skip
 _CLOSE_TS = _FIELDS["close"] + abi.At.ts.offset
+_CLOSE_TID = _FIELDS["close"] + abi.At.tid.offset
 _DESTROY_TS = _FIELDS["destroy"] + abi.At.ts.offset
 _DESTROY_TID = _FIELDS["destroy"] + abi.At.tid.offset
 _U32 = struct.Struct("<I")
@@ -75,9 +76,10 @@ class Leftovers:
 
     def _put_off(self, raw: bytes, now: int) -> None:
         """A loop that only waits where it destroyed is told of at its wait; a worker may never wait again."""
-        destroyed = _U64.unpack_from(raw, _DESTROY_TS)[0] or _U64.unpack_from(raw, _CLOSE_TS)[0]
-        by = _U32.unpack_from(raw, _DESTROY_TID)[0]
-        if destroyed and now - destroyed > SETTLE_NS and by != _u32(raw, "waiter"):
+        begun, by = _U64.unpack_from(raw, _DESTROY_TS)[0], _U32.unpack_from(raw, _DESTROY_TID)[0]
+        if not begun:
+            begun, by = _U64.unpack_from(raw, _CLOSE_TS)[0], _U32.unpack_from(raw, _CLOSE_TID)[0]
+        if begun and now - begun > SETTLE_NS and by != _u32(raw, "waiter"):
             self._settle(_u32(raw, "tgid"), _u32(raw, "epoch"), _u64(raw, "addr"))
 
     @staticmethod

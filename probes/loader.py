@@ -41,8 +41,9 @@ class LoadOptions:
     lifetime_records: int = 4096  # likewise: LIFETIME_BYTES
     max_slots: int = 32768
     max_threads: int = 8192
-    urgent_pages: int = 1024
+    urgent_pages: int = 2048
     empty: bool = False
+    ask: bool = True  # False: as on a kernel without BTF, where registrations cannot be asked for
 
     def fitted(self, cpus: int) -> LoadOptions:
         """The same with powers of two, and ring sizes that keep within the budgets on this many CPUs."""
@@ -181,6 +182,7 @@ def load(plan: ProbePlan, *, image: str, pids: tuple[int, ...], options: LoadOpt
             "defines": defines(plan, options),
             "pids": pids,
             "empty": options.empty,
+            "ask": options.ask,
         }
     )
     names = message["maps"]

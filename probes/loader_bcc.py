@@ -106,6 +106,7 @@ class LoadRequest:
     pids: tuple[int, ...]
     empty: bool = False  # attach empty programs instead: the baseline of the benchmark
     fresh: bool = False  # compile, whatever was compiled before
+    ask: bool = True  # see LoadOptions
 
 
 @dataclass(slots=True)
@@ -153,7 +154,7 @@ def load(request: LoadRequest, cache: ProgramCache | None = None) -> Loaded:
         f"-I{SOURCES}",
         f"-DAF_LINUX_VERSION_CODE={(version[0] << 16) + (version[1] << 8) + min(version[2], 255)}",
         "-Wno-unused-function",
-        *btf.definitions(),
+        *btf.definitions(ask=request.ask),
         *request.defines,
     )
     cache = cache or ProgramCache()

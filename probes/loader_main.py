@@ -46,6 +46,7 @@ def serve(channel: socket.socket, raw: bytes) -> None:
                 pids=tuple(fields["pids"]),
                 empty=bool(fields["empty"]),
                 fresh=bool(fields.get("fresh")),
+                ask=bool(fields.get("ask", True)),
             )
         )
     except ProbeError as error:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from probes import children, errors, loader, tracefs
+from probes import btf, children, errors, loader, procfs, tracefs
 
 BCC_TIMEOUT_S = 300.0
 _MOST_DETAIL = 900
@@ -104,6 +104,31 @@ def _lockdown() -> Check:
         detail=text,
         remedy="boot with lockdown=integrity or none",
         lost="reading user memory from BPF programs",
+    )
+
+
+def _btf() -> Check:
+    offsets = btf.kernel_offsets()
+    return Check(
+        name="asking",
+        ok=offsets is not None,
+        required=False,
+        detail=f"{len(offsets)} offsets from {btf.VMLINUX}" if offsets else f"no usable {btf.VMLINUX}",
+        remedy="a kernel built with CONFIG_DEBUG_INFO_BTF, 5.11 or newer",
+        lost="asking the kernel whether a registration exists: findings about them are inferred at most",
+    )
+
+
+def _pid_namespace() -> Check:
+    """The kernel side knows processes by their ids in the initial namespace (bpf_get_current_pid_tgid)."""
+    here, initial = procfs.pid_namespace(), procfs.INITIAL_PID_NAMESPACE
+    return Check(
+        name="pid namespace",
+        ok=here == initial,
+        required=True,
+        detail="the initial one" if here == initial else f"pid:[{here}], a container's",
+        remedy="run afterfree on the host, or with its process ids (docker --pid=host, hostPID)",
+        lost="finding the processes that are probed",
     )
 
 
@@ -316,6 +341,8 @@ _ALL: tuple[tuple[str, Callable[[], Check]], ...] = (
     ("architecture", _architecture),
     ("kernel", _kernel),
     ("lockdown", _lockdown),
+    ("pid namespace", _pid_namespace),
+    ("asking", _btf),
     ("tracefs", _tracefs),
     ("bcc", _bcc),
     (_KERNEL_SIDE, _bpf),

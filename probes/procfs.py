@@ -34,6 +34,15 @@ class Identity:
     inode: int
 
 
+INITIAL_PID_NAMESPACE = 0xEFFF_FFFC
+"""PROC_PID_INIT_INO (include/linux/proc_ns.h): the namespace whose process ids BPF programs see."""
+
+
+def pid_namespace() -> int:
+    """Inode number of our own pid namespace."""
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
 def exists(pid: int) -> bool:
     return os.path.isdir(f"/proc/{pid}")
 

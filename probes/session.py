@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from probes import abi, decode, errors, events, loader
+from probes import abi, decode, errors, events, loader, procfs
 from probes.bootstrap import TARGET, Bootstrap, epoch_of
 from probes.context import Context
 from probes.helper import ProcHelper
@@ -49,14 +49,12 @@ _LOSSES = {
     abi.Counter.URGENT_LOST: "urgent",
     abi.Counter.SLOTS_FULL: "slots-map-full",
     abi.Counter.REGS_FULL: "registrations-map-full",
-    abi.Counter.PENDING_FULL: "pending-map-full",
     abi.Counter.THREADS_FULL: "threads-map-full",
     abi.Counter.EVENTS_TRUNCATED: "deliveries-beyond-limit",
     abi.Counter.READ_FAULT: "user-memory-not-resident",
     abi.Counter.TAILCALL_FAILED: "tail-call",
     abi.Counter.SUSPECTS_DROPPED: "suspicions-of-one-batch",
     abi.Counter.ITEMS_TRUNCATED: "registrations-of-one-file-beyond-limit",
-    abi.Counter.LINKS_FULL: "registrations-of-one-slot-beyond-limit",
     abi.Counter.OBJECTS_FULL: "objects-map-full",
     abi.Counter.RANGE_TRUNCATED: "close-range-beyond-limit",
     abi.Counter.ENTRY_UNSEEN: "calls-entered-before-watching",
@@ -74,6 +72,7 @@ class SessionOptions:
     lifetime_records: int = 4096
     max_slots: int = 32768
     empty: bool = False
+    ask: bool = True  # False: as on a kernel without BTF
 
 
 def _of_library(image: str, executable: str) -> bool:
@@ -152,6 +151,8 @@ class LiveSession:
         options = options or SessionOptions()
         if os.geteuid() != 0:
             raise errors.NotRoot(os.geteuid())
+        if procfs.pid_namespace() != procfs.INITIAL_PID_NAMESPACE:
+            raise errors.ForeignPidNamespace(procfs.pid_namespace())
         for pid in pids:
             if not os.path.isdir(f"/proc/{pid}"):
                 raise errors.NoSuchProcess(pid)
@@ -175,6 +176,7 @@ class LiveSession:
                     lifetime_records=options.lifetime_records,
                     max_slots=options.max_slots,
                     empty=options.empty,
+                    ask=options.ask,
                 ),
             )
         finally:

@@ -16,7 +16,7 @@ _MAX_CALLS = 256
 _MAX_TEXT = 256 << 20
 _PIECE = 4 << 20
 _SHORT = 130  # bytes that a 2-byte jump reaches
-_BRANCHES = re.compile(rb"[\xe8\xe9]|\x0f[\x80-\x8f]", re.DOTALL)
+_BLOCK = 1 << 16
 _ADDRESSES = re.compile(rb"[\x48\x4c]\x8d[\x05\x0d\x15\x1d\x25\x2d\x35\x3d]", re.DOTALL)  # lea r, [rip + d]
 _DATA = (".data", ".data.rel.ro", ".data.rel.ro.local", ".data.rel.local", ".rodata", ".init_array", ".got")
 
@@ -73,12 +73,10 @@ class Callers:
     def _branches(self, target: int) -> Iterator[int]:
         """Addresses at which bytes lie that would be a branch there, were they an instruction."""
         for start, raw in self._text():
-            for found in _BRANCHES.finditer(raw):
-                end = found.end() + 4
-                if found.start() < _PIECE and end <= len(raw):
-                    offset = int.from_bytes(raw[end - 4 : end], "little", signed=True)
-                    if start + end + offset == target:
-                        yield start + found.start()
+            for at in range(0, min(len(raw), _PIECE), _BLOCK):
+                block = raw[at : at + _BLOCK + 8]
+                found = _branches_to(block, target - start - at)
+                yield from sorted({start + at + one for one in found if one < _BLOCK})
         low = max(target - _SHORT, 0)
         raw = self._image.code(low, 2 * _SHORT)
         for at in range(len(raw) - 1):
@@ -136,3 +134,21 @@ def only_passes_on(call: Call, target: int) -> bool:
             if leaves and insn.operands != f"{target:#x}":
                 return False
     return True
+
+
+def _branches_to(block: bytes, target: int) -> Iterator[int]:
+    """Where bytes of a block of code would be a branch to a target, counted from the block's start.
+
+    The upper half of such a branch's offset has a few values at most in one block: these are searched for.
+    """
+    for upper in {(target - part) >> 16 & 0xFFFF for part in (0, _BLOCK // 2, _BLOCK + 8)}:
+        needle = upper.to_bytes(2, "little")
+        at = block.find(needle)
+        while at >= 0:
+            end = at + 2
+            if at >= 3 and end + int.from_bytes(block[at - 2 : end], "little", signed=True) == target:
+                if block[at - 3] in (0xE8, 0xE9):
+                    yield at - 3
+                elif at >= 4 and block[at - 4] == 0x0F and block[at - 3] & 0xF0 == 0x80:
+                    yield at - 4
+            at = block.find(needle, at + 1)

@@ -1,5 +1,5 @@
-# Owns what a function takes a `void *` for: the variables that its code copies the parameter into before
-# anything else happens. The code proves it, not the names. Must not judge types (ties.py does).
+# Owns what a function takes a `void *` for: the variables that its code copies the parameter into. The code
+# proves it, not the names. Must not judge types (ties.py does).
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -15,24 +15,29 @@ from symbols.registers import X86_64
 from symbols.scopes import Scopes
 
 _MAX_LOCALS = 64
+_MAX_STEPS = 400  # instructions
 
 
 def taken_for(dwarf: Dwarf, scopes: Scopes, instance: Instance, sites: list[Site]) -> list[Die]:
-    """Variables of the instance that hold what its sites take, in the straight run from there on."""
+    """Variables of the instance that hold what its sites take, on some way on from there."""
     if instance.code.machine is not X86_64:
         return []
     locals_ = [(die, locations_of(dwarf, die)) for die in _locals(dwarf, instance.die)]
     found: dict[int, Die] = {}
     for site in sites:
         start = place_of(site.source)
-        places = frozenset({start} if start else ())
-        for at in instance.code.straight(site.address):
+        work: list[tuple[int, frozenset[str]]] = [(site.address, frozenset({start} if start else ()))]
+        seen: set[int] = set()
+        while work and len(seen) < _MAX_STEPS:
+            at, places = work.pop()
+            if at in seen or not places:
+                continue
+            seen.add(at)
             for die, located in locals_:
                 if die.offset not in found and _held(scopes, instance, die, located, at) in places:
                     found[die.offset] = die
-            places = step_places(instance.code, instance.code.detail(at), places)
-            if not places:
-                break
+            after = step_places(instance.code, instance.code.detail(at), places)
+            work += ((to, after) for to in instance.code.succ(at))
     return list(found.values())
 
 

@@ -98,7 +98,7 @@ class Births:
         for die in self._dwarf.origin_chain(instance.die):
             if die.has(dw.AT_type):
                 kind = strip(self._dwarf, self._dwarf.target(die, dw.AT_type))
-                return kind is not None and kind.tag == dw.TAG_pointer_type
+                return kind is not None and kind.tag in (dw.TAG_pointer_type, dw.TAG_reference_type)
         return False
 
     # -- births ----------------------------------------------------------------------------------

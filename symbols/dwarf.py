@@ -32,6 +32,7 @@ class Dwarf:
         if not info.size:
             raise NoDebugInfo("no DWARF debug information (.debug_info)", path=image.path)
         self._size = info.size
+        self._typedefs: dict[int, dict[str, None]] = {}
         self._budget = 0
         self.refill()
         self._part = Part(image)
@@ -315,12 +316,21 @@ class Dwarf:
             seen = self.target(seen, dw.AT_abstract_origin) or self.target(seen, dw.AT_specification)
 
     def name(self, die: Die) -> str:
-        """DW_AT_name, its own or inherited; "" when it has none."""
+        """DW_AT_name, its own or inherited; of a nameless type a typedef's, if one led there; or ""."""
         for entry in self.origin_chain(die):
             name = self.string(entry, dw.AT_name)
             if name:
                 return name
-        return ""
+        return next(iter(self._typedefs.get(die.offset, ())), "")
+
+    def called(self, die: Die, typedefs: list[str]) -> None:
+        """Remember typedefs that led to a type: C's `typedef struct { … } conn_t` has no other name."""
+        if typedefs:
+            self._typedefs.setdefault(die.offset, {}).update(dict.fromkeys(typedefs))
+
+    def typedefs(self, die: Die) -> list[str]:
+        """The typedefs that are known to lead to a type."""
+        return list(self._typedefs.get(die.offset, ()))
 
     def linkage_name(self, die: Die) -> str:
         """The linkage name, its own or inherited; falls back to the name."""

@@ -80,7 +80,7 @@ def _named(types: Types, kind: Type, name: str) -> Field | None:
     queue: list[tuple[Type, int, int]] = [(kind, 0, 0)]
     for here, base, depth in queue:
         for member in types.members(here):
-            if member.name == name and not member.bits and not member.base:
+            if member.name == name and not member.bits:
                 return Field(base + member.offset, member.type)
             if _transparent(member) and depth < _MAX_DEPTH:
                 queue.append((member.type, base + member.offset, depth + 1))

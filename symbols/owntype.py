@@ -8,7 +8,7 @@ from symbols.dwarf import Die, Dwarf
 from symbols.errors import ProfileError
 from symbols.instances import Instance
 from symbols.plan import Role
-from symbols.pointers import pointee
+from symbols.pointers import pointee, strip
 from symbols.profile import Profile
 from symbols.qualified import complete_type, fits, qualified, split_name
 from symbols.scopes import Scopes
@@ -49,6 +49,9 @@ def slot_type_by_name(dwarf: Dwarf, search: Search, profile: Profile) -> Die | N
     if not glob.strip("*?"):
         return None
     dies = search.named(glob, dw.RECORD_TAGS) or search.named(f"*.{glob}", dw.RECORD_TAGS)
+    if not dies:  # a nameless struct with a typedef
+        named = (strip(dwarf, typedef) for typedef in search.named(glob, (dw.TAG_typedef,)))
+        dies = [die for die in named if die is not None and die.tag in dw.RECORD_TAGS]
     found = [die for die in dies if not die.has(dw.AT_declaration) and fits(dwarf, die, profile.slot_type)]
     _one_type(dwarf, found, profile)
     return found[0] if found else None

@@ -9,7 +9,7 @@ from symbols.creates import Births, LeavesByTailCall
 from symbols.expressions import Unsupported
 from symbols.instances import Instance
 from symbols.outside import Outside, OutsideProbes, earlier
-from symbols.plan import ArgSource, InstanceKind, Role, Site, Unprobed
+from symbols.plan import InstanceKind, Role, Site, Unprobed
 from symbols.refcount import counts_references
 from symbols.scopes import Scopes
 from symbols.sites import Found, Refused, SiteBuilder
@@ -49,7 +49,7 @@ class Placer:
         sites = [self._site(instance, place) for place in found]
         if instance.role is not Role.DESTROY:
             return sites
-        return [replace(site, counts=self._counts(instance, site.address, site.source)) for site in sites]
+        return [self._counting(instance, site, site.address) for site in sites]
 
     def _site(self, instance: Instance, found: Found) -> Site:
         harmless = instance.role is Role.CREATE
@@ -68,17 +68,19 @@ class Placer:
         if not entered or not found.source.is_register or instance.spec.returned:
             return None
         outside = self._outside.of_argument(instance, found.source)
-        if instance.role is Role.DESTROY and self._counts(instance, found.address, found.source):
-            outside.sites = [replace(site, counts=True) for site in outside.sites]
+        if instance.role is Role.DESTROY:
+            outside.sites = [self._counting(instance, site, found.address) for site in outside.sites]
         return outside
 
-    def _counts(self, instance: Instance, address: int, source: ArgSource) -> bool:
+    def _counting(self, instance: Instance, site: Site, address: int) -> Site:
+        """The site of a destroy, with what its code from an address on says of counts."""
         inside = instance.code.inside(instance.ranges)
         for at in instance.code.straight(address):  # a site may lie before the instance's own code
             if at in inside:
                 break
             inside.add(at)
-        return counts_references(instance.code, inside, address, source, self._function_name)
+        at_field = counts_references(instance.code, inside, address, site.source, self._function_name)
+        return replace(site, counts=at_field is not None, counts_at=at_field)
 
     def _function_name(self, address: int) -> str:
         symbol = self._scopes.symbols.function_at(address)

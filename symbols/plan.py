@@ -208,6 +208,7 @@ class Site:
     at_entry: bool = False  # of a call: the stack pointer has not moved yet, the return address is at [sp]
     ranges: tuple[tuple[int, int], ...] = ()  # image addresses [low, high) of the instance's code, at most 8
     counts: bool = False  # destroy: it seems to count references down, and only the last call to free
+    counts_at: int | None = None  # with counts: where, in bytes from the slot's start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

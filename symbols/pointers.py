@@ -22,9 +22,14 @@ def pointee(dwarf: Dwarf, variable: Die) -> Die | None:
 
 def strip(dwarf: Dwarf, die: Die | None) -> Die | None:
     """A type without its qualifiers and typedefs; None for void and endless chains."""
+    names: list[str] = []
     for _ in range(32):
         if die is None or die.tag not in _WRAPPERS:
+            if die is not None and die.tag in dw.RECORD_TAGS:
+                dwarf.called(die, names)
             return die
+        if die.tag == dw.TAG_typedef:
+            names.append(dwarf.name(die))
         die = dwarf.target(die, dw.AT_type)
     return None
 

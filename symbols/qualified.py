@@ -42,9 +42,9 @@ def qualified(dwarf: Dwarf, die: Die) -> str:
 
 
 def fits(dwarf: Dwarf, die: Die, pattern: str) -> bool:
-    """Whether a glob means the entry: by its name, with its namespaces, or without those it has."""
+    """Whether a glob means the entry: by its name (or a typedef's), with its namespaces, or without them."""
     name = dwarf.name(die)
-    if matches(pattern, name):
+    if any(matches(pattern, known) for known in (name, *dwarf.typedefs(die))):
         return True
     parts = split_name(pattern)
     if len(parts) > 1:

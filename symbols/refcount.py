@@ -46,14 +46,15 @@ class _State:
 
 def counts_references(
     code: FunctionCode, inside: set[int], start: int, source: ArgSource, name_at: Callable[[int], str]
-) -> bool:
-    """Whether the code from start on, where source is the slot, seems to free at the last call only.
+) -> int | None:
+    """The offset of the field that the code from start on, where source is the slot, seems to count down in
+    order to free at the last call only; None where it does not.
 
     name_at: the function at an address, "" where none is known: atomics are functions in unoptimized code.
     """
     state = _start(start, source)
     if code.machine is not X86_64 or state is None:
-        return False
+        return None
     return _Walk(code, inside, name_at).finds(state)
 
 
@@ -80,7 +81,7 @@ class _Walk:
         self._stored: set[int] = set()  # fields that were decremented
         self._tested: set[_Value] = set()  # what branches depend on
 
-    def finds(self, start: _State) -> bool:
+    def finds(self, start: _State) -> int | None:
         stack, seen, left = [start], set[int](), _MAX_STEPS
         while stack and left > 0:
             state = stack.pop()
@@ -94,14 +95,15 @@ class _Walk:
                 if flags is not None and self._divides(state.address):
                     self._tested.add(flags)
                 self._step(state, insn)
-                if any(_Value("left", at) in self._tested for at in self._stored):
-                    return True
+                counted = [at for at in self._stored if _Value("left", at) in self._tested]
+                if counted:
+                    return counted[0]
                 following = self._code.succ(state.address)
                 if not following:
                     break
                 stack += (state.copy(other) for other in following[1:])
                 state.address = following[0]
-        return False
+        return None
 
     def _divides(self, branch: int) -> bool:
         """Whether one way of a branch does what the other never does."""

@@ -109,6 +109,7 @@ def _site(site: Site) -> dict[str, Any]:
         "at_entry": site.at_entry,
         "ranges": [list(pair) for pair in site.ranges],
         "counts": site.counts,
+        "counts_at": site.counts_at,
     }
 
 
@@ -223,7 +224,12 @@ def _read_site(data: JsonObject) -> Site:
         at_entry=data.flag("at_entry") if data.has("at_entry") else False,
         ranges=_read_ranges(data) if data.has("ranges") else (),
         counts=data.flag("counts") if data.has("counts") else False,
+        counts_at=_read_offset(data, "counts_at"),
     )
+
+
+def _read_offset(data: JsonObject, name: str) -> int | None:
+    return data.number_or_none(name, -(1 << 32), 1 << 32) if data.has(name) else None
 
 
 def _read_ranges(data: JsonObject) -> tuple[tuple[int, int], ...]:

@@ -87,11 +87,27 @@ class RuleId(StrEnum):
         return self.value
 
 
+ROLES = frozenset(
+    {
+        "created",
+        "registered",
+        "modified",
+        "duplicated",
+        "removed",
+        "closed",
+        "destroyed",
+        "delivered",
+        "dispatched",
+    }
+)
+"""What an actor can have done."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actor:
     """One step of the evidence chain. moment.ts == 0: the step must have happened and was not seen."""
 
-    role: str  # created registered modified removed closed destroyed delivered dispatched
+    role: str  # of ROLES
     moment: Moment
     gap_ns: int | None = None  # from the previous seen actor's ts to this one's
     concurrent: bool = False  # this call's interval overlaps the previous actor's, on another thread

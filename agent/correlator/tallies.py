@@ -9,6 +9,7 @@ from operator import attrgetter
 from agent.correlator.bounded import BoundedMap
 from agent.correlator.findings import Finding, RuleId
 from agent.correlator.rules_delivery import repeat_count
+from probes.abi import RecordFlag
 from probes.events import SlotLife, SlotLingering, SuspicionRaised
 
 Key = tuple[int, ...]
@@ -19,6 +20,7 @@ _TOTALS: dict[RuleId, tuple[int, Callable[[SlotLife], int]]] = {
     RuleId.RECYCLED_DELIVERY: (1, attrgetter("recycled")),
     RuleId.STALE_DISPATCH: (2, attrgetter("stale_dispatches")),
 }
+_NOT_JUDGED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class Tallies:
         """
         if finding.rule in _TOTALS:
             count = self._increment(finding.rule, evidence, epoch)
+        elif finding.rule is RuleId.FREED_IN_OPEN_BATCH and evidence.trigger.flags & RecordFlag.NOT_JUDGED:
+            count = self._not_judged(evidence, epoch)
         elif finding.rule is RuleId.HOT_REDELIVERY:
             count, rate = self._run(evidence, epoch)
             finding = replace(finding, rate=rate)
@@ -72,6 +76,14 @@ class Tallies:
             return None
         sub_classes = {finding.sub_class: count} if finding.sub_class else {}
         return replace(finding, count=count, sub_classes=sub_classes)
+
+    def _not_judged(self, evidence: SuspicionRaised, epoch: int) -> int:
+        """Frees within a batch that were not judged are told at doublings of their target's total."""
+        total = max(1, evidence.trigger.arg)
+        key = (_NOT_JUDGED, evidence.trigger.tgid, epoch)
+        before = self._totals.get(key) or 0
+        self._totals.put(key, max(total, before))
+        return total - before
 
     def _increment(self, rule: RuleId, evidence: SuspicionRaised, epoch: int) -> int:
         slot = evidence.slot

@@ -259,7 +259,7 @@ def _stack_ids(kept: _Kept, records: list[tuple[int, ...]]) -> set[int]:
             life, reg = held.slot, held.reg
             moments += [life.create, life.add, life.removed, life.close, life.destroy, life.prev_destroy]
             if reg is not None:
-                moments += [reg.add, reg.mod, reg.end]
+                moments += [reg.add, reg.mod, reg.end, reg.dup]
     for event in kept.suspicions:
         if isinstance(event, SuspicionRaised):
             wanted.add(event.trigger.stack)
@@ -268,5 +268,5 @@ def _stack_ids(kept: _Kept, records: list[tuple[int, ...]]) -> set[int]:
                 moments += [life.create, life.add, life.removed, life.close, life.destroy, life.prev_destroy]
             for found in (event.reg, event.other):
                 if found is not None:
-                    moments += [found.add, found.mod, found.end]
+                    moments += [found.add, found.mod, found.end, found.dup]
     return wanted | {moment.stack for moment in moments}

@@ -162,12 +162,17 @@ def _waited_in_batch(life: SlotLife, past: Past) -> bool:
 def _in_batch(life: SlotLife, sure: Certainty) -> Diagnosis:
     other = life.destroy.tid != life.last_tid and life.last_tid
     who = f"thread {life.destroy.tid}" if other else "the loop itself"
+    guessed = bool(life.flags & SlotFlag.NOT_JUDGED)
+    when = "not yet dispatched"
+    if guessed:
+        when = "whether the loop had come to it is not known: no dispatch tells"
+        sure = Certainty.UNCERTAIN if sure is Certainty.UNCERTAIN else Certainty.INFERRED
     return Diagnosis(
         cause=Cause.FREED_IN_BATCH,
         certainty=sure,
         rule=RuleId.FREED_IN_OPEN_BATCH,
         missing=(
-            f"{who} destroyed the slot while its delivery waited, not yet dispatched, in the open batch "
+            f"{who} destroyed the slot while its delivery ({when}) waited in the open batch "
             f"{life.last_batch} of thread {life.last_tid}"
         ),
         fix=(
@@ -192,7 +197,7 @@ def _freed(life: SlotLife, past: Past, sure: Certainty) -> Diagnosis | None:
             rule=_rule(past, RuleId.FREED_WHILE_REGISTERED),
             missing=(
                 f"no EPOLL_CTL_DEL came before close(fd {life.fd}): the close did not end the registration, "
-                "because another descriptor (dup, fork, SCM_RIGHTS) keeps the open file description"
+                f"because another descriptor ({_other_descriptor(reg)}) keeps the open file description"
                 f"{_threads(life)}"
             ),
             fix=(
@@ -235,6 +240,12 @@ def _freed(life: SlotLife, past: Past, sure: Certainty) -> Diagnosis | None:
         fix_kind="del-before-close",
         evidence=(Evidence("events", "the close and the wait overlap"),),
     )
+
+
+def _other_descriptor(reg: Registration | None) -> str:
+    if reg is None or reg.dup_fd < 0:
+        return "dup, fork, SCM_RIGHTS"
+    return f"fd {reg.dup_fd}, duplicated by thread {reg.dup.tid}"
 
 
 def _late(life: SlotLife, past: Past) -> bool:

@@ -111,6 +111,7 @@ def _calls(view: View, evidence: CrashEvidence) -> Iterator[tuple[int, int, tupl
         for life in history.lives
         for moment in (life.create, life.add, life.removed, life.close, life.destroy, life.prev_destroy)
     ]
+    moments += [reg.dup for reg in history.registrations]
     moments += [actor.moment for finding in history.findings for actor in finding.actors]
     seen: set[tuple[int, int]] = set()
     for moment in moments[:_MOST_MOMENTS]:

@@ -6,7 +6,7 @@ import signal as signals
 from collections.abc import Iterator
 
 from agent.correlator.catalog import RULES
-from agent.correlator.chain import order
+from agent.correlator.chain import duplicated, order
 from agent.correlator.chain import seen as seen_actor
 from agent.correlator.findings import Actor, RuleId
 from agent.forensics.diagnosis import Diagnosis, Past, diagnose, past_of
@@ -91,6 +91,7 @@ def _steps(evidence: CrashEvidence, seen: Examination, past: Past) -> tuple[Step
         *seen_actor("created", life.create),
         *seen_actor("registered", life.add, f"fd {life.fd}" if life.fd >= 0 else ""),
         *_deliveries(life),
+        *duplicated(past.surviving),
         *seen_actor("removed", life.removed),
         *seen_actor("closed", life.close),
         *seen_actor("destroyed", life.destroy),

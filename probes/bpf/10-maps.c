@@ -121,6 +121,7 @@ struct af_thread {
 	u64 fault_ts;
 	u64 hit_ip;          /* the last uprobe this thread ran into */
 	u64 crashed_at;      /* of the first of the fatal signals counted in `crashed` */
+	u64 outlived;        /* slot whose registration outlived the close under way; 0 none */
 	u64 missed_at;       /* of an EPOLL_CTL_MOD that found nothing: an ADD that follows makes it an idiom */
 	u64 missed_enter;
 	u64 missed_userdata;
@@ -149,8 +150,12 @@ struct af_thread {
 	s32 missed_fd;
 	s32 missed_epfd;
 	s32 missed_stack;
+	u32 duplicated;      /* and a duplicate of its fd is open in this process */
 	u32 pending_first;   /* of its entries in `pending`: [first, next) */
 	u32 pending_next;
+	u32 pending_until;   /* of them, judged by the chain of programs under way */
+	u32 exiting;
+	u32 settle;          /* the batch has a slot whose judgement was put off */
 };
 
 struct af_slot_key { u32 tgid; u32 epoch; u64 addr; };
@@ -158,7 +163,7 @@ struct af_fd_key { u32 tgid; u32 epoch; s32 fd; };
 
 /* a slot that was destroyed while it was registered: judged when the call is over */
 struct af_pending_key { u64 id; u32 index; u32 gap; };
-struct af_pending_slot { u64 addr; u32 gen; u32 epoch; };
+struct af_pending_slot { u64 addr; u64 judge; u32 gen; u32 epoch; };
 
 struct af_dup { u64 enter; u64 ts; u64 ip; u32 tid; s32 stack; s32 oldfd; s32 newfd; };
 

@@ -124,6 +124,8 @@ AF_FN struct af_reg *af_link_note(struct af_link *link)
 /* Does the registration that was noted exist now? Without anybody to ask, as far as calls told. */
 AF_FN u32 af_note_exists(struct af_reg *note)
 {
+	if (note->state == AF_REG_ENDED)
+		return AF_GONE;
 	u32 answer = af_ask(note->item, note->ep, note->file, note->fd, note->userdata);
 	if (answer == AF_CANNOT_TELL && (note->flags & (AF_R_BY_DEL | AF_R_BY_CLOSE)))
 		return AF_GONE;
@@ -197,10 +199,10 @@ AF_FN void af_note_ended(struct af_reg *note, struct af_slot *slot)
 		af_slot_forget(slot);
 }
 
-/* A place for one more registration of the slot; those that are over make room. */
+/* A place for one more registration of the slot; those that are over make room, then the oldest. */
 AF_FN u32 af_link_place(struct af_slot *slot, u64 ep, u64 file, s32 fd)
 {
-	u32 place = AF_SLOT_LINKS, empty = AF_SLOT_LINKS;
+	u32 place = AF_SLOT_LINKS, empty = AF_SLOT_LINKS, oldest = 0, age = ~0u;
 	AF_LOOP
 	for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
 		struct af_link *link = &slot->links[i];
@@ -213,19 +215,24 @@ AF_FN u32 af_link_place(struct af_slot *slot, u64 ep, u64 file, s32 fd)
 		struct af_reg *note = af_link_note(link);
 		if (!note || af_note_exists(note) == AF_GONE)
 			place = i;
+		if (link->gen < age) {
+			age = link->gen;
+			oldest = i;
+		}
 	}
-	return empty < AF_SLOT_LINKS ? empty : place;
+	if (empty < AF_SLOT_LINKS)
+		return empty;
+	if (place < AF_SLOT_LINKS)
+		return place;
+	af_flag(slot, AF_S_LINKS_FULL);
+	af_count(AF_C_LINKS_FULL);
+	return oldest;
 }
 
 AF_FN void af_link_set(struct af_slot *slot, struct af_reg *note)
 {
 	u32 place = af_link_place(slot, note->ep, note->file, note->fd);
 	struct af_link *link = &slot->links[place & (AF_SLOT_LINKS - 1)];
-	if (place >= AF_SLOT_LINKS) {
-		af_flag(slot, AF_S_LINKS_FULL);
-		af_count(AF_C_LINKS_FULL);
-		return;
-	}
 	link->file = note->file;
 	link->added = note->add.enter;
 	link->fd = note->fd;
@@ -477,11 +484,12 @@ AF_FN u64 af_signature(struct af_slot *slot, bool registered)
 
 /* Judge what was put off: a close that the registration outlived, a destroy while it was registered. Called when the
  * calls are over: at the thread's next wait, when the slot is born again or delivered, or from outside. `waited`: the
- * thread that registered a free slot waits, so that no create is under way that would give it out. Returns what is to
+ * thread that registered a free slot waits, so that no create is under way that would give it out. `judge`: which of
+ * AF_S_PENDING and AF_S_CLOSE_PENDING, since a destroy of another thread may still be under way. Returns what is to
  * be sent; deciding and sending are apart, since the verifier cannot join states that differ by a ring entry. */
-AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, bool waited)
+AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, u64 judge, bool waited)
 {
-	u64 was = slot->flags;
+	u64 was = slot->flags & judge;
 	u32 send = 0;
 	bool added = slot->adder != 0;
 	if (was & AF_S_CLOSE_PENDING) {
@@ -550,20 +558,22 @@ AF_FN void af_send_settled(struct af_target *target, struct af_slot *slot, struc
 
 AF_FN void af_settle(struct af_target *target, struct af_slot *slot, struct af_scratch *s, bool waited)
 {
-	u32 send = af_settled(slot, s, waited);
+	u32 send = af_settled(slot, s, AF_S_PENDING | AF_S_CLOSE_PENDING, waited);
 	if (send)
 		af_send_settled(target, slot, s, send);
 }
 
 /* To be judged at this thread's next wait, unless something brings it up before. */
-AF_FN void af_put_off(struct af_thread *t, struct af_slot *slot)
+AF_FN void af_put_off(struct af_thread *t, struct af_slot *slot, u64 judge)
 {
 	if (t->pending_next - t->pending_first >= AF_PENDING) {
+		/* a worker that never waits: the look from outside settles what it left behind */
+		t->pending_first += 1;
 		af_count(AF_C_PENDING_FULL);
-		return;
 	}
 	struct af_pending_key key = {.id = bpf_get_current_pid_tgid(), .index = t->pending_next & (AF_PENDING - 1)};
-	struct af_pending_slot value = {.addr = slot->addr, .gen = slot->gen, .epoch = slot->epoch};
+	struct af_pending_slot value = {.addr = slot->addr, .judge = judge, .gen = slot->gen,
+					.epoch = slot->epoch};
 	if (pending.update(&key, &value)) {
 		af_count(AF_C_PENDING_FULL);
 		return;
@@ -596,7 +606,7 @@ AF_FN void af_slot_reborn(struct af_target *target, struct af_slot *slot, u64 fl
 		slot->live_from = slot->gen;
 	/* a create that registers the slot before it returns it: those registrations are the new life's */
 	bool registered = false;
-	if (slot->adder && destroyed) {
+	if (slot->adder) {
 		for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
 			struct af_link *link = &slot->links[i];
 			struct af_reg *note = af_link_note(link);

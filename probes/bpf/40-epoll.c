@@ -132,6 +132,15 @@ int af_enter_ctl(struct af_sys_enter *ctx)
 	return 0;
 }
 
+/* The note of an ADD was given up meanwhile (its number was closed, say). That the thread may be in the middle of a
+ * create ends at its next wait all the same. */
+AF_FN void af_add_forgotten(struct af_target *target, struct af_thread *t)
+{
+	struct af_slot *slot = t->begun ? af_slot_find(target, af_slot_behind(target, t->userdata, false)) : 0;
+	if (slot && slot->adder == (u32)bpf_get_current_pid_tgid())
+		af_put_off(t, slot, 0);
+}
+
 AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at *at, struct af_scratch *s)
 {
 	af_count(AF_C_ADDS);
@@ -141,13 +150,20 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 		if (!last || last->end.ts < t->enter)
 			af_count(AF_C_AUDIT_ADD);
 	}
-	struct af_reg *note = af_note(t->ep, t->file, t->fd);
-	if (!note || note->add.enter != t->enter)
+	struct af_reg *note = af_note(t->ep, t->begun ? t->file : af_file(t->fd), t->fd);
+	if (note && note->add.enter < t->enter && (note->flags & AF_R_BY_CLOSE)) {
+		/* it was to fail as things were when it began, and did not: what was closed under this identity is over */
+		af_note_ended(note, af_note_slot(note));
 		return;
+	}
+	if (!note || note->add.enter != t->enter) {
+		af_add_forgotten(target, t);
+		return;
+	}
 	struct af_epoll_event made = {};
 	note->add.ts = at->ts;
 	note->item = af_find_item(t->ep, t->file, t->fd, &made);
-	note->state = AF_REG_LIVE;
+	note->state = note->item ? AF_REG_LIVE : AF_REG_ENDED; /* removed before its ADD returned */
 #if !AF_ASK
 	af_number_keep(note);
 #endif
@@ -157,9 +173,9 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 	if (slot->flags & AF_S_CREATE_SEEN)
 		af_count(AF_C_ADDS_CREATED);
 	u32 tid = (u32)bpf_get_current_pid_tgid();
-	if (slot->flags & AF_S_REBORN_LIVE) {
+	if ((slot->flags & AF_S_REBORN_LIVE) && slot->state == AF_SLOT_LIVE) {
 		/* given out twice: does an owner before this one have it registered? */
-		bool twin = af_existing(slot, slot->live_from, slot->gen, AF_WHENEVER, &s->other);
+		bool twin = af_existing(slot, slot->live_from, note->gen, AF_WHENEVER, &s->other);
 		if (twin && s->other.file != note->file) {
 			struct af_trigger_args a = {.ts = at->ts, .enter = at->enter, .addr = t->userdata,
 						    .gen = slot->gen, .fd = t->fd, .epfd = t->epfd,
@@ -170,7 +186,7 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 	}
 	/* if no create comes to give it out before this thread waits, none is under way */
 	if (slot->adder)
-		af_put_off(t, slot);
+		af_put_off(t, slot, 0);
 	if (slot->state == AF_SLOT_FREE)
 		return;
 	slot->fd = t->fd;
@@ -197,8 +213,10 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 AF_FN void af_add_failed(struct af_target *target, struct af_thread *t)
 {
 	struct af_reg *note = t->begun ? af_note(t->ep, t->file, t->fd) : 0;
-	if (!note || note->add.enter != t->enter)
+	if (!note || note->add.enter != t->enter) {
+		af_add_forgotten(target, t);
 		return;
+	}
 	struct af_slot *slot = af_note_slot(note);
 	struct af_reg_key key = {.ep = t->ep, .file = t->file, .fd = t->fd};
 	if (slot) {
@@ -269,7 +287,7 @@ AF_FN void af_removed(struct af_target *target, struct af_thread *t, struct af_a
 AF_FN bool af_was_registered(struct af_target *target, struct af_thread *t, struct af_scratch *s)
 {
 	struct af_reg *note = af_note(t->ep, t->file, t->fd);
-	if (note) { /* ended, and not by a call of this process that we saw */
+	if (note && note->state != AF_REG_ADDING) { /* ended, and not by a call of this process that we saw */
 		af_note_copy(&s->reg, note, AF_GONE);
 		return true;
 	}

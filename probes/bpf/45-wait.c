@@ -48,9 +48,12 @@ AF_FN void af_settle_pending(void *ctx)
 		af_missed_sent(target, t, s);
 	struct af_slot *told = 0;
 	u32 send = 0;
+	/* The file of a close may hang on this very wait until it is back in user mode (epi_fget; fput leaves the rest to
+	 * task work): whether a registration outlived its close is asked at the next wait's entry. */
+	u64 judged = t->call == AF_CALL_WAIT ? AF_S_PENDING | AF_S_CLOSE_PENDING : AF_S_PENDING;
 	AF_LOOP
 	for (u32 i = 0; i < AF_SETTLE_AT_ONCE; i++) {
-		if (t->pending_first == t->pending_next)
+		if (t->pending_first == t->pending_until)
 			break;
 		struct af_pending_key key = {.id = bpf_get_current_pid_tgid(),
 					     .index = t->pending_first & (AF_PENDING - 1)};
@@ -58,13 +61,15 @@ AF_FN void af_settle_pending(void *ctx)
 		struct af_pending_slot *p = pending.lookup(&key);
 		if (!p)
 			continue;
-		u64 addr = p->addr;
+		u64 addr = p->addr, judge = p->judge;
 		u32 gen = p->gen, epoch = p->epoch;
 		pending.delete(&key);
 		struct af_slot *slot = af_slot_of(af_tgid(), epoch, addr);
 		if (!slot || slot->gen != gen)
 			continue;
-		send = af_settled(slot, s, slot->adder == (u32)key.id);
+		if (judge & slot->flags & ~judged)
+			af_put_off(t, slot, judge & ~judged);
+		send = af_settled(slot, s, judge & judged, slot->adder == (u32)key.id);
 		if (send) {
 			told = slot;
 			break;
@@ -72,8 +77,12 @@ AF_FN void af_settle_pending(void *ctx)
 	}
 	if (told && send)
 		af_send_settled(target, told, s, send);
-	if (t->pending_first != t->pending_next)
+	if (t->pending_first != t->pending_until)
 		prog.call(ctx, AF_PROG_SETTLE);
+	if (t->exiting) {
+		u64 id = bpf_get_current_pid_tgid();
+		threads.delete(&id);
+	}
 }
 
 int af_settle_more(struct af_sys_enter *ctx)
@@ -114,7 +123,8 @@ int af_enter_wait(struct af_sys_enter *ctx)
 	t->wait.nested = 0;
 	t->stale_slot = 0;
 	t->batch_slots = 0;
-	if (t->missed_at || t->pending_first != t->pending_next)
+	t->pending_until = t->pending_next;
+	if (t->missed_at || t->pending_first != t->pending_until)
 		prog.call(ctx, AF_PROG_SETTLE);
 	return 0;
 }
@@ -202,8 +212,10 @@ AF_FN void af_delivered(struct af_target *target, struct af_thread *t, u32 tid, 
 			s->what = AF_SUSPECT_RECYCLED_DELIVERY; /* if that registration exists: af_report asks */
 	}
 	/* a delivery is the latest moment to judge what was put off: the last program of the chain does */
-	if ((slot->flags & (AF_S_PENDING | AF_S_CLOSE_PENDING)) && !slot->adder)
-		af_put_off(t, slot);
+	if ((slot->flags & (AF_S_PENDING | AF_S_CLOSE_PENDING)) && !slot->adder) {
+		af_put_off(t, slot, AF_S_PENDING | AF_S_CLOSE_PENDING);
+		t->settle = 1;
+	}
 	if (slot->consecutive >= AF_QUIET_AFTER || slot->idle_reported) {
 		af_count(AF_C_REPEATS);
 		if (!af_worth_sending(slot->consecutive >= AF_QUIET_AFTER ? slot->consecutive : (u32)slot->idle, true))
@@ -222,7 +234,9 @@ AF_FN void af_deliver_on(void *ctx, struct af_thread *t)
 	if (t->next < t->returned) {
 		prog.call(ctx, AF_PROG_DELIVER);
 		af_count(AF_C_TAILCALL_FAILED);
-	} else if (t->pending_first != t->pending_next) {
+	} else if (t->settle) {
+		t->settle = 0;
+		t->pending_until = t->pending_next;
 		prog.call(ctx, AF_PROG_SETTLE);
 	}
 }

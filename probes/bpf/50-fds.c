@@ -25,15 +25,32 @@ AF_FN void af_note_closed(struct af_target *target, struct af_thread *t, struct 
 		       (target->flags & AF_T_TABLE_SHARED ? AF_R_TABLE_SHARED : 0);
 	if (slot && slot->gen == note->gen)
 		af_slot_closed(target, t, slot, note, at);
-	if (af_note_exists(note) == AF_GONE) {
+	/* where the number leads to a file at this address again, that is another one by now, or the number never went */
+	if (af_note_exists(note) == AF_GONE || (AF_ASK && af_file(note->fd) == note->file)) {
 		af_note_ended(note, slot);
 		return;
 	}
 	af_number_keep(note);
-	if (slot) {
-		af_flag(slot, AF_S_CLOSE_PENDING);
-		af_put_off(t, slot);
-	}
+	if (!slot)
+		return;
+	af_flag(slot, AF_S_CLOSE_PENDING);
+	t->outlived = slot->addr;
+	u64 file = note->file;
+	struct af_dup *dup = dups.lookup(&file);
+	t->duplicated = dup && dup->newfd != note->fd && af_file(dup->newfd) == file;
+}
+
+/* A duplicate that is seen in the table is certain. Otherwise what keeps the file may be a call under way on another
+ * thread (fdget, epi_fget), or a forked child on its way to executing another program: that is asked again later. */
+AF_FN void af_outlived(struct af_target *target, struct af_thread *t, struct af_scratch *s)
+{
+	struct af_slot *slot = t->outlived ? af_slot_find(target, t->outlived) : 0;
+	if (!slot)
+		return;
+	if (t->duplicated && slot->state == AF_SLOT_LIVE)
+		af_settle(target, slot, s, false);
+	if (slot->flags & (AF_S_CLOSE_PENDING | AF_S_PENDING))
+		af_put_off(t, slot, AF_S_PENDING | AF_S_CLOSE_PENDING);
 }
 
 /* A close after EPOLL_CTL_DEL ends no registration any more; it is still the end of the slot's descriptor. */
@@ -126,8 +143,10 @@ AF_FN void af_bad_close(void *ctx, struct af_target *target, struct af_thread *t
 	af_suspect(AF_SUSPECT_BAD_CLOSE, &a, af_tgid(), target, t, slot, last ? &s->reg : 0, 0);
 }
 
-AF_FN void af_close_ended(struct af_target *target, struct af_thread *t, s32 ret, u64 now)
+AF_FN void af_close_ended(struct af_target *target, struct af_thread *t, s32 ret, u64 now, struct af_scratch *s)
 {
+	t->outlived = 0;
+	t->duplicated = 0;
 	struct af_at at;
 	af_at_set(&at, t->enter, now, t->ip, (u32)bpf_get_current_pid_tgid(), t->stack);
 	AF_LOOP
@@ -143,6 +162,7 @@ AF_FN void af_close_ended(struct af_target *target, struct af_thread *t, s32 ret
 	}
 	struct af_reg *last = t->closings ? 0 : af_removed_before(target, t->fd, t->file);
 	t->closings = 0;
+	af_outlived(target, t, s);
 	if (!last)
 		return;
 	struct af_slot *slot = af_note_slot(last);
@@ -181,7 +201,7 @@ int af_exit_close(struct af_sys_exit *ctx)
 	if (ctx->ret == AF_EBADF)
 		af_bad_close(ctx, target, t, t->fd, bpf_ktime_get_ns(), s);
 	else if (t->begun)
-		af_close_ended(target, t, ctx->ret, bpf_ktime_get_ns());
+		af_close_ended(target, t, ctx->ret, bpf_ktime_get_ns(), s);
 	return 0;
 }
 
@@ -205,8 +225,8 @@ int af_exit_close_range(struct af_sys_exit *ctx)
 			break;
 		struct af_reg *made = af_number(target, (s32)(first + i));
 		struct af_reg *note = made ? af_note(made->ep, made->file, made->fd) : 0;
-		if (!note || (note->flags & AF_R_BY_CLOSE))
-			continue;
+		if (!note || (note->flags & AF_R_BY_CLOSE) || (AF_ASK && af_file(note->fd) == note->file))
+			continue; /* closed already, or opened and registered since */
 		af_record(AF_CLOSED, 0, now, now, note->userdata, note->gen, note->fd, note->epfd, 0, 1, at.stack);
 		note->end = at;
 		note->flags |= AF_R_BY_CLOSE;
@@ -216,7 +236,7 @@ int af_exit_close_range(struct af_sys_exit *ctx)
 			continue;
 		slot->close = at;
 		af_flag(slot, AF_S_CLOSED | AF_S_CLOSE_PENDING); /* asked when it is judged */
-		af_put_off(t, slot);
+		af_put_off(t, slot, AF_S_CLOSE_PENDING);
 	}
 	if (last - first >= AF_RANGE_LIMIT && last < 0x7fffffff)
 		af_count(AF_C_RANGE_TRUNCATED);
@@ -258,14 +278,16 @@ int af_exit_dup2(struct af_sys_exit *ctx)
 	if (!target)
 		return 0;
 	struct af_thread *t = af_thread_now();
-	if (!t || t->call != AF_CALL_DUP2)
+	int zero = 0;
+	struct af_scratch *s = scratch.lookup(&zero);
+	if (!t || !s || t->call != AF_CALL_DUP2)
 		return 0;
 	t->call = AF_CALL_NONE;
 	if (ctx->ret < 0)
 		return 0;
 	u64 now = bpf_ktime_get_ns();
 	if (t->begun)
-		af_close_ended(target, t, 0, now);
+		af_close_ended(target, t, 0, now, s);
 	s32 oldfd = (s32)AF_USER(di);
 	if (oldfd != (s32)ctx->ret)
 		af_dupped(ctx, oldfd, (s32)ctx->ret, t->enter, now);

@@ -111,6 +111,15 @@ int af_exited(void *ctx)
 		af_fork_ended(tgid);
 	if (!targets.lookup(&tgid))
 		return 0;
+	struct af_thread *t = threads.lookup(&id);
+	if (t && t->pending_first != t->pending_next) {
+		/* a thread that ends is through with what it destroyed; its entry goes with the last of that */
+		t->exiting = 1;
+		t->call = AF_CALL_WAIT;
+		t->missed_at = 0;
+		t->pending_until = t->pending_next;
+		prog.call(ctx, AF_PROG_SETTLE);
+	}
 	threads.delete(&id);
 	return 0;
 }

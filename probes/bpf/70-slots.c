@@ -81,6 +81,7 @@ AF_FN bool af_frees(u64 addr)
 #define AF_PENDING_NO 0
 #define AF_PENDING_YES 1
 #define AF_PENDING_UNKNOWN 2
+#define AF_PENDING_UNTOLD 3 /* unknown, and only counted */
 
 /* Is a delivery of the slot still to be worked on, in a batch that is open and names it? Only a dispatch tells. */
 AF_FN u32 af_undispatched(struct af_target *target, struct af_slot *slot, bool holds, u64 sp, u32 *nested)
@@ -90,8 +91,10 @@ AF_FN u32 af_undispatched(struct af_target *target, struct af_slot *slot, bool h
 		return AF_PENDING_NO;
 	*nested = b->nested;
 #if AF_HAVE_DISPATCH
+	/* of a slot that another protocol took over the dispatch says nothing */
 	if (holds)
 		return slot->undispatched ? AF_PENDING_YES : AF_PENDING_NO;
+	return AF_PENDING_UNTOLD;
 #endif
 	/* the first event of a batch is being worked on, as far as anybody can tell */
 	return slot->last_index || slot->last_tid != (u32)bpf_get_current_pid_tgid() ? AF_PENDING_UNKNOWN
@@ -163,18 +166,16 @@ AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 addr, bool entry)
 			   af_remembered(slot, &s->reg) ? &s->reg : 0, 0);
 		return 0;
 	}
-	if ((slot->flags & AF_S_CLOSE_PENDING) && !target->forks)
-		af_settle(target, slot, s, false);
 	u32 nested = 0;
 	u32 in_batch = af_undispatched(target, slot, holds, ctx->sp, &nested);
 	slot->state = AF_SLOT_FREE;
 	slot->adder = 0;
 	slot->destroy = at;
-	if (in_batch == AF_PENDING_UNKNOWN) {
+	if (in_batch >= AF_PENDING_UNKNOWN) {
 		af_flag(slot, AF_S_NOT_JUDGED);
 		af_count(AF_C_NOT_JUDGED);
 		target->not_judged += 1;
-		if (target->not_judged & (target->not_judged - 1))
+		if (in_batch == AF_PENDING_UNTOLD || (target->not_judged & (target->not_judged - 1)))
 			in_batch = AF_PENDING_NO; /* told at doublings */
 		a.flags |= AF_F_NOT_JUDGED;
 		a.arg = (u32)target->not_judged;
@@ -184,7 +185,7 @@ AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 addr, bool entry)
 		af_slot_waiter(slot, s->reg.ep, tid, AF_S_DESTROY_BY_OTHER);
 	if (registered) {
 		af_flag(slot, AF_S_PENDING); /* judged when this call is over */
-		af_put_off(t, slot);
+		af_put_off(t, slot, AF_S_PENDING | AF_S_CLOSE_PENDING);
 	} else {
 		af_lifetime_out(slot, af_signature(slot, false));
 	}

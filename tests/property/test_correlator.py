@@ -11,7 +11,7 @@ from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from agent.correlator import Confidence, Correlator, CorrelatorOptions, Finding, RuleId, Severity
-from agent.correlator.findings import CallSite
+from agent.correlator.findings import ROLES, CallSite
 from agent.correlator.grouping import Groups
 from probes.abi import Kind, RegFlag, RegState, Signature, SlotFlag, SlotState, Suspect
 from probes.events import (
@@ -65,7 +65,7 @@ slots = structs(
     addr=words,
     tgid=tgids,
     state=st.sampled_from(SlotState),
-    flags=st.integers(0, 2**16 - 1).map(SlotFlag),
+    flags=st.integers(0, 2**22 - 1).map(SlotFlag),
     first_delivery=times,
     last_delivery=times,
     last_delivery_enter=times,
@@ -77,22 +77,24 @@ slots = structs(
     epfd=fds,
     old_fd=fds,
     old_epfd=fds,
-    old_desc=words,
+    idle_since=times,
+    hup_since=times,
 )
 registrations = structs(
     Registration,
     userdata=words,
     slot=words,
-    desc=words,
     tgid=tgids,
     epfd=fds,
     fd=fds,
     events=masks,
     state=st.sampled_from(RegState),
-    flags=st.integers(0, 63).map(RegFlag),
+    flags=st.integers(0, 255).map(RegFlag),
+    file=st.integers(0, 2),
+    dup_fd=fds,
 )
 records = st.tuples(
-    small, st.integers(0, 25), st.integers(0, 15), times, times, words, tgids, small, small, fds, fds,
+    small, st.integers(0, 25), st.integers(0, 511), times, times, words, tgids, small, small, fds, fds,
     returns, masks, fds,
 )  # fmt: skip
 CALLS = {Suspect.BAD_CLOSE: Kind.CLOSED, Suspect.FAILED_REMOVAL: Kind.REMOVED}
@@ -120,24 +122,35 @@ def raise_suspicion(draw: st.DrawFn) -> SuspicionRaised:
             st.sampled_from([b"", b"\0" * 64, b"\1" * 8 + b"\xaa" * 56, b"\xaa" * 64])
             | st.binary(max_size=128)
         ),
+        forks=draw(small),
+        last_child=draw(small),
+        forked_at=draw(times),
     )
 
 
 suspicions = raise_suspicion()
-lingerings = st.builds(SlotLingering, ts=st.sampled_from([60, 2**63]), slot=slots)
-lifetimes = st.builds(LifetimeEnded, signature=st.integers(0, 2**16 - 1), slot=slots)
+lingerings = st.builds(
+    SlotLingering, ts=st.sampled_from([60, 2**63]), slot=slots, total=st.sampled_from([0, 1, 16, 40, 2**32])
+)
+lifetimes = st.builds(LifetimeEnded, signature=st.integers(0, 2**17 - 1), slot=slots)
 garbage_json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=8,
 )
-roles = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["create", "destroy", "dispatch", "?"])}))
+roles = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["create", "destroy", "dispatch", "?"])}, optional={"counts": garbage_json}
+    )
+)
 plans = st.fixed_dictionaries(
     {"sites": roles},
     optional={
         "unprobed": roles | garbage_json,
         "guard": st.none() | st.just("generation"),
-        "slot": garbage_json | st.just({"freelist_offset": 0, "size": 64}),
+        "slot": garbage_json
+        | st.just({"freelist_offset": 0, "size": 64})
+        | st.just({"freelist_offset": 0, "size": 64, "count_offset": 8}),
         "identity": garbage_json,
     },
 )
@@ -157,7 +170,7 @@ GUARDED = TargetAttached(
     ts=0, tgid=1, start_time=0, exe="", comm="", bias=0, plan={"sites": [], "guard": "generation"},
     bootstrapped=0, late=False,
 )  # fmt: skip
-counts = st.dictionaries(st.integers(0, 2**16 - 1), st.integers(0, 5), max_size=4)
+counts = st.dictionaries(st.integers(0, 2**17 - 1), st.integers(0, 5), max_size=4)
 others = st.one_of(
     attaches,
     attaches,
@@ -169,7 +182,15 @@ others = st.one_of(
     st.builds(StackSeen, tgid=tgids, id=fds, pcs=st.lists(words, max_size=2).map(tuple)),
     st.builds(ThreadSeen, tgid=tgids, tid=small, comm=st.text(max_size=4)),
     st.builds(TargetGone, ts=times, tgid=tgids, reason=st.text(max_size=4)),
-    st.builds(ProcessForked, ts=times, tgid=tgids, child=small, ended=st.booleans()),
+    st.builds(
+        ProcessForked,
+        ts=times,
+        tgid=tgids,
+        child=small,
+        ended=st.booleans(),
+        watched=st.booleans(),
+        shares_table=st.booleans(),
+    ),
     st.builds(
         FdinfoChecked,
         ts=times,
@@ -178,6 +199,7 @@ others = st.one_of(
         fd=fds,
         userdata=words,
         present=st.none() | st.booleans(),
+        holders=st.lists(st.tuples(small, fds, st.text(max_size=4)), max_size=4).map(tuple),
     ),
     st.builds(CountersRead, ts=times, counters=st.just({})),
     st.builds(
@@ -233,6 +255,7 @@ def test_every_actor_chain_is_in_time_order_with_its_gaps(stream: list[Any]) -> 
     correlator, found = run(stream)
     for finding in (*found, *correlator.findings()):
         seen = [actor for actor in finding.actors if actor.moment.seen]
+        assert {actor.role for actor in finding.actors} <= ROLES
         assert [a.moment.ts for a in seen] == sorted(a.moment.ts for a in seen)
         gaps = [b.moment.ts - a.moment.ts for a, b in pairwise(seen)]
         assert [a.gap_ns for a in seen[1:]] == gaps

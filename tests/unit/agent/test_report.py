@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from agent import report
-from agent.correlator.findings import Actor, Candidate, Confidence, Severity
+from agent.correlator.findings import ROLES, Actor, Candidate, Confidence, Severity
 from agent.exhibit import SCHEMA, crash_exhibit, exhibit
 from agent.scene import Scene
 from agent.sinks import json_line
@@ -107,6 +107,29 @@ def test_unseen_steps_concurrency_candidates_and_update(scene: Scene) -> None:
     assert "candidate  older registration: fd 23 on epoll instance 5, generation 2, orphan" in text
     assert "12,345 deliveries" in text
     assert "goes on: 12,345 deliveries" in plain(report.update(odd))
+
+
+def test_who_made_a_duplicate_is_a_step_like_the_others(scene: Scene) -> None:
+    actors = (
+        finding().actors[0],
+        Actor(role="duplicated", moment=at(12_348.0, 4713, 2), gap_ns=2_322_000, note="fd 31"),
+        *finding().actors[1:],
+    )
+    item = exhibit(finding(actors=actors), scene)
+    rows = plain(report.report(item, FixedAnswers())).splitlines()
+    step = next(number for number, row in enumerate(rows) if row.startswith(" duplicated by worker 4713"))
+    assert rows[step].endswith("at 12.348000 s   2.32 ms later   fd 31")
+    assert "inlined in worker.processHTTPData  worker.zig:951:17" in rows[step + 2]
+    value = item.to_json(FixedAnswers())["actors"][1]
+    assert (value["role"], value["thread"], value["frames"][1]["line"]) == ("duplicated", "worker", 1210)
+
+
+@pytest.mark.parametrize("role", sorted(ROLES))
+def test_the_roles_of_actors_have_a_label_that_fits(role: str, scene: Scene) -> None:
+    """A label that is too long would run into what follows."""
+    odd = finding(actors=(Actor(role=role, moment=at(5, 4713, 2)),))
+    text = plain(report.report(exhibit(odd, scene), FixedAnswers()))
+    assert any(row.startswith(f" {report._VERBS[role]} ") for row in text.splitlines())
 
 
 def test_an_unknown_target_is_no_obstacle() -> None:

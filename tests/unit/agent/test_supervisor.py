@@ -21,8 +21,8 @@ from tests.unit.agent.scenario import ATTACHED
 
 
 class FakeSession:
-    def __init__(self, plan: dict[str, Any], pids: Sequence[int], follow: bool) -> None:
-        self.plan, self.pids, self.follow = plan, tuple(pids), follow
+    def __init__(self, plan: dict[str, Any], pids: Sequence[int], follow: bool, program: str) -> None:
+        self.plan, self.pids, self.follow, self.program = plan, tuple(pids), follow, program
         self.targets: dict[int, TargetAttached] = dict.fromkeys(pids, ATTACHED)
         self.queue: list[Event] = []
         self.finished = False
@@ -67,6 +67,16 @@ class World:
         (self.proc / str(pid)).mkdir()
         (self.proc / str(pid) / "exe").symlink_to(program)
 
+    def maps(self, pid: int, *mapped: Path) -> None:
+        """These files are mapped for execution, in this order; each a second time for data."""
+        rows = []
+        for number, path in enumerate(mapped):
+            inode, start = path.stat().st_ino, 0x7F00_0000_0000 + (number << 20)
+            rows.append(f"{start:x}-{start + 0x1000:x} r-xp 00000000 08:01 {inode} {path}\n")
+            rows.append(f"{start + 0x1000:x}-{start + 0x2000:x} rw-p 00001000 08:01 {inode} {path}\n")
+        rows.append("7fffff000000-7fffff001000 r-xp 00000000 00:00 0 [vdso]\n")
+        (self.proc / str(pid) / "maps").write_text("".join(rows))
+
     def unit(self, *pids: int) -> None:
         """node.service has these processes now."""
         folder = self.folder / "system.slice" / "node.service"
@@ -88,8 +98,8 @@ class World:
     def close(self) -> None:
         pass
 
-    def open(self, plan: ProbePlan, *, pids: Sequence[int], follow: bool) -> Session:
-        session = FakeSession(cast("dict[str, Any]", plan), pids, follow)
+    def open(self, plan: ProbePlan, *, pids: Sequence[int], follow: bool, program: str) -> Session:
+        session = FakeSession(cast("dict[str, Any]", plan), pids, follow, program)
         self.sessions.append(session)
         return session
 
@@ -141,6 +151,54 @@ def test_a_program_takes_all_its_processes_and_follows(world: World) -> None:
     supervisor = world.supervisor(exes=(str(program),), pids=(10,))
     assert [(s.pids, s.follow) for s in world.sessions] == [((10,), True)]
     assert not supervisor.finished
+
+
+def test_a_session_is_told_the_program_that_it_follows(world: World) -> None:
+    program, link = world.program("a"), world.folder / "link"
+    link.symlink_to(program)
+    world.process(12, world.program("b"))
+    world.supervisor(exes=(str(link),), pids=(12,))
+    assert [s.program for s in world.sessions] == [os.path.realpath(program), ""]
+
+
+def test_the_functions_of_the_profile_may_be_in_a_library(world: World) -> None:
+    program, libc, pool = world.program("a"), world.program("libc.so"), world.program("libpool.so")
+    world.process(10, program)
+    world.maps(10, program, libc, pool)
+    world.unknown = {"a", "libc.so"}
+    world.supervisor(pids=(10,))
+    assert world.resolved == [str(program), str(libc), str(pool)]
+    assert [(s.plan["image"], s.pids) for s in world.sessions] == [(str(pool), (10,))]
+    assert world.notices == [f"the functions of the profile are in {pool}"]
+    assert list(world.known.values()) == [[str(pool)]]
+
+
+def test_a_library_of_a_program_that_is_followed(world: World) -> None:
+    program, pool = world.program("a"), world.program("libpool.so")
+    world.process(10, program)
+    world.maps(10, program, pool)
+    world.unknown = {"a"}
+    world.supervisor(exes=(str(program),))
+    assert [(s.plan["image"], s.follow, s.program) for s in world.sessions] == [
+        (str(pool), True, str(program))
+    ]
+
+
+def test_the_refusal_is_the_programs_own_where_no_library_fits(world: World) -> None:
+    program, libc = world.program("a"), world.program("libc.so")
+    world.process(10, program)
+    world.maps(10, program, libc)
+    world.refuse = "no profile fits this executable"
+    with pytest.raises(SymbolsFailed, match="no profile fits this executable"):
+        world.supervisor(pids=(10,))
+    assert world.resolved == [str(program), str(libc)]
+    assert not world.sessions
+
+
+def test_a_program_that_nobody_runs_has_no_libraries(world: World) -> None:
+    world.unknown = {"a"}
+    with pytest.raises(SymbolsFailed):
+        world.supervisor(exes=(str(world.program("a")),))
 
 
 def test_a_program_may_start_later(world: World) -> None:

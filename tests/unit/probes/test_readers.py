@@ -78,8 +78,17 @@ def test_equal_sources_of_a_role_share_one_reader() -> None:
     assert [offset for offset, _ in made.programs] == [0x1000, 0x1001, 0x1002]
     assert made.text.count("int af_site_") == 2
     assert "ctx->bx" in made.text
-    assert "af_hit_destroy(ctx, v0)" in made.text
+    assert "af_hit_destroy(ctx, v0, 0)" in made.text
     assert "af_hit_create(ctx, v0)" in made.text
+
+
+def test_a_destroy_says_whether_it_is_probed_at_its_functions_entry() -> None:
+    """There the return address is on top of the stack: it tells when the call is over."""
+    inside = site(0, Role.DESTROY, RBX)
+    made = generate(plan(inside, dataclasses.replace(site(1, Role.DESTROY, RBX), at_entry=True)))
+    assert "af_hit_destroy(ctx, v0, 0)" in made.text
+    assert "af_hit_destroy(ctx, v0, 1)" in made.text
+    assert made.programs[0][1] != made.programs[1][1]
 
 
 def test_steps_become_reads_in_order() -> None:

@@ -47,6 +47,7 @@ typedef uint64_t u64; typedef uint32_t u32; typedef uint16_t u16; typedef uint8_
 typedef int64_t s64; typedef int32_t s32; typedef int16_t s16; typedef int8_t s8;
 struct pt_regs { u64 ax, dx, cx, bx, si, di, bp, sp, r8, r9, r10, r11, r12, r13, r14, r15, ip; };
 #define AF_C_READ_FAULT 7
+#define AF_FN static inline
 static u64 result; static int faults; static u64 kept[2][2];
 static void af_count(int which) { faults += which == AF_C_READ_FAULT; }
 static unsigned char memory[512]; /* of the watched process, at 0x100000 */
@@ -55,7 +56,7 @@ static int bpf_probe_read_user(void *to, u32 size, void *from)
 	memcpy(to, memory + ((u64)from - 0x100000), size);
 	return 0;
 }
-static int af_hit_destroy(struct pt_regs *ctx, u64 v) { result = v; return 1; }
+static int af_hit_destroy(struct pt_regs *ctx, u64 v, u32 entry) { result = v; return 1; }
 static int af_hit_entry(struct pt_regs *ctx, u32 n, u64 cfa, u64 v)
 {
 	kept[n][0] = cfa;

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from probes import abi
-from probes.rings import Lifetimes, Recorder, Urgent
+from probes.rings import _IN_FLIGHT, Lifetimes, Recorder, Urgent
 
 CAPACITY = 8
 
@@ -18,18 +18,34 @@ CAPACITY = 8
 class FakeRecorder:
     """Writes records as af_record() of probes/bpf/20-output.c does."""
 
-    def __init__(self, cpus: int) -> None:
+    def __init__(self, cpus: int, capacity: int = CAPACITY) -> None:
         self.fd = os.memfd_create("recorder")
-        self.stride = (CAPACITY + 1) * 64
+        self.capacity = capacity
+        self.stride = (capacity + 1) * 64
         os.ftruncate(self.fd, -(-cpus * self.stride // mmap.PAGESIZE) * mmap.PAGESIZE)
         self.written = [0] * cpus
 
     def write(self, cpu: int, ts: int, kind: int = abi.Kind.DELIVERED) -> None:
+        self.finish(cpu, self.begin(cpu), ts, kind)
+
+    def begin(self, cpu: int) -> int:
+        """Take the next place; what is there meanwhile is the record before it, or nothing."""
         number = self.written[cpu]
-        record = abi.RECORD.pack(number & 0xFFFFFFFF, kind, 0, ts, 0, 0, 1, 1, 0, -1, -1, 0, 0, -1)
-        os.pwrite(self.fd, record, cpu * self.stride + 64 + (number % CAPACITY) * 64)
         self.written[cpu] = number + 1
         os.pwrite(self.fd, struct.pack("<Q", number + 1), cpu * self.stride)
+        return number
+
+    def finish(self, cpu: int, number: int, ts: int, kind: int = abi.Kind.DELIVERED) -> None:
+        """Fill the place that was taken, `seq` last."""
+        record = abi.RECORD.pack(number & 0xFFFFFFFF, kind, 0, ts, 0, 0, 1, 1, 0, -1, -1, 0, 0, -1)
+        at = cpu * self.stride + 64 + (number % self.capacity) * 64
+        os.pwrite(self.fd, record[4:], at + 4)
+        os.pwrite(self.fd, record[:4], at)
+
+    def start_at(self, cpu: int, number: int) -> None:
+        """As if so many had been written before."""
+        self.written[cpu] = number
+        os.pwrite(self.fd, struct.pack("<Q", number), cpu * self.stride)
 
 
 @pytest.fixture
@@ -94,6 +110,55 @@ def test_history_from_before_the_reader_is_not_replayed(fake: FakeRecorder) -> N
     assert times(recorder.read(FAR)) == [2]
 
 
+def test_a_record_that_is_being_written_is_not_taken_and_not_lost(fake: FakeRecorder) -> None:
+    fake.start_at(0, 5)
+    recorder = Recorder(fake.fd, 2, CAPACITY)
+    fake.write(0, 10)
+    interrupted = fake.begin(0)
+    fake.write(0, 30)  # by the program that interrupted it
+    assert times(recorder.read(FAR)) == [10]
+    assert recorder.read(FAR) == []
+    fake.finish(0, interrupted, 20)
+    assert times(recorder.read(FAR)) == [20, 30]
+    assert recorder.lost == 0
+
+
+def test_a_place_that_holds_the_round_before_is_not_taken(fake: FakeRecorder) -> None:
+    recorder = Recorder(fake.fd, 2, CAPACITY)
+    for ts in range(1, CAPACITY + 1):
+        fake.write(0, ts)
+        assert times(recorder.read(FAR)) == [ts]
+    second_round = fake.begin(0)
+    assert recorder.read(FAR) == [], "what lies there is record 0, long since read"
+    fake.finish(0, second_round, 99)
+    assert times(recorder.read(FAR)) == [99]
+
+
+def test_the_number_of_a_record_wraps_at_32_bits(fake: FakeRecorder) -> None:
+    fake.start_at(0, 2**32 - 2)
+    recorder = Recorder(fake.fd, 2, CAPACITY)
+    for ts in (1, 2, 3, 4):
+        fake.write(0, ts)
+    begun = fake.begin(0)
+    assert times(recorder.read(FAR)) == [1, 2, 3, 4]
+    fake.finish(0, begun, 5)
+    assert times(recorder.read(FAR)) == [5]
+
+
+def test_only_as_many_as_can_be_in_flight_are_looked_at() -> None:
+    """One that was never finished holds nothing up for ever."""
+    fake = FakeRecorder(1, 4 * _IN_FLIGHT)
+    fake.start_at(0, 5)
+    recorder = Recorder(fake.fd, 1, fake.capacity)
+    fake.begin(0)
+    for ts in range(1, _IN_FLIGHT):
+        fake.write(0, ts)
+    assert recorder.read(FAR) == []
+    fake.write(0, _IN_FLIGHT)
+    assert times(recorder.read(FAR))[-1] == _IN_FLIGHT
+    os.close(fake.fd)
+
+
 class FakeLifetimes:
     def __init__(self) -> None:
         self.size = ctypes.sizeof(abi.Lifetime)
@@ -103,11 +168,17 @@ class FakeLifetimes:
         self.written = [0, 0]
 
     def write(self, cpu: int, signature: int) -> None:
+        self.finish(cpu, self.begin(cpu), signature)
+
+    def begin(self, cpu: int) -> int:
         number = self.written[cpu]
-        lifetime = abi.Lifetime(seq=number, cpu=cpu, signature=signature, slot=abi.Slot(addr=signature * 16))
-        os.pwrite(self.fd, bytes(lifetime), (cpu * CAPACITY + number % CAPACITY) * self.size)
         self.written[cpu] = number + 1
         os.pwrite(self.heads, struct.pack("<Q", number + 1), cpu * ctypes.sizeof(abi.RingHead))
+        return number
+
+    def finish(self, cpu: int, number: int, signature: int) -> None:
+        lifetime = abi.Lifetime(seq=number, cpu=cpu, signature=signature, slot=abi.Slot(addr=signature * 16))
+        os.pwrite(self.fd, bytes(lifetime), (cpu * CAPACITY + number % CAPACITY) * self.size)
 
 
 def test_lifetimes_are_counted_by_signature_with_one_example_each() -> None:
@@ -138,6 +209,21 @@ def test_lifetimes_across_the_wrap_and_beyond_it() -> None:
     counts, _ = reader.count()
     assert sum(counts.values()) + reader.lost == 20
     assert set(counts) == set(range(13, 20))
+
+
+def test_a_lifetime_that_is_being_written_is_not_taken_and_not_lost() -> None:
+    fake = FakeLifetimes()
+    reader = Lifetimes(fake.fd, fake.heads, 2, CAPACITY)
+    for _ in range(3):
+        fake.write(0, 1)
+    half = fake.begin(0)
+    fake.write(0, 2)
+    fake.write(1, 7)
+    assert reader.count()[0] == {1: 3, 7: 1}
+    assert reader.count()[0] == {}
+    fake.finish(0, half, 9)
+    assert reader.count()[0] == {9: 1, 2: 1}
+    assert reader.lost == 0
 
 
 def ring_bytes(size: int) -> int:

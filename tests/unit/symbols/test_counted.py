@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from symbols.errors import ProfileError
@@ -10,7 +12,7 @@ from symbols.profile import parse_profile
 from symbols.resolve import resolve
 from symbols.serial import plan_from_json, plan_to_json
 from tests.targets.build import C_MODES, SOURCE_DIR
-from tests.unit.symbols.builds import build_c, build_cserver
+from tests.unit.symbols.builds import build_c, build_cserver, build_rust, build_zig
 from tests.unit.symbols.test_ties import C_FLAGS, CPP_FLAGS, shown
 
 
@@ -33,7 +35,8 @@ def test_a_destroy_that_seems_to_count(compiler: str, level: str) -> None:
     for function in ("plain", "last_first", "checked", "atomic", "builtin", "guarded", "locked", "by_helper"):
         plan = plan_of(compiler, level, function)
         assert plan.destroy_counts, function
-        assert "count = " in shown(plan)
+        field = "shared" if function == "atomic" else "refs"
+        assert f'count = "{field}"' in shown(plan)
     for function in ("always", "helped", "null_is_fine", "population", "next_life", "backwards", "by_state"):
         plan = plan_of(compiler, level, function)
         assert not plan.destroy_counts, function
@@ -45,6 +48,11 @@ def test_atomic_counts_of_cpp(compiler: str, level: str) -> None:
     for function in ("unref", "drop"):
         plan = plan_of(compiler, level, function, slot="this", source="counted.cpp")
         assert plan.destroy_counts, function
+        said = re.search(r'say count = "(.+?)"', shown(plan))
+        assert said is not None
+        more = f', count = "{said[1]}"'
+        plan = plan_of(compiler, level, function, more, slot="this", source="counted.cpp")
+        assert (plan.slot.count_offset, plan.slot.count_size) == ((0, 4) if function == "unref" else (16, 8))
     assert not plan_of(compiler, level, "destroy", slot="conn", source="counted.cpp").destroy_counts
 
 
@@ -89,3 +97,26 @@ def test_a_field_that_is_not_there(path: str, said: str) -> None:
         plan_of("gcc", "-O2", "plain", f", count = '{path}'")
     assert caught.value.key == "slot.destroy.count"
     assert said in caught.value.detail
+
+
+@pytest.mark.parametrize("mode", ["Debug", "ReleaseSafe", "ReleaseFast"])
+def test_counts_of_zig(mode: str) -> None:
+    text = "name = 'x'\n[slot]\ntype = 'Conn'\ndestroy = { function = '*.Conn.unref', slot = 'self'%s }"
+    path = build_zig(mode, "counted.zig")
+    plan = resolve(path, parse_profile(text % ", count = 'refs'"))
+    assert plan.complete(Role.DESTROY)
+    (field,) = (field for field in plan.slot.fields if field.path.startswith("refs"))
+    assert (plan.slot.count_offset, plan.slot.count_size) == (field.offset, 4)
+    assert plan.warnings == ()  # Conn is counted.Conn
+    assert resolve(path, parse_profile(text % "")).destroy_counts
+
+
+@pytest.mark.parametrize("flags", [(), ("-O",)])
+def test_counts_of_rust(flags: tuple[str, ...]) -> None:
+    text = "name = 'x'\n[slot]\ntype = 'Conn'\ndestroy = { function = '%s', slot = 'conn'%s }"
+    path = build_rust(*flags, source="counted.rs")
+    for name in ("unref", "Conn::unref", "counted::Conn::unref"):
+        plan = resolve(path, parse_profile(text % (name, ", count = 'refs'")))
+        assert plan.complete(Role.DESTROY)
+        assert plan.slot.count_size == 8
+    assert resolve(path, parse_profile(text % ("Conn::unref", ""))).destroy_counts

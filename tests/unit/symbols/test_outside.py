@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from symbols.image import Image
 from symbols.plan import ProbePlan, Role
 from symbols.profile import parse_profile
 from symbols.resolve import resolve
@@ -86,6 +87,31 @@ def test_where_two_ways_meet_behind_the_call(compiler: str) -> None:
     plan = plan_of(build_c("-g", "-Os", compiler=compiler, source="tails.c"), "joined")
     assert not plan.complete(Role.CREATE)
     assert [lost.enclosing for lost in plan.unprobed] == ["pick"]
+
+
+@pytest.mark.parametrize(("compiler", "flags"), FLAGS)
+def test_the_return_address_is_on_top_of_the_stack_at_an_entry(
+    compiler: str, flags: str, tmp_path: Path
+) -> None:
+    """Who called a destroy is told by it; ranges say whether that was another destroy."""
+    path = build_c("-g", *flags.split(), compiler=compiler, source="tails.c")
+    plan = plan_of(path, "plain")
+    (site,) = plan.by_role(Role.DESTROY)
+    assert site.at_entry
+    base = 0x555555554000 if plan.pie else 0
+    script = tmp_path / "top.gdb"
+    lines = ["set auto-load no", "starti", f"break *{base + site.address:#x}", "commands", "silent"]
+    lines += ['printf "from %lx\\n", *(long *)$rsp', "continue", "end", "continue"]
+    script.write_text("\n".join([*lines, ""]))
+    command = [require_program("gdb"), "-nx", "-batch", "-x", str(script), str(path)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    callers = {int(line.split()[1], 16) - base for line in said.splitlines() if line.startswith("from ")}
+    assert len(callers) >= 5
+    with Image(path) as image:
+        for back in callers:
+            call = image.code(back - 5, 5)
+            assert call[0] == 0xE8
+            assert back + int.from_bytes(call[1:], "little", signed=True) == site.ranges[0][0]
 
 
 LOCKED = [("gcc", "-O1"), ("gcc", "-O2"), ("gcc", "-O3"), ("clang", "-O2")]

@@ -52,7 +52,7 @@ def test_plans_of_older_recordings_are_read(plan: ProbePlan) -> None:
     ):
         del data["slot"][key]
     for site in data["sites"]:
-        for key in ("at_entry", "ranges", "counts"):
+        for key in ("at_entry", "ranges", "counts", "counts_at"):
             del site[key]
     old = plan_from_json(json.loads(json.dumps(data)))
     assert [(site.address, site.source) for site in old.sites] == [(s.address, s.source) for s in plan.sites]

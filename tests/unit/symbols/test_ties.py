@@ -44,6 +44,7 @@ def shown(plan: ProbePlan) -> str:
         ("on_const", "s", 0, "is the slot (slot)"),
         ("on_watcher", "w", 16, "lies at +0x10 of the slot (watcher)"),
         ("on_void", "arg", 0, "is the slot (slot)"),
+        ("on_void_late", "arg", 0, "is the slot (slot)"),
         ("on_void_watcher", "arg", 16, "lies at +0x10 of the slot (watcher)"),
     ],
 )
@@ -219,3 +220,27 @@ def test_a_destroy_that_is_narrowed_to_nothing() -> None:
             destroy="function = 'slot_destroy', slot = 's', in = 'nobody'",
         )
     assert "1 left out by in, not_in and file" in caught.value.detail
+
+
+@pytest.mark.parametrize(("compiler", "level"), C_FLAGS)
+def test_types_that_only_a_typedef_names(compiler: str, level: str) -> None:
+    text = """
+    name = "ties"
+    [slot]
+    type = "anon_t"
+    create = { function = "anon_create", returns = "slot" }
+    destroy = { function = "anon_destroy", slot = "a" }
+    dispatch = { function = "on_anon", object = "a" }
+    """
+    plan = resolve(build_c("-g", level, compiler=compiler, source="ties.c"), parse_profile(text))
+    assert plan.warnings == ()
+    assert plan.unprobed == ()
+    assert (plan.slot.type_name, plan.slot.size, plan.slot.object_is_slot) == ("anon_t", 24, True)
+    destroy = "function = 'slot_t_destroy', slot = 's'"
+    for kind in ("slot_t", "slot"):
+        plan = plan_of(compiler, level, "function = 'on_slot', object = 's'", destroy=destroy, kind=kind)
+        assert plan.warnings == ()
+        assert plan.slot.object_is_slot
+    raw = "function = 'raw_destroy', slot = 'p'"
+    plan = plan_of(compiler, level, "function = 'on_anon', object = 'a'", destroy=raw, kind="anon_t")
+    assert (plan.slot.type_name, plan.slot.size, plan.slot.object_is_slot) == ("anon_t", 24, True)

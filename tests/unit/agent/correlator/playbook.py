@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from agent.correlator import Confidence, Correlator, CorrelatorOptions, Finding, RuleId, Severity
+from agent.correlator.rules_lifetime import FEWEST_LEAKED
 from probes.abi import Kind, RegFlag, RegState, Signature, SlotFlag, SlotState, Suspect
 from probes.events import (
     LifetimeEnded,
@@ -26,7 +27,16 @@ SLOT = 0x7F00_0000_1000
 EPFD = 5
 EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP, EPOLLRDHUP = 0x1, 0x4, 0x8, 0x10, 0x2000
 EPOLLONESHOT = 1 << 30
-SITES = {"create": 0x100, "add": 0x200, "del": 0x300, "close": 0x400, "destroy": 0x500}  # image addresses
+SITES = {  # image addresses
+    "create": 0x100,
+    "add": 0x200,
+    "del": 0x300,
+    "close": 0x400,
+    "destroy": 0x500,
+    "dup": 0x600,
+}
+FILE = 0xFFFF_8881_0000_0000  # struct file * of fd 0 of these stories; each number has its own
+INODE = 90_000
 
 _UPROBES = {Kind.CREATED, Kind.DESTROYED, Kind.DISPATCHED}
 
@@ -38,14 +48,26 @@ def plan(
     dispatch: int = 1,
     unprobed: tuple[str, ...] = (),
     guard: str | None = None,
+    counting: bool = False,
+    count_offset: int | None = None,
 ) -> dict[str, Any]:
-    """A probe plan as its JSON: so many sites of each role, and roles with an instance left out."""
+    """A probe plan as its JSON: so many sites of each role, and roles with an instance left out.
+
+    counting: the destroys seem to count references down; count_offset: the profile names the count.
+    """
     counts = {"create": create, "destroy": destroy, "dispatch": dispatch}
+    slot: dict[str, Any] = {"freelist_offset": 0, "size": 64}
+    if count_offset is not None:
+        slot["count_offset"] = count_offset
     return {
         "identity": "build-id:cafe",
         "guard": guard,
-        "slot": {"freelist_offset": 0, "size": 64},
-        "sites": [{"role": role} for role, n in counts.items() for _ in range(n)],
+        "slot": slot,
+        "sites": [
+            {"role": role, "counts": counting and role == "destroy"}
+            for role, n in counts.items()
+            for _ in range(n)
+        ],
         "unprobed": [{"role": role, "enclosing": "worker.run"} for role in unprobed],
     }
 
@@ -121,7 +143,6 @@ class Life:
         self.reg = Registration(
             userdata=self.slot.addr,
             slot=self.slot.addr,
-            desc=0,
             tgid=TGID,
             gen=self.slot.gen,
             epfd=self.slot.epfd,
@@ -129,12 +150,17 @@ class Life:
             events=events,
             state=RegState.LIVE,
             flags=RegFlag(0),
-            consecutive=0,
             add=self.slot.add,
             mod=Moment(),
             end=Moment(),
+            file=FILE + self.slot.fd,
+            ino=INODE + self.slot.fd,
         )
         return self
+
+    def dupped(self, ts: int, fd: int = 12, by: int = LOOP) -> Self:
+        """dup(2) of the registered fd; the duplicate stays open."""
+        return self.registration(dup_fd=fd, dup=self._at("dup", ts, by))
 
     def delivered(self, ts: int, by: int = LOOP) -> Self:
         late = bool(self.slot.flags & SlotFlag.CLOSED)
@@ -162,8 +188,7 @@ class Life:
         moment = self._at("close", ts, by, began)
         if self.reg is not None and self.reg.state is RegState.LIVE:
             state = RegState.ORPHAN if shared else RegState.ENDED
-            how = RegFlag.SHARED if shared else RegFlag.BY_CLOSE
-            self.registration(state=state, flags=self.reg.flags | how, end=moment)
+            self.registration(state=state, flags=self.reg.flags | RegFlag.BY_CLOSE, end=moment)
         return self.has(close=moment).flagged(SlotFlag.CLOSED)
 
     def destroyed(self, ts: int, by: int = LOOP) -> Self:
@@ -174,6 +199,12 @@ class Life:
         before = self.slot
         self.slot = Life(before.addr, before.gen + 1, before.fd, self._bias).slot
         return self.has(prev_destroy=before.destroy).created(ts)
+
+    def given_out_again(self, ts: int) -> Self:
+        """Created again with no destroy in between: two owners. `reg` is the first one's."""
+        before = self.slot
+        self.slot = Life(before.addr, before.gen + 1, before.fd, self._bias).slot
+        return self.has(live_from=before.live_from).created(ts).flagged(SlotFlag.REBORN_LIVE)
 
     def with_current(self, ts: int, fd: int = 12, events: int = EPOLLIN | EPOLLRDHUP) -> Self:
         """The new generation registers too: `reg` stays the older registration, `other` is this one."""
@@ -187,6 +218,8 @@ class Life:
             flags=RegFlag(0),
             add=self._at("add", ts, LOOP),
             end=Moment(),
+            file=FILE + fd,
+            ino=INODE + fd,
         )
         return self.has(fd=fd, add=self.other.add)
 
@@ -197,6 +230,7 @@ class Life:
         memory = more.pop("memory", b"")
         batch = more.pop("batch", 1)
         by = more.pop("by", by)
+        children = {name: more.pop(name, 0) for name in ("forks", "last_child", "forked_at")}
         trigger = {
             "seq": 0,
             "kind": kind,
@@ -225,6 +259,7 @@ class Life:
             other=self.other,
             comm="loop",
             memory=memory,
+            **children,
         )
 
     def stale_delivery(self, ts: int, *, stale: int = 1, **more: Any) -> SuspicionRaised:
@@ -248,21 +283,30 @@ class Life:
         """Another ADD of the same slot, under `fd`; what was `reg` becomes the other registration."""
         assert self.reg is not None
         first = replace(self.reg, **other)
-        mine = replace(self.reg, fd=fd, gen=self.slot.gen, add=self._at("add", ts, LOOP))
+        mine = replace(
+            self.reg,
+            fd=fd,
+            gen=self.slot.gen,
+            add=self._at("add", ts, LOOP),
+            state=RegState.LIVE,
+            file=FILE + fd,
+            ino=INODE + fd,
+        )
         event = self.suspicion(Suspect.ALIASED_SLOT, Kind.ADDED, ts, fd=fd)
         return replace(event, reg=mine, other=first)
 
     def freed_registered(self, ts: int, by: int = LOOP, **more: Any) -> SuspicionRaised:
-        self.destroyed(ts, by)
+        if not self.slot.destroy.seen:
+            self.destroyed(ts, by)
         return self.suspicion(Suspect.FREED_REGISTERED, Kind.DESTROYED, ts, by, **more)
 
-    def freed_in_batch(self, ts: int, by: int = LOOP) -> SuspicionRaised:
+    def freed_in_batch(self, ts: int, by: int = LOOP, **more: Any) -> SuspicionRaised:
         self.destroyed(ts, by)
-        return self.suspicion(Suspect.FREED_IN_BATCH, Kind.DESTROYED, ts, by)
+        return self.suspicion(Suspect.FREED_IN_BATCH, Kind.DESTROYED, ts, by, **more)
 
-    def outlives_close(self, ts: int, by: int = LOOP) -> SuspicionRaised:
+    def outlives_close(self, ts: int, by: int = LOOP, **more: Any) -> SuspicionRaised:
         self.closed(ts, by, shared=True)
-        return self.suspicion(Suspect.OUTLIVES_CLOSE, Kind.CLOSED, ts, by)
+        return self.suspicion(Suspect.OUTLIVES_CLOSE, Kind.CLOSED, ts, by, **more)
 
     def failed_removal(self, ts: int, ret: int, kind: Kind = Kind.REMOVED) -> SuspicionRaised:
         return self.suspicion(Suspect.FAILED_REMOVAL, kind, ts, ret=ret)
@@ -271,8 +315,9 @@ class Life:
         event = self.suspicion(Suspect.BAD_CLOSE, Kind.CLOSED, ts, fd=fd, ret=ret)
         return replace(event, slot=None, reg=None)
 
-    def hot(self, ts: int, repeats: int, **more: Any) -> SuspicionRaised:
-        self.has(consecutive=repeats)
+    def hot(self, ts: int, idle: int, **more: Any) -> SuspicionRaised:
+        """`idle` deliveries with no progress on its file; since when is the story's `idle_since`."""
+        self.has(idle=idle)
         return self.suspicion(Suspect.HOT, Kind.DELIVERED, ts, arg=EPOLLIN, **more)
 
     def ended(self, signature: int = 0) -> LifetimeEnded:
@@ -289,8 +334,9 @@ class Life:
         sig |= Signature.DESTROY_OTHER if slot.destroy.tid != LOOP else 0
         return LifetimeEnded(signature=int(sig), slot=slot)
 
-    def lingering(self, ts: int) -> SlotLingering:
-        return SlotLingering(ts=ts, slot=self.slot)
+    def lingering(self, ts: int, total: int = FEWEST_LEAKED) -> SlotLingering:
+        """`total` slots of the target have lingered at least as long as this one."""
+        return SlotLingering(ts=ts, slot=self.slot, total=total)
 
 
 def life(addr: int = SLOT, gen: int = 1, fd: int = 9, bias: int = BIAS) -> Life:

@@ -26,7 +26,7 @@ def test_records_are_counted_and_change_no_verdict(play: Playbook) -> None:
     kinds = (Kind.CREATED, Kind.ADDED, Kind.CLOSED, Kind.DESTROYED, Kind.DELIVERED)
     records = tuple(record(kind, 10 + at) for at, kind in enumerate(kinds))
     play >> attached() >> RecordsRead(records=records) << nothing
-    play >> life().destroyed(50).stale_delivery(70) << critical("stale-delivery", count=1)
+    play >> life().destroyed(50).stale_delivery(70) << critical("stale-delivery", "confirmed", count=1)
     play >> RecordsRead(records=((1, 2), ())) << nothing
     assert (play.correlator.stats.records, play.correlator.stats.last_ts) == (7, 70)
     assert [f.count for f in play.correlator.findings()] == [1]

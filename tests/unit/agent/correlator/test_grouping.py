@@ -59,10 +59,19 @@ def test_a_jump_over_several_doublings_is_one_report() -> None:
 
 
 def test_call_sites_tell_groups_apart_and_addresses_of_slots_do_not(play: Playbook) -> None:
-    play >> attached() >> life().destroyed(50).stale_delivery(70) << critical("stale-delivery", count=1)
-    play >> life(SLOT + 64, fd=8).destroyed(51).stale_delivery(72) << critical("stale-delivery", count=2)
+    (
+        play
+        >> attached()
+        >> life().destroyed(50).stale_delivery(70)
+        << critical("stale-delivery", "confirmed", count=1)
+    )
+    (
+        play
+        >> life(SLOT + 64, fd=8).destroyed(51).stale_delivery(72)
+        << critical("stale-delivery", "confirmed", count=2)
+    )
     play >> life().closed(40).destroyed(50).stale_delivery(74, stale=2)
-    play << critical("stale-delivery", count=1, update=False)
+    play << critical("stale-delivery", "observed", count=1, update=False)
     assert [f.count for f in play.correlator.findings()] == [2, 1]
 
 
@@ -90,32 +99,53 @@ def test_uncertain_and_certain_never_share_a_group(play: Playbook) -> None:
 def test_stronger_evidence_replaces_weaker_and_is_reported_at_once(play: Playbook) -> None:
     play >> attached()
     for n in range(3):
-        play.correlator.feed(life(SLOT + 64 * n).destroyed(50).stale_delivery(70))
+        # the registration was removed: the kernel does not confirm
+        play.correlator.feed(life(SLOT + 64 * n).removed(40).destroyed(50).stale_delivery(70))
+    assert play.correlator.findings()[0].confidence is Confidence.OBSERVED
     play.finish()
-    play >> life(SLOT + 640).destroyed(80).stale_delivery(90, memory=freed_bytes())
+    play >> life(SLOT + 640).removed(40).destroyed(80).stale_delivery(90, memory=freed_bytes())
     play << critical("stale-delivery", "confirmed", count=4, slot=SLOT + 640)
-    play >> life(SLOT + 704).destroyed(80).stale_delivery(95) << nothing
+    play >> life(SLOT + 704).removed(40).destroyed(80).stale_delivery(95) << nothing
     assert play.correlator.findings()[0].confidence is Confidence.CONFIRMED
 
 
 def test_running_totals_are_counted_once(play: Playbook) -> None:
     story = life().destroyed(50)
-    play >> attached() >> story.stale_delivery(70, stale=3) << critical("stale-delivery", count=3)
+    (
+        play
+        >> attached()
+        >> story.stale_delivery(70, stale=3)
+        << critical("stale-delivery", "confirmed", count=3)
+    )
     play >> story.stale_delivery(71, stale=3) << nothing
-    play >> story.stale_delivery(80, stale=64) << critical("stale-delivery", count=64)
+    play >> story.stale_delivery(80, stale=64) << critical("stale-delivery", "confirmed", count=64)
     again = life(gen=2).destroyed(90)
-    play >> again.stale_delivery(95, stale=64) << critical("stale-delivery", count=128)
+    play >> again.stale_delivery(95, stale=64) << critical("stale-delivery", "confirmed", count=128)
 
 
 def test_a_new_process_of_the_same_number_starts_at_zero(play: Playbook) -> None:
-    play >> attached() >> life().destroyed(50).stale_delivery(70, stale=5) << critical("stale-delivery")
+    (
+        play
+        >> attached()
+        >> life().destroyed(50).stale_delivery(70, stale=5)
+        << critical("stale-delivery", "confirmed")
+    )
     play >> attached(ts=100) >> life().destroyed(150).stale_delivery(170, stale=5)
-    play << critical("stale-delivery", count=10)
+    play << critical("stale-delivery", "confirmed", count=10)
 
 
 def test_sub_classes_are_counted(play: Playbook) -> None:
-    play >> attached() >> life().destroyed(50).stale_delivery(70, wait=60) << critical("stale-delivery")
-    play >> life(gen=2).destroyed(66).stale_delivery(70, wait=60, stale=4) << critical("stale-delivery")
+    (
+        play
+        >> attached()
+        >> life().destroyed(50).stale_delivery(70, wait=60)
+        << critical("stale-delivery", "confirmed")
+    )
+    (
+        play
+        >> life(gen=2).destroyed(66).stale_delivery(70, wait=60, stale=4)
+        << critical("stale-delivery", "confirmed")
+    )
     assert play.last is not None
     assert play.last.sub_classes == {"later-batch": 1, "concurrent": 4}
 
@@ -151,5 +181,10 @@ def test_forgotten_totals_count_once_and_say_so() -> None:
 
 
 def test_by_worker_or_loop_is_one_group_because_sites_decide(play: Playbook) -> None:
-    play >> attached() >> life().destroyed(50, WORKER).stale_delivery(70) << critical("stale-delivery")
-    play >> life(gen=2).destroyed(50).stale_delivery(70) << critical("stale-delivery", count=2)
+    (
+        play
+        >> attached()
+        >> life().destroyed(50, WORKER).stale_delivery(70)
+        << critical("stale-delivery", "confirmed")
+    )
+    play >> life(gen=2).destroyed(50).stale_delivery(70) << critical("stale-delivery", "confirmed", count=2)

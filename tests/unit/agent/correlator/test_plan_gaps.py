@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agent.correlator import Finding
+from probes.abi import RecordFlag
 from symbols.plan import Role
 from symbols.resolve import resolve
 from symbols.serial import plan_to_json
@@ -21,6 +22,7 @@ from tests.unit.agent.correlator.playbook import (
     critical,
     freed_bytes,
     high,
+    info,
     life,
     nothing,
     warning,
@@ -80,8 +82,8 @@ NEEDS: tuple[tuple[str, Role, Callable[[Life], Any]], ...] = (
         lambda story: story.destroyed(50).destroy_again(60, memory=freed_bytes()),
     ),
     ("stale-dispatch", Role.CREATE, lambda story: story.destroyed(50).stale_dispatch(60, 0x7F00_0000_9000)),
-    ("aliased-slot", Role.DESTROY, lambda story: story.aliased_by(60)),
-    ("leaked-slot", Role.DESTROY, lambda story: story.closed(40).lingering(40 * SECOND)),
+    ("aliased-slot", Role.DESTROY, lambda story: story.given_out_again(50).aliased_by(60)),
+    ("leaked-slot", Role.DESTROY, lambda story: story.has(hup_since=40).lingering(40 * SECOND)),
 )
 
 
@@ -111,7 +113,8 @@ def test_a_delivery_whose_destroy_was_not_seen_is_no_stale_one(play: Playbook) -
 
 def test_a_stale_delivery_needs_only_what_was_seen(play: Playbook) -> None:
     """Destroyed and never registered again, which no unprobed create can hide: ADD is a system call."""
-    watching(play, INCOMPLETE) >> life().destroyed(50).stale_delivery(70) << critical("stale-delivery")
+    watching(play, INCOMPLETE) >> life().destroyed(50).stale_delivery(70)
+    play << critical("stale-delivery", "confirmed")
 
 
 def test_a_delivery_that_the_unseen_generation_can_have_caused_is_uncertain(play: Playbook) -> None:
@@ -130,9 +133,16 @@ class TestFreedInOpenBatch:
         story = life().delivered(40).dispatched()
         watching(play, SOME_DISPATCHES) >> story.freed_in_batch(50, LOOP) << nothing
 
-    def test_without_a_dispatch_probe_only_another_thread_counts(self, play: Playbook) -> None:
-        watching(play, NO_DISPATCH) >> life().delivered(40).freed_in_batch(50, LOOP) << nothing
-        play >> life().delivered(40).freed_in_batch(50, WORKER) << high("freed-in-open-batch")
+    @pytest.mark.parametrize("by", [LOOP, WORKER])
+    def test_without_a_dispatch_probe_it_is_not_judged(self, play: Playbook, by: int) -> None:
+        event = life().delivered(40).freed_in_batch(50, by, flags=RecordFlag.NOT_JUDGED)
+        watching(play, NO_DISPATCH) >> event << info("freed-in-open-batch", "uncertain")
+        assert "whether the loop had already come to this delivery is not known" in reasons(play.last)
+
+    def test_what_the_kernel_side_could_judge_without_a_dispatch_probe(self, play: Playbook) -> None:
+        """It saw the loop's own index: then no dispatch is needed."""
+        watching(play, NO_DISPATCH) >> life().delivered(40).freed_in_batch(50, LOOP)
+        play << high("freed-in-open-batch")
 
     def test_all_dispatches_are_probed(self, play: Playbook) -> None:
         watching(play, COMPLETE) >> life().delivered(40).freed_in_batch(50, LOOP)

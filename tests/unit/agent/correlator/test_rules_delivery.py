@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from probes.abi import RegFlag, RegState, SlotFlag, SlotState
+from probes.abi import RecordFlag, RegFlag, RegState, SlotFlag, SlotState
 from probes.events import FdinfoChecked, Lost, Moment
 from tests.unit.agent.correlator.playbook import (
     EPFD,
@@ -24,6 +24,7 @@ from tests.unit.agent.correlator.playbook import (
     attached,
     critical,
     freed_bytes,
+    high,
     info,
     life,
     nothing,
@@ -31,8 +32,50 @@ from tests.unit.agent.correlator.playbook import (
     warning,
 )
 
+SECOND = 1_000_000_000
+
+
+def reasons(play: Playbook) -> str:
+    assert play.last is not None
+    return "; ".join(play.last.reasons)
+
+
+def unasked() -> Life:
+    """A destroyed life whose registration nothing is known of: no answer of the kernel confirms anything."""
+    story = life().destroyed(50)
+    story.reg = None
+    return story
+
 
 class TestStaleDelivery:
+    def test_the_kernel_had_the_registration(self, play: Playbook) -> None:
+        (
+            play
+            >> attached()
+            >> life().destroyed(50).stale_delivery(70)
+            << critical("stale-delivery", "confirmed")
+        )
+        assert "the kernel had the registration of fd 9 with instance 5 when it was delivered" in reasons(
+            play
+        )
+
+    def test_who_keeps_a_closed_fd_open_is_said(self, play: Playbook) -> None:
+        story = life().dupped(30, fd=12, by=WORKER).closed(40, shared=True).destroyed(50)
+        play >> attached() >> story.stale_delivery(70) << critical("stale-delivery", "confirmed")
+        assert play.last is not None
+        assert [a.role for a in play.last.actors] == [
+            "registered",
+            "duplicated",
+            "closed",
+            "destroyed",
+            "delivered",
+        ]
+        assert "kept open by fd 12, its duplicate" in reasons(play)
+
+    def test_without_btf_nothing_is_more_than_inferred(self, play: Playbook) -> None:
+        story = life().registration(flags=RegFlag.NOT_ASKED).destroyed(50)
+        play >> attached() >> story.stale_delivery(70) << critical("stale-delivery", "inferred")
+
     def test_destroyed_before_the_wait_is_a_later_batch(self, play: Playbook) -> None:
         play >> attached() << nothing
         play >> life().closed(40, WORKER).destroyed(50).stale_delivery(70, wait=60)
@@ -72,7 +115,7 @@ class TestStaleDelivery:
         ]
 
     def test_memory_that_looks_freed_confirms(self, play: Playbook) -> None:
-        play >> attached() >> life().destroyed(50).stale_delivery(70, memory=freed_bytes())
+        play >> attached() >> unasked().stale_delivery(70, memory=freed_bytes())
         play << critical("stale-delivery", "confirmed")
 
     @pytest.mark.parametrize(
@@ -86,35 +129,33 @@ class TestStaleDelivery:
         ],
     )
     def test_other_memory_does_not_confirm(self, play: Playbook, memory: bytes) -> None:
-        play >> attached() >> life().destroyed(50).stale_delivery(70, memory=memory)
+        play >> attached() >> unasked().stale_delivery(70, memory=memory)
         play << critical("stale-delivery", "observed", memory=memory)
 
     def test_bytes_behind_the_slot_belong_to_a_neighbour(self, play: Playbook) -> None:
-        play >> attached() >> life().destroyed(50).stale_delivery(70, memory=freed_bytes() + b"neighbour")
+        play >> attached() >> unasked().stale_delivery(70, memory=freed_bytes() + b"neighbour")
         play << critical("stale-delivery", "confirmed")
 
     def test_a_link_to_a_known_slot_confirms_in_a_build_that_does_not_fill(self, play: Playbook) -> None:
         other = life(SLOT + 0x100, fd=8).destroyed(49).ended()
         memory = (SLOT + 0x100).to_bytes(8, "little") + b"\x01" * 56
         play >> attached() >> other << nothing
-        (
-            play
-            >> life().destroyed(50).stale_delivery(70, memory=memory)
-            << critical("stale-delivery", "confirmed")
-        )
+        (play >> unasked().stale_delivery(70, memory=memory) << critical("stale-delivery", "confirmed"))
 
     def test_fdinfo_read_after_the_destroy_confirms(self, play: Playbook) -> None:
         check = FdinfoChecked(ts=55, tgid=TGID, epfd=EPFD, fd=9, userdata=SLOT, present=True)
-        play >> attached() >> check >> life().destroyed(50).stale_delivery(70)
+        story = life().registration(flags=RegFlag.NOT_ASKED).destroyed(50)
+        play >> attached() >> check >> story.stale_delivery(70)
         play << critical("stale-delivery", "confirmed")
 
     def test_fdinfo_read_before_the_destroy_says_nothing(self, play: Playbook) -> None:
         check = FdinfoChecked(ts=45, tgid=TGID, epfd=EPFD, fd=9, userdata=SLOT, present=True)
-        play >> attached() >> check >> life().destroyed(50).stale_delivery(70)
-        play << critical("stale-delivery", "observed")
+        story = life().registration(flags=RegFlag.NOT_ASKED).destroyed(50)
+        play >> attached() >> check >> story.stale_delivery(70)
+        play << critical("stale-delivery", "inferred")
 
     def test_a_slot_from_before_the_attach_is_inferred(self, play: Playbook) -> None:
-        play >> attached() >> life().flagged(SlotFlag.INFERRED).destroyed(50).stale_delivery(70)
+        play >> attached() >> unasked().flagged(SlotFlag.INFERRED).stale_delivery(70)
         play << critical("stale-delivery", "inferred")
 
     def test_a_loss_inside_the_chain_makes_it_uncertain(self, play: Playbook) -> None:
@@ -135,19 +176,19 @@ class TestStaleDelivery:
     )
     def test_a_loss_elsewhere_does_not(self, play: Playbook, lost: Lost) -> None:
         story = Life().created(18).added(20).destroyed(50)
-        play >> attached() >> lost >> story.stale_delivery(70) << critical("stale-delivery")
+        play >> attached() >> lost >> story.stale_delivery(70) << critical("stale-delivery", "confirmed")
 
     def test_an_unknown_start_of_the_loss_reaches_back_to_the_attach(self, play: Playbook) -> None:
-        play >> attached() >> Lost(ts=15, what="fds-map-full", count=1, since=0)
+        play >> attached() >> Lost(ts=15, what="registrations-map-full", count=1, since=0)
         play >> life().destroyed(50).stale_delivery(70) << warning("stale-delivery", "uncertain")
 
     def test_an_unprobed_create_leaves_it_certain(self, play: Playbook) -> None:
         play >> attached(plan(unprobed=("create",))) >> life().destroyed(50).stale_delivery(70)
-        play << critical("stale-delivery")
+        play << critical("stale-delivery", "confirmed")
 
     def test_a_guarded_program_counts_it_as_info(self, play: Playbook) -> None:
         play >> attached(plan(guard="generation bits")) >> life().destroyed(50).stale_delivery(70)
-        play << info("stale-delivery")
+        play << info("stale-delivery", "confirmed")
 
     @pytest.mark.parametrize(
         "story",
@@ -169,7 +210,12 @@ class TestStaleDelivery:
     def test_what_a_run_still_owed_names_the_thread_that_got_it(self, play: Playbook) -> None:
         story = life().destroyed(50).has(last_tid=LOOP)
         owed = replace(story.stale_delivery(70, stale=9, by=WORKER), wait_enter=0, wait_exit=0)
-        play >> attached() >> owed << critical("stale-delivery", count=9, sub_class="later-batch")
+        (
+            play
+            >> attached()
+            >> owed
+            << critical("stale-delivery", "confirmed", count=9, sub_class="later-batch")
+        )
         assert play.last is not None
         assert (play.last.actors[-1].moment.tid, play.last.actors[-1].note) == (LOOP, "last of several")
 
@@ -181,9 +227,20 @@ class TestRecycledDelivery:
 
     def test_critical_when_the_new_generation_has_no_registration(self, play: Playbook) -> None:
         story = life().closed(30, shared=True).destroyed(40).reborn(50)
-        play >> attached() >> story.recycled_delivery(70) << critical("recycled-delivery", generation=2)
+        (
+            play
+            >> attached()
+            >> story.recycled_delivery(70)
+            << critical("recycled-delivery", "confirmed", generation=2)
+        )
         assert play.last is not None
         assert [c.role for c in play.last.candidates] == ["older"]
+
+    def test_who_keeps_the_survivor_alive_is_said(self, play: Playbook) -> None:
+        story = life().dupped(25, fd=12).closed(30, shared=True).destroyed(40).reborn(50)
+        play >> attached() >> story.recycled_delivery(70, forks=1, last_child=4711)
+        play << critical("recycled-delivery", "confirmed")
+        assert "kept open by fd 12, its duplicate" in reasons(play)
 
     def test_uncertain_when_both_can_have_caused_it_and_both_are_named(self, play: Playbook) -> None:
         play >> attached() >> self.old_and_new().recycled_delivery(70)
@@ -196,7 +253,7 @@ class TestRecycledDelivery:
 
     def test_critical_when_the_new_mask_cannot_produce_the_events(self, play: Playbook) -> None:
         play >> attached() >> self.old_and_new(events=EPOLLOUT).recycled_delivery(70)
-        play << critical("recycled-delivery")
+        play << critical("recycled-delivery", "confirmed")
 
     @pytest.mark.parametrize("events", [EPOLLERR, EPOLLHUP])
     def test_error_and_hangup_need_no_mask(self, play: Playbook, events: int) -> None:
@@ -205,7 +262,7 @@ class TestRecycledDelivery:
 
     def test_critical_when_the_new_one_is_a_consumed_one_shot(self, play: Playbook) -> None:
         play >> attached() >> self.old_and_new(events=EPOLLONESHOT).recycled_delivery(70)
-        play << critical("recycled-delivery")
+        play << critical("recycled-delivery", "confirmed")
 
     def test_an_armed_one_shot_can_have_caused_it(self, play: Playbook) -> None:
         play >> attached() >> self.old_and_new(events=EPOLLONESHOT | EPOLLIN).recycled_delivery(70)
@@ -214,7 +271,12 @@ class TestRecycledDelivery:
     def test_critical_when_the_new_one_ended_before_the_wait(self, play: Playbook) -> None:
         story = self.old_and_new()
         story.other = replace(story.other, state=RegState.ENDED, end=Moment(61, 62, 0, LOOP, -1))
-        play >> attached() >> story.recycled_delivery(70, wait=65) << critical("recycled-delivery")
+        (
+            play
+            >> attached()
+            >> story.recycled_delivery(70, wait=65)
+            << critical("recycled-delivery", "confirmed")
+        )
 
     def test_an_end_inside_the_wait_is_concurrent_and_excludes_nothing(self, play: Playbook) -> None:
         story = self.old_and_new()
@@ -231,7 +293,7 @@ class TestRecycledDelivery:
     def test_critical_when_the_new_one_is_of_another_epoll_instance(self, play: Playbook) -> None:
         story = self.old_and_new()
         story.other = replace(story.other, epfd=EPFD + 1)
-        play >> attached() >> story.recycled_delivery(70) << critical("recycled-delivery")
+        play >> attached() >> story.recycled_delivery(70) << critical("recycled-delivery", "confirmed")
 
     def test_a_new_one_whose_removal_is_in_flight_may_be_the_cause(self, play: Playbook) -> None:
         story = self.old_and_new()
@@ -241,7 +303,12 @@ class TestRecycledDelivery:
     def test_a_new_one_that_was_removed_before_the_wait_is_not(self, play: Playbook) -> None:
         story = self.old_and_new().has(removed=Moment(61, 62, 0, LOOP, -1)).flagged(SlotFlag.DELETED)
         story.other = None
-        play >> attached() >> story.recycled_delivery(70, wait=65) << critical("recycled-delivery")
+        (
+            play
+            >> attached()
+            >> story.recycled_delivery(70, wait=65)
+            << critical("recycled-delivery", "confirmed")
+        )
 
     def test_a_removal_that_failed_removed_nothing(self, play: Playbook) -> None:
         story = self.old_and_new().has(removed=Moment(61, 62, 0, LOOP, -1))
@@ -253,7 +320,11 @@ class TestRecycledDelivery:
         story = self.old_and_new().has(batch_count=2)
         play >> attached() >> story.recycled_delivery(70, batch=3)
         play << warning("recycled-delivery", "uncertain")
-        play >> story.recycled_delivery(70, n=2, batch=3) << critical("recycled-delivery", count=1)
+        (
+            play
+            >> story.recycled_delivery(70, n=2, batch=3)
+            << critical("recycled-delivery", "confirmed", count=1)
+        )
         (
             play
             >> story.recycled_delivery(80, n=3, batch=4)
@@ -274,11 +345,15 @@ class TestRecycledDelivery:
 
     def test_a_loss_makes_it_uncertain(self, play: Playbook) -> None:
         story = life().closed(30, shared=True).destroyed(40).reborn(50)
-        play >> attached() >> Lost(ts=55, what="regs-map-full", count=1, since=52)
+        play >> attached() >> Lost(ts=55, what="registrations-map-full", count=1, since=52)
         play >> story.recycled_delivery(70) << warning("recycled-delivery", "uncertain")
 
+    def test_without_btf_the_survivor_is_inferred(self, play: Playbook) -> None:
+        story = life().registration(flags=RegFlag.NOT_ASKED).closed(30, shared=True).destroyed(40).reborn(50)
+        play >> attached() >> story.recycled_delivery(70) << critical("recycled-delivery", "inferred")
+
     def test_fdinfo_confirms_the_survivor(self, play: Playbook) -> None:
-        story = life().closed(30, shared=True).destroyed(40).reborn(50)
+        story = life().registration(flags=RegFlag.NOT_ASKED).closed(30, shared=True).destroyed(40).reborn(50)
         check = FdinfoChecked(ts=45, tgid=TGID, epfd=EPFD, fd=9, userdata=SLOT, present=True)
         play >> attached() >> check >> story.recycled_delivery(70)
         play << critical("recycled-delivery", "confirmed")
@@ -325,7 +400,12 @@ class TestStaleDispatch:
         play << warning("stale-dispatch", "uncertain")
 
     def test_it_follows_the_stale_delivery_of_the_same_slot_and_batch(self, play: Playbook) -> None:
-        play >> attached() >> life().destroyed(50).stale_delivery(70, batch=3) << critical("stale-delivery")
+        (
+            play
+            >> attached()
+            >> life().destroyed(50).stale_delivery(70, batch=3)
+            << critical("stale-delivery", "confirmed")
+        )
         assert play.last is not None
         group = play.last.group
         play >> life().destroyed(50).stale_dispatch(71, 0, batch=3) << critical("stale-dispatch", chain=group)
@@ -337,7 +417,12 @@ class TestStaleDispatch:
         play >> story.has(stale_dispatches=8).stale_dispatch(61, 0) << critical("stale-dispatch", count=8)
 
     def test_it_does_not_follow_one_of_another_batch(self, play: Playbook) -> None:
-        play >> attached() >> life().destroyed(50).stale_delivery(70, batch=3) << critical("stale-delivery")
+        (
+            play
+            >> attached()
+            >> life().destroyed(50).stale_delivery(70, batch=3)
+            << critical("stale-delivery", "confirmed")
+        )
         play >> life().destroyed(50).stale_dispatch(81, 0, batch=4) << critical("stale-dispatch", chain="")
 
     def test_a_guard_that_failed_is_no_guard(self, play: Playbook) -> None:
@@ -346,10 +431,11 @@ class TestStaleDispatch:
 
 
 class TestHotRedelivery:
-    def test_first_report_and_rate_from_the_first_delivery(self, play: Playbook) -> None:
-        story = life().has(first_delivery=1000, deliveries=1025)
-        play >> attached() >> story.hot(1_025_000, 1024)
+    def test_first_report_and_rate_since_the_last_progress(self, play: Playbook) -> None:
+        story = life().has(first_delivery=1000, idle_since=2000, deliveries=9000)
+        play >> attached() >> story.hot(1_026_000, 1024)
         play << warning("hot-redelivery", count=1024, rate=1_000_000.0, fd=9)
+        assert "delivered 1024 times in 0.0 s without progress on its file" in reasons(play)
 
     def test_rate_from_successive_reports_in_one_group(self, play: Playbook) -> None:
         story = life().has(first_delivery=1000, deliveries=5000)
@@ -364,15 +450,40 @@ class TestHotRedelivery:
         play >> story.hot(9_000_000, 1024) << nothing  # 3072: not doubled yet
         assert play.correlator.findings()[0].count == 3072
 
+    @pytest.mark.parametrize(("seconds", "severe"), [(59.9, False), (60, True), (600, True)])
+    def test_a_core_spun_for_a_minute_is_high(self, play: Playbook, seconds: float, severe: bool) -> None:
+        story = life().has(idle_since=1000)
+        play >> attached() >> story.hot(1000 + int(seconds * SECOND), 1 << 20)
+        play << (high if severe else warning)("hot-redelivery", count=1 << 20)
+        assert f"in {seconds:.1f} s without progress" in reasons(play)
+
+    def test_only_hang_up_is_reported_and_no_call_can_answer_it(self, play: Playbook) -> None:
+        play >> attached() >> life().hot(2_000_000, 1024, flags=RecordFlag.HOPELESS)
+        play << warning("hot-redelivery")
+        assert "no call can make progress on it: only EPOLLHUP or EPOLLERR is reported" in reasons(play)
+
+    def test_a_closed_fd_that_spins_names_the_close_and_who_keeps_it_open(self, play: Playbook) -> None:
+        story = life().dupped(30, fd=12, by=WORKER).closed(40, shared=True)
+        play >> attached() >> story.hot(2_000_000, 1024, flags=RecordFlag.HOPELESS)
+        play << warning("hot-redelivery")
+        assert "no call can make progress on it: its fd is closed" in reasons(play)
+        assert "kept open by fd 12, its duplicate" in reasons(play)
+        assert play.last is not None
+        assert [a.role for a in play.last.actors] == ["registered", "duplicated", "closed", "delivered"]
+
     def test_a_late_attach_says_that_since_when_cannot_be_known(self, play: Playbook) -> None:
         story = life().flagged(SlotFlag.INFERRED).registration(flags=RegFlag.INFERRED)
         play >> attached() >> story.hot(2_000_000, 1024) << warning("hot-redelivery", "inferred")
-        assert play.last is not None
-        assert any("since when it spins cannot be known" in reason for reason in play.last.reasons)
+        assert "since when it spins cannot be known" in reasons(play)
 
     @pytest.mark.parametrize("mode", [1 << 31, 1 << 30])
     def test_edge_triggered_and_one_shot_do_not_spin(self, play: Playbook, mode: int) -> None:
         play >> attached() >> life().registration(events=EPOLLIN | mode).hot(2_000_000, 1024) << nothing
+
+    @pytest.mark.parametrize("mode", [1 << 29, 1 << 28])
+    def test_wakeup_and_exclusive_are_level_triggered(self, play: Playbook, mode: int) -> None:
+        play >> attached() >> life().registration(events=EPOLLIN | mode).hot(2_000_000, 1024)
+        play << warning("hot-redelivery")
 
     def test_uncertain_when_nothing_is_known(self, play: Playbook) -> None:
         play >> attached() >> replace(life().hot(2_000_000, 1024), slot=None, reg=None)

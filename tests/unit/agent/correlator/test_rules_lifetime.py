@@ -4,6 +4,7 @@ from __future__ import annotations
 import pytest
 
 from agent.correlator import CorrelatorOptions
+from agent.correlator.rules_lifetime import FEWEST_LEAKED
 from probes.abi import Signature, SlotFlag
 from probes.events import LifetimesCounted, Lost, Tick
 from tests.unit.agent.correlator.playbook import (
@@ -20,6 +21,11 @@ from tests.unit.agent.correlator.playbook import (
 )
 
 SECOND = 1_000_000_000
+
+
+def reasons(play: Playbook) -> str:
+    assert play.last is not None
+    return "; ".join(play.last.reasons)
 
 
 class TestImplicitRemoval:
@@ -148,33 +154,81 @@ class TestCountedLifetimes:
 
 
 class TestLeakedSlot:
-    def test_closed_and_not_destroyed_within_the_time(self, play: Playbook) -> None:
-        play >> attached() >> life().closed(40).lingering(40 + 30 * SECOND)
-        play << warning("leaked-slot", window_ns=30 * SECOND)
+    def test_many_closed_at_once_may_wait_to_be_used_again(self, play: Playbook) -> None:
+        play >> attached() >> life().closed(40).lingering(40 + 30 * SECOND, total=40)
+        play << warning("leaked-slot", "uncertain", window_ns=30 * SECOND, count=40)
+        assert "40 slots were closed that long ago or longer, and never destroyed" in reasons(play)
+        assert "their number was not seen to grow" in reasons(play)
 
-    def test_each_slot_counts_once(self, play: Playbook) -> None:
-        story = life().closed(40)
-        play >> attached() >> story.lingering(40 * SECOND) << warning("leaked-slot", count=1)
-        play >> story.lingering(50 * SECOND) << nothing
-        play >> life(0x9000).closed(40).lingering(50 * SECOND) << warning("leaked-slot", count=2, update=True)
+    def test_a_number_that_grows_from_scan_to_scan_is_a_leak(self, play: Playbook) -> None:
+        play >> attached() >> life().closed(40).lingering(40 * SECOND, total=40)
+        play << warning("leaked-slot", "uncertain", count=40)
+        play >> life(0x9000).closed(50).lingering(45 * SECOND, total=70)
+        play << warning("leaked-slot", "observed", count=70, update=True)
+
+    def test_more_named_by_the_same_scan_is_no_growth(self, play: Playbook) -> None:
+        """One scan names some of its slots, the oldest first: their totals grow within it."""
+        play >> attached() >> life().closed(40).lingering(40 * SECOND, total=20)
+        play << warning("leaked-slot", "uncertain", count=20)
+        play >> life(0x9000).closed(50).lingering(40 * SECOND, total=60)
+        play << warning("leaked-slot", "uncertain", count=60, update=True)
+
+    def test_totals_are_counted_once_and_beyond_what_a_scan_names(self, play: Playbook) -> None:
+        play >> attached() >> life().closed(40).lingering(40 * SECOND, total=300)
+        play << warning("leaked-slot", "uncertain", count=300)
+        play >> life().closed(40).lingering(50 * SECOND, total=300) << nothing
+        assert play.correlator.stats.dropped == {"already-counted": 1}
+        play >> life(0x9000).closed(40).lingering(55 * SECOND, total=10_000)
+        play << warning("leaked-slot", "observed", count=10_000, update=True)
+
+    def test_a_program_that_starts_anew_under_the_same_number_is_counted_anew(self, play: Playbook) -> None:
+        play >> attached() >> life().closed(40).lingering(40 * SECOND, total=20)
+        play << warning("leaked-slot", "uncertain", count=20)
+        play >> attached(ts=50 * SECOND)
+        play >> life().closed(51 * SECOND).lingering(90 * SECOND, total=20)
+        play << warning("leaked-slot", "uncertain", count=40, update=True)
+
+    def test_few_closed_slots_wait_to_be_used_again(self, play: Playbook) -> None:
+        play >> attached() >> life().closed(40).lingering(40 * SECOND, total=FEWEST_LEAKED - 1) << nothing
+        assert play.correlator.stats.dropped == {"few-closed-slots-may-wait-to-be-used-again": 1}
+
+    def test_one_that_hangs_up_and_is_never_closed_is_a_leak(self, play: Playbook) -> None:
+        story = life().has(hup_since=40, last_tid=LOOP)
+        play >> attached() >> story.lingering(40 + 30 * SECOND, total=1)
+        play << warning("leaked-slot", sub_class="hung-up", count=1, window_ns=30 * SECOND)
+        assert play.last is not None
+        assert [(a.role, a.moment.ts, a.note) for a in play.last.actors][-1] == (
+            "delivered",
+            40,
+            "first with EPOLLHUP",
+        )
+
+    def test_hung_up_and_closed_are_counted_apart(self, play: Playbook) -> None:
+        play >> attached() >> life().closed(40).lingering(40 * SECOND, total=20)
+        play << warning("leaked-slot", "uncertain", count=20)
+        play >> life(0x9000).has(hup_since=40).lingering(40 * SECOND, total=1)
+        play << warning("leaked-slot", sub_class="hung-up", count=1, update=False)
 
     @pytest.mark.parametrize(
-        "story",
+        ("story", "reason"),
         [
-            life().closed(20 * SECOND),
-            life(),
-            life().closed(40).destroyed(90),
-            life().closed(40).has(flags=SlotFlag(0)),  # registered anew after that close
+            (life().closed(20 * SECOND), "not-lingering-long-enough"),
+            (life().has(hup_since=20 * SECOND), "not-lingering-long-enough"),
+            (life(), "fd-still-open"),
+            (life().closed(40).destroyed(90), "slot-was-destroyed"),
+            (life().closed(40).has(flags=SlotFlag(0)), "fd-still-open"),  # registered anew after that close
         ],
     )
-    def test_does_not_fire(self, play: Playbook, story: Life) -> None:
-        play >> attached() >> story.lingering(40 * SECOND) << nothing
+    def test_does_not_fire(self, play: Playbook, story: Life, reason: str) -> None:
+        play >> attached() >> story.lingering(40 * SECOND, total=40) << nothing
+        assert play.correlator.stats.dropped == {reason: 1}
 
     def test_a_destroy_that_may_have_been_missed(self, play: Playbook) -> None:
-        play >> attached(plan(unprobed=("destroy",))) >> life().closed(40).lingering(40 * SECOND)
+        play >> attached(plan(unprobed=("destroy",)))
+        play >> life().has(hup_since=40).lingering(40 * SECOND, total=1)
         play << warning("leaked-slot", "uncertain")
 
     def test_the_time_is_an_option(self) -> None:
         play = Playbook(CorrelatorOptions(leak_after_ns=10))
-        play >> attached() >> life().closed(40).lingering(49) << nothing
-        play >> life().closed(40).lingering(50) << warning("leaked-slot")
+        play >> attached() >> life().has(hup_since=40).lingering(49) << nothing
+        play >> life().has(hup_since=40).lingering(50) << warning("leaked-slot")

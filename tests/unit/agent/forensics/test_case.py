@@ -34,6 +34,22 @@ def test_only_stacks_that_something_refers_to_are_in_it() -> None:
     assert [event.id for event in case().events if isinstance(event, StackSeen)] == [4]
 
 
+def test_the_stack_of_who_made_a_duplicate_is_kept() -> None:
+    """Who keeps the description open is the best line of the explanation."""
+    story = life().dupped(25, fd=12).closed(30, shared=True).destroyed(50)
+    assert story.reg is not None
+    by = story.reg.dup._replace(stack=50)
+    event = story.registration(dup=by).stale_delivery(70)
+    held = replace(crash().slots[0], reg=replace(story.reg, dup=by._replace(stack=51)))
+    keeper = CaseKeeper()
+    frames = tuple(StackSeen(tgid=TGID, id=number, pcs=(CODE[0] + 0x20,)) for number in (50, 51, 52))
+    for told in (*history(), *frames, event, crash(slots=(held,))):
+        keeper.feed(told)
+    keeper.feed(TargetGone(ts=1100, tgid=TGID, reason="killed by signal 11"))
+    (kept,) = keeper.take()
+    assert {told.id for told in kept.events if isinstance(told, StackSeen)} == {4, 50, 51}
+
+
 def test_it_waits_for_the_end_of_the_process() -> None:
     keeper = CaseKeeper()
     for event in [*history(), crash(ts=1000)]:

@@ -31,7 +31,7 @@ from agent.forensics.explanation import (
 from agent.forensics.facts import CodePlace, Examination, Fault, FreeList, ListEnd, Load, Named, SlotSeen
 from agent.forensics.render import text
 from agent.text import plain
-from probes.abi import SlotFlag
+from probes.abi import RecordFlag, SlotFlag
 from probes.events import Event, SuspicionRaised
 from tests.unit.agent.correlator.playbook import LOOP, SLOT, TGID, WORKER, Life, attached, freed_bytes, life
 
@@ -169,6 +169,34 @@ def test_destroyed_while_registered() -> None:
     item = explain(_evidence(_history(story, story.stale_delivery(70))), _seen())
     assert (item.cause, item.closer, item.destroyer) == (Cause.NEVER_REMOVED, 0, LOOP)
     assert "neither DEL nor close came first" in _order(item)
+
+
+def test_who_made_the_duplicate_is_a_step_and_is_named() -> None:
+    story = life().created(5).added(10).dupped(25, fd=12, by=WORKER)
+    story.closed(30, shared=True).flagged(SlotFlag.ORPHANED)
+    raised = story.destroyed(50).delivered(70).stale_delivery(70)
+    item = explain(_evidence(_history(story, raised)), _seen())
+    step = next(step for step in item.steps if step.role == "duplicated")
+    assert (step.tid, step.comm, step.note) == (WORKER, "worker-1", "fd 12")
+    assert f"another descriptor (fd 12, duplicated by thread {WORKER}) keeps" in _order(item)
+
+
+def test_a_duplicate_of_what_was_never_closed_explains_nothing() -> None:
+    story = life().created(5).added(10).dupped(25, fd=12)
+    raised = story.destroyed(50).delivered(70).stale_delivery(70)
+    item = explain(_evidence(_history(story, raised)), _seen())
+    assert item.cause is Cause.NEVER_REMOVED
+    assert "duplicated" not in {step.role for step in item.steps}
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_free_within_a_batch_that_was_not_judged_is_no_fact(told: bool) -> None:
+    """Without a dispatch nobody knows whether the loop had come to the delivery: not even with a crash."""
+    story = life().added(10).delivered(40).removed(42).closed(45).flagged(SlotFlag.NOT_JUDGED)
+    raised = story.freed_in_batch(50, flags=RecordFlag.NOT_JUDGED, arg=1)
+    item = explain(_evidence(_history(story, *(raised,) * told)), _seen())
+    assert (item.cause, item.certainty) == (Cause.FREED_IN_BATCH, Certainty.INFERRED)
+    assert "whether the loop had come to it is not known" in _order(item)
 
 
 def test_freed_in_the_open_batch() -> None:

@@ -24,10 +24,23 @@ KEEP void on_session(struct session *s) { sum += s->id; }
 KEEP void on_stranger(struct stranger *s) { sum += s->id; }
 KEEP void on_void(void *arg) { struct slot *s = arg; sum += s->w.fd; }
 KEEP void on_void_watcher(void *arg) { struct watcher *w = arg; sum += w->fd; }
+KEEP void on_void_late(void *arg, int events) {
+    if (!arg || events < 0) return;
+    sum += events;
+    struct slot *s = arg;
+    if (events & 1) sum += s->w.fd;
+    s->pad = events;
+}
 KEEP void on_opaque(void *arg) { sum += (long)arg; }
 KEEP void on_next(void *arg) { struct slot *s = ((struct slot *)arg)->next; sum += s->w.fd; }
 KEEP void peer_destroy(struct peer *p) { sum++; free(p->read); free(p->write); }
 KEEP void on_event(struct event *e) { sum += (long)e->data; }
+typedef struct { long id; struct watcher w; } anon_t;
+typedef struct slot slot_t;
+KEEP anon_t *anon_create(void) { anon_t *a = calloc(1, sizeof *a); __asm__ volatile("" : "+r"(a)); return a; }
+KEEP void anon_destroy(anon_t *a) { sum++; free(a); }
+KEEP void on_anon(anon_t *a) { sum += a->id; }
+KEEP void slot_t_destroy(slot_t *s) { sum++; free(s); }
 KEEP void raw_destroy(void *p) { sum++; free(p); }
 
 int main(void) {
@@ -37,12 +50,15 @@ int main(void) {
     s->session = &session;
     s->next = s;
     on_slot(s); on_const(s); on_watcher(&s->w); on_session(s->session); on_stranger(&stranger);
-    on_void(s); on_void_watcher(&s->w); on_opaque(s); on_next(s);
+    on_void(s); on_void_late(s, 1); on_void_watcher(&s->w); on_opaque(s); on_next(s);
     slot_destroy(s);
     raw_destroy(slot_create());
     struct event ev = {0};
     on_event(&ev);
     struct peer p = {0, 0};
     peer_destroy(&p);
+    on_anon(anon_create());
+    anon_destroy(anon_create());
+    slot_t_destroy(slot_create());
     return 0;
 }

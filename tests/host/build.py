@@ -1,0 +1,66 @@
+# Owns making the kernel side's C a library for this machine: the same text that bcc compiles, behind shim.h.
+from __future__ import annotations
+
+import atexit
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from probes.loader import LoadOptions, plain_defines
+from probes.loader_bcc import KERNEL_HEADERS, SOURCES, source_text
+
+HERE = Path(__file__).resolve().parent
+AFTER = ("kernel.c", "truth.c", "player.c", "steps.c", "machine.c")
+
+# What probes/readers.py makes of a plan whose sites are at their functions' entries (create: at its return).
+READERS = """
+int af_site_create(struct pt_regs *ctx) { return af_hit_create(ctx, ctx->ax); }
+int af_site_destroy(struct pt_regs *ctx) { return af_hit_destroy(ctx, ctx->di, 1); }
+int af_site_dispatch(struct pt_regs *ctx) { return af_hit_dispatch(ctx, ctx->di); }
+"""
+
+SHAPES: dict[str, dict[str, object]] = {
+    "complete": {"have_create": True, "create_complete": True},
+    "dispatch": {"have_create": True, "create_complete": True, "have_dispatch": True, "object_delta": 0},
+    "no-create": {},
+    "partial": {"have_create": True},
+}
+"""Which functions of the program are probed: every create, none, or some."""
+
+
+def _flags(shape: str) -> Sequence[str]:
+    options = LoadOptions(
+        ring_records=256, lifetime_records=256, max_slots=64, max_threads=16, urgent_pages=1024
+    )
+    defines = plain_defines(options, **SHAPES[shape])  # type: ignore[arg-type]
+    return [flag for flag in defines if not flag.startswith("-DAF_CPUS=")] + ["-DAF_CPUS=1"]
+
+
+def text() -> str:
+    """The whole translation unit."""
+    parts = [f'#include "{HERE / "shim.h"}"', source_text(READERS)]
+    return "\n".join([*parts, *(f'#include "{HERE / name}"' for name in AFTER)])
+
+
+@cache
+def library(shape: str) -> Path:
+    """Path of the shared library of a shape, built once per process. Raises RuntimeError with gcc's words."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        raise RuntimeError("a C compiler is needed: apt-get install gcc")
+    folder = Path(tempfile.mkdtemp(prefix="afterfree-host-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    source, output = folder / "program.c", folder / f"{shape}.so"
+    source.write_text(text(), encoding="utf-8")
+    command = [
+        compiler, "-std=gnu11", "-O2", "-g", "-shared", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wno-unused",
+        "-Wno-unknown-pragmas", f"-I{KERNEL_HEADERS / 'include'}", f"-I{SOURCES}", *_flags(shape),
+        "-o", str(output), str(source),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"gcc refused the kernel side:\n{done.stderr[-4000:]}")
+    return output

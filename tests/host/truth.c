@@ -1,0 +1,391 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only)
+ *
+ * The oracle. It knows every registration from the simulated kernel, and the lives of slots from the program that is
+ * played; at each step of a probe program it says what must be reported and what may be.
+ */
+#define TRUTH_BITS(what) (1u << (what))
+
+struct truth_reg {
+	struct sim_eventpoll *ep;
+	struct sim_file *file;
+	s32 fd, slot;
+	u32 life;
+	u8 live, noted, loose;  /* noted: the ADD was seen to begin; loose: it began while its slot was free */
+	u8 moving;              /* a MOD that changed its userdata has not returned */
+	u8 closed, due, told;   /* its number was closed while it lived; to be told; told */
+	u8 at_birth;            /* it existed when its slot was born again */
+	u8 ended;               /* by a call that began after it, and has returned */
+	u8 returned;            /* its ADD has */
+	u32 begun;              /* step */
+	u32 closer, due_life;
+};
+
+enum truth_state { TRUTH_UNSEEN, TRUTH_LIVE, TRUTH_FREE };
+
+struct truth_slot {
+	u32 state, life, from;  /* from: first life since the last destroy */
+	u32 touched;            /* registered in this life */
+	u32 pending, destroyer; /* destroyed while registered, and not judged */
+	u32 adder;              /* 1 + thread that began to register it while it was free */
+	u32 judged_from, judged_to;
+	u32 inferred;           /* born unseen, known by a registration */
+	u32 stale, recycled;
+};
+
+struct truth {
+	struct truth_reg regs[SIM_REGS];
+	struct truth_slot slots[SIM_SLOTS];
+	s32 last[SIM_FDS]; /* 1 + the last registration under a number */
+	u32 named[SIM_FDS]; /* slots ever registered under it */
+	u32 count, destroys;
+	/* of the step: what must be told of each slot, and what may be */
+	u32 must[SIM_SLOTS], may[SIM_SLOTS], told[SIM_SLOTS];
+	u32 must_any, may_any, told_any; /* of no slot in particular */
+};
+
+static struct truth truth;
+
+struct violation { u32 kind, what, slot, step; };
+enum violation_kind { RIGHT, FALSE_ALARM, MISSED, LIFETIMES, AUDIT, LOST };
+static struct violation wrong;
+static u32 truth_step, truth_prepared; /* steps so far; of these, before the threads began */
+static u64 not_looked_for[LOST + 1]; /* bits of `what`, by kind */
+
+static void truth_wrong(u32 kind, u32 what, u32 slot)
+{
+	if (!wrong.kind && !(not_looked_for[kind] & 1ull << (what & 63)))
+		wrong = (struct violation){kind, what, slot, truth_step - truth_prepared};
+}
+
+static s32 truth_slot_of(u64 userdata)
+{
+	u64 at = (userdata - SIM_USER) / 0x100;
+	return userdata >= SIM_USER && at < SIM_SLOTS ? (s32)at : -1;
+}
+
+/* -- told by the kernel */
+
+struct player;
+static void player_adds(struct truth_reg *reg);
+
+static u32 truth_born(struct sim_epitem *item)
+{
+	if (truth.count >= SIM_REGS)
+		__builtin_trap();
+	u32 index = truth.count++;
+	struct truth_reg *reg = &truth.regs[index];
+	*reg = (struct truth_reg){.ep = item->ep, .file = item->ffd.file, .fd = item->ffd.fd, .live = 1,
+				  .slot = truth_slot_of(item->event.data)};
+	player_adds(reg);
+	truth.last[reg->fd] = 1 + index;
+	if (reg->slot >= 0) {
+		truth.named[reg->fd] |= 1u << reg->slot;
+		truth.slots[reg->slot].touched = 1;
+	}
+	return index;
+}
+
+static void truth_changed(struct sim_epitem *item)
+{
+	struct truth_reg *reg = &truth.regs[item->reg];
+	s32 slot = truth_slot_of(item->event.data);
+	if (slot == reg->slot)
+		return;
+	reg->slot = slot;
+	reg->noted &= !reg->moving; /* two at once: who returns last is believed */
+	reg->moving = 1;
+	reg->loose = 0;
+	reg->at_birth = 0;
+	if (slot >= 0) {
+		reg->life = truth.slots[slot].life;
+		truth.named[reg->fd] |= 1u << slot;
+		truth.slots[slot].touched = 1;
+	}
+}
+
+static void truth_ended(struct sim_epitem *item)
+{
+	truth.regs[item->reg].live = 0;
+}
+
+/* -- what is so */
+
+static struct truth_reg *truth_match(struct af_reg *reg)
+{
+	for (u32 i = truth.count; i-- > 0;) {
+		struct truth_reg *r = &truth.regs[i];
+		if ((u64)r->ep == reg->ep && (u64)r->file == reg->file && r->fd == reg->fd)
+			return r;
+	}
+	return 0;
+}
+
+/* A registration of the slot's lives [from, to] that the programs can know of. */
+static struct truth_reg *truth_known(s32 slot, u32 from, u32 to)
+{
+	for (u32 i = 0; i < truth.count; i++) {
+		struct truth_reg *r = &truth.regs[i];
+		if (r->live && r->noted && !r->moving && !r->loose && r->slot == slot && r->life >= from &&
+		    r->life <= to)
+			return r;
+	}
+	return 0;
+}
+
+static bool truth_is_free(s32 slot)
+{
+	return truth.slots[slot].state == TRUTH_FREE;
+}
+
+/* -- what must be told, and what may be */
+
+static void truth_may(u32 what, s32 slot) { truth.may[slot] |= TRUTH_BITS(what); }
+static void truth_must(u32 what, s32 slot)
+{
+	truth_may(what, slot);
+	truth.must[slot] |= TRUTH_BITS(what);
+}
+
+/* A destroy is judged now: its call is over, or its slot is used again. */
+static void truth_judge(s32 slot)
+{
+	struct truth_slot *s = &truth.slots[slot];
+	if (s->state != TRUTH_FREE)
+		return;
+	s->judged_from = s->from;
+	s->judged_to = s->life;
+	truth_may(AF_SUSPECT_FREED_REGISTERED, slot);
+	if (s->pending && truth_known(slot, s->from, s->life))
+		truth_must(AF_SUSPECT_FREED_REGISTERED, slot);
+	s->pending = 0;
+}
+
+/* A slot that was free when it was registered, and was not given out until the registering thread waits. */
+static void truth_judge_added(s32 slot, u32 thread)
+{
+	struct truth_slot *s = &truth.slots[slot];
+	if (s->adder != 1 + thread)
+		return;
+	if (s->state != TRUTH_FREE) {
+		s->adder = 0;
+		return;
+	}
+	for (u32 i = 0; i < truth.count; i++) {
+		struct truth_reg *r = &truth.regs[i];
+		if (!r->loose || r->slot != slot)
+			continue;
+		truth_may(AF_SUSPECT_FREED_REGISTERED, slot);
+		s->judged_from = s->from;
+		s->judged_to = s->life;
+		if (r->live && r->noted && !r->moving)
+			truth_must(AF_SUSPECT_FREED_REGISTERED, slot);
+		r->loose = 0;
+		r->life = s->life;
+	}
+	s->adder = 0;
+}
+
+static void truth_settle(u32 thread, bool all)
+{
+	for (s32 slot = 0; slot < SIM_SLOTS; slot++) {
+		struct truth_slot *s = &truth.slots[slot];
+		if (all || s->destroyer == thread)
+			truth_judge(slot);
+		truth_judge_added(slot, all ? s->adder - 1 : thread);
+	}
+	for (u32 i = 0; i < truth.count; i++) {
+		struct truth_reg *r = &truth.regs[i];
+		if (r->live && r->due && !r->told && (all || r->closer == thread) && r->slot >= 0 &&
+		    truth.slots[r->slot].life == r->due_life)
+			truth_must(AF_SUSPECT_OUTLIVES_CLOSE, r->slot);
+	}
+}
+
+/* -- the lives of slots */
+
+static void truth_born_again(s32 slot)
+{
+	struct truth_slot *s = &truth.slots[slot];
+	truth_judge(slot);
+	if (s->stale)
+		truth_may(AF_SUSPECT_STALE_DELIVERY, slot); /* those that were only counted */
+	for (u32 i = 0; i < truth.count; i++) {
+		struct truth_reg *r = &truth.regs[i];
+		if (r->slot != slot || !r->live)
+			continue;
+		if ((r->loose || s->inferred) && s->adder) {
+			r->loose = 0;
+			r->life = s->life + 1;
+		} else if (r->noted && !r->moving) {
+			r->at_birth = 1;
+		}
+	}
+	if (s->state != TRUTH_LIVE || s->inferred)
+		s->from = s->life + 1;
+	s->inferred = 0;
+	s->state = TRUTH_LIVE;
+	s->life += 1;
+	s->touched = 0;
+	s->adder = 0;
+	s->stale = 0;
+	s->recycled = 0;
+}
+
+static void truth_create(s32 slot)
+{
+	struct truth_slot *s = &truth.slots[slot];
+	if (s->state == TRUTH_UNSEEN) {
+		s->state = TRUTH_LIVE;
+		s->life = s->from = 1;
+	} else if (s->state == TRUTH_FREE || s->touched || !AF_CREATE_COMPLETE) {
+		truth_born_again(slot);
+	} /* else a constructor within a constructor */
+}
+
+/* A slot of which only a registration tells. */
+static void truth_inferred(s32 slot)
+{
+	struct truth_slot *s = &truth.slots[slot];
+	s->life = s->from = AF_HAVE_CREATE && !AF_CREATE_COMPLETE ? 0 : 1;
+	if (AF_CREATE_COMPLETE)
+		return; /* it is none, as long as create does not give it out */
+	s->state = TRUTH_LIVE;
+	s->inferred = AF_HAVE_CREATE;
+}
+
+/* A new registration is begun, as far as the kernel knows at that moment. */
+static void truth_add_begun(s32 slot, u32 thread)
+{
+	struct truth_slot *s = &truth.slots[slot];
+	if (AF_CREATE_COMPLETE) {
+		if (s->state == TRUTH_UNSEEN)
+			truth_inferred(slot);
+		else if (s->state == TRUTH_FREE)
+			s->adder = 1 + thread;
+		s->touched = 1;
+		return;
+	}
+	if (s->state == TRUTH_UNSEEN) {
+		truth_inferred(slot);
+		s->adder = 1 + thread;
+	} else if (s->state == TRUTH_FREE) {
+		truth_born_again(slot);
+	}
+	s->touched = 1;
+}
+
+static void truth_destroy(s32 slot, u32 thread, bool nested, bool adding)
+{
+	struct truth_slot *s = &truth.slots[slot];
+	if (s->state == TRUTH_FREE) {
+		if (!nested)
+			truth_must(AF_SUSPECT_DOUBLE_DESTROY, slot);
+		return;
+	}
+	s->pending = adding || truth_known(slot, s->from, s->life);
+	s->state = TRUTH_FREE;
+	s->destroyer = thread;
+	s->adder = 0;
+	truth.destroys++;
+}
+
+/* -- deliveries, at the wait's return: what was told of, by the registrations that told it */
+
+static bool truth_power(u32 n) { return !(n & (n - 1)); }
+
+static void truth_delivered(s32 slot, struct truth_reg *by)
+{
+	struct truth_slot *s = &truth.slots[slot];
+	if (s->state == TRUTH_FREE) {
+		truth_may(AF_SUSPECT_STALE_DELIVERY, slot);
+		if (s->adder)
+			return;
+		s->stale++;
+		if (truth_power(s->stale))
+			truth_must(AF_SUSPECT_STALE_DELIVERY, slot);
+		truth_judge(slot);
+		return;
+	}
+	if (s->state != TRUTH_LIVE)
+		return;
+	for (u32 i = 0; i < truth.count; i++) {
+		struct truth_reg *r = &truth.regs[i];
+		if (r->live && r->slot == slot && r->life < s->from)
+			truth_may(AF_SUSPECT_RECYCLED_DELIVERY, slot);
+	}
+	if (by->live && by->slot == slot && by->at_birth && by->life < s->from && !s->recycled) {
+		s->recycled = 1;
+		truth_must(AF_SUSPECT_RECYCLED_DELIVERY, slot);
+	}
+}
+
+/* -- the messages of a step */
+
+static bool player_is_adding(s32 slot, struct af_reg *reg);
+
+static bool truth_true(struct af_suspicion *m, s32 slot)
+{
+	struct truth_slot *s = &truth.slots[slot];
+	struct truth_reg *r = truth_match(&m->reg);
+	bool may = truth.may[slot] & TRUTH_BITS(m->head.what);
+	switch (m->head.what) {
+	case AF_SUSPECT_FREED_REGISTERED:
+		if ((m->reg.flags & AF_R_NOT_ASKED) && player_is_adding(slot, &m->reg))
+			return may; /* it says itself that it could not be asked */
+		return may && r && r->live && r->slot == slot && r->life >= s->judged_from && r->life <= s->judged_to;
+	case AF_SUSPECT_OUTLIVES_CLOSE:
+		/* an ADD that was to fail when it began may bring a closed registration's identity back, to the byte */
+		if (!r || !r->live || (r->noted && !r->closed) || r->told)
+			return false;
+		r->told = 1;
+		return true;
+	case AF_SUSPECT_RECYCLED_DELIVERY:
+		if ((m->reg.flags & AF_R_NOT_ASKED) && player_is_adding(slot, &m->reg))
+			return may; /* another one of the same life is true */
+		return may && r && r->live && r->slot == slot && r->life < s->from;
+	default:
+		return may;
+	}
+}
+
+static void truth_message(struct af_suspicion *m)
+{
+	u32 what = m->head.what;
+	s32 slot = truth_slot_of(m->slot.addr ? m->slot.addr : m->reg.slot);
+	if (slot < 0) {
+		truth.told_any |= TRUTH_BITS(what);
+		if (!(truth.may_any & TRUTH_BITS(what)))
+			truth_wrong(FALSE_ALARM, what, 99);
+		return;
+	}
+	truth.told[slot] |= TRUTH_BITS(what);
+	truth.told_any |= TRUTH_BITS(what);
+	if (!truth_true(m, slot))
+		truth_wrong(FALSE_ALARM, what, slot);
+}
+
+static void truth_step_begins(void)
+{
+	__builtin_memset(truth.must, 0, sizeof(truth.must));
+	__builtin_memset(truth.may, 0, sizeof(truth.may));
+	__builtin_memset(truth.told, 0, sizeof(truth.told));
+	truth.may_any = truth.must_any = truth.told_any = 0;
+	sim_ring_used = 0;
+	sim_messages = 0;
+}
+
+static void truth_step_ends(void)
+{
+	for (u32 i = 0; i < sim_messages; i++) {
+		struct af_urgent_head *head = (struct af_urgent_head *)(sim_ring + sim_message_at[i]);
+		if (head->type == AF_URGENT_SUSPICION)
+			truth_message((struct af_suspicion *)head);
+	}
+	if (truth.must_any & ~truth.told_any)
+		truth_wrong(MISSED, __builtin_ctz(truth.must_any & ~truth.told_any), 99);
+	for (u32 slot = 0; slot < SIM_SLOTS; slot++) {
+		u32 missed = truth.must[slot] & ~truth.told[slot];
+		if (missed)
+			truth_wrong(MISSED, __builtin_ctz(missed), slot);
+	}
+}

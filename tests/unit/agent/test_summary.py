@@ -1,0 +1,132 @@
+"""The end of a run: what was judged, what was not, what was not seen, whether we and the kernel agree."""
+
+from __future__ import annotations
+
+import pytest
+
+import agent.summary
+from agent.summary import Stats, summary
+from agent.text import plain
+from probes import session
+from probes.events import CountersRead, Event, LifetimesCounted, Lost, ProcessForked
+from tests.unit.agent.scenario import ATTACHED, PID, finding
+
+
+def text_of(*events: Event, attached: bool = True, **counters: int) -> str:
+    stats = Stats()
+    for event in ((ATTACHED,) if attached else ()) + events:
+        stats.feed(event)
+    stats.feed(CountersRead(ts=200, counters=counters))
+    return plain(summary(stats, ()))
+
+
+def test_a_clean_run_says_nothing_of_what_did_not_happen() -> None:
+    text = text_of(
+        LifetimesCounted(ts=1, counts={1: 500}), deliveries=1000, adds=500, adds_created=500, hits_create=500
+    )
+    assert "no finding above warning" in text
+    for word in ("nothing", "not judged", "SELF-AUDIT", "io_uring", "CLONE_FILES", "not watched", "LOST"):
+        assert word not in text
+
+
+def test_nothing_tied_is_no_clean_run() -> None:
+    text = text_of(deliveries=9, adds=1234, adds_created=0, hits_create=1200)
+    assert (
+        "no registration carried a slot that create gave out (1,234 made, 1,200 slots created): nothing "
+        "could be judged. Does the profile's [userdata] say how userdata leads to a slot (mask, offset)?"
+    ) in text
+
+
+@pytest.mark.parametrize(
+    "counters",
+    [
+        {"adds": 0, "adds_created": 0, "hits_create": 5},  # nobody registered anything
+        {"adds": 5, "adds_created": 1, "hits_create": 5},
+        {"adds": 5, "adds_created": 0, "hits_create": 0},  # create is not probed, or was not called
+    ],
+)
+def test_something_tied_or_nothing_to_tie(counters: dict[str, int]) -> None:
+    assert "nothing could be judged" not in text_of(deliveries=9, **counters)
+
+
+def test_what_was_not_judged_is_counted() -> None:
+    text = text_of(not_judged=212, not_registered=3)
+    assert "212 frees within a batch not judged: no dispatch tells how far the loop was" in text
+    assert "3 removals of what was never seen registered: no harm known, not judged" in text
+
+
+def test_what_no_probe_can_see_is_said() -> None:
+    text = text_of(io_uring=1500, shared_tables=2)
+    assert "1,500 io_uring requests: who closed by them, and when, was not seen" in text
+    assert "2 processes share a target's descriptors (CLONE_FILES): what they closed was not seen" in text
+
+
+def forked(child: int, *, ended: bool = False, watched: bool = False) -> ProcessForked:
+    return ProcessForked(ts=1, tgid=PID, child=child, ended=ended, watched=watched)
+
+
+@pytest.mark.parametrize(
+    ("events", "said"),
+    [
+        ((forked(1),), "1 forked child was not watched: nothing is known of them (use --exe)"),
+        ((forked(1), forked(2)), "2 forked children were not watched"),
+        ((forked(1), forked(1, ended=True)), "1 forked child was not watched"),
+    ],
+)
+def test_children_that_nobody_watched(events: tuple[ProcessForked, ...], said: str) -> None:
+    assert said in text_of(*events)
+
+
+def test_children_that_are_watched_are_no_blind_spot() -> None:
+    stats = Stats()
+    for event in (ATTACHED, forked(1, watched=True), forked(1, ended=True)):
+        stats.feed(event)
+    assert "not watched" not in plain(summary(stats, ()))
+    assert stats.to_json()["unwatched_children"] == 0
+
+
+@pytest.mark.parametrize(
+    ("counter", "said"),
+    [
+        ("audit_add", "SELF-AUDIT 7: ADDs succeeded on what the kernel had said exists; report this"),
+        (
+            "audit_missing",
+            "SELF-AUDIT 7: removals found nothing where the kernel had said there is something",
+        ),
+        ("audit_unseen", "SELF-AUDIT 7: deliveries came of registrations that were never seen"),
+    ],
+)
+def test_where_we_and_the_kernel_disagree(counter: str, said: str) -> None:
+    assert said in text_of(**{counter: 7})
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("pending-map-full", "slots destroyed while registered were too many at once"),
+        ("registrations-of-one-file-beyond-limit", "a file has more registrations than are looked at"),
+        ("nested-waits-beyond-limit", "waits within waits were more than are kept"),
+        ("close-range-beyond-limit", "close_range(2) closed more numbers than are looked at"),
+        ("something\x1b[31m-new", "LOST 9: something\\x1b[31m-new"),
+    ],
+)
+def test_losses_are_said_in_words(what: str, said: str) -> None:
+    assert said in text_of(Lost(ts=1, what=what, count=9, since=0))
+
+
+def test_every_loss_that_a_session_can_tell_of_has_words() -> None:
+    assert {*session._LOSSES.values(), "recorder", "lifetimes"} <= agent.summary._LOSSES.keys()
+
+
+def test_no_process_and_no_event_are_no_clean_run() -> None:
+    assert "no process was ever seen: nothing was judged" in text_of(attached=False)
+    assert "there was nothing to judge" in text_of(deliveries=0)
+
+
+def test_findings_are_a_table_with_the_worst_first() -> None:
+    stats = Stats()
+    stats.feed(ATTACHED)
+    text = plain(summary(stats, (finding(), finding(group="b", count=1234)), notes=("a\x1bnote",)))
+    assert "2 findings above warning" in text
+    assert "1,234" in text
+    assert "a\\x1bnote" in text
