@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, TextIO
 
 from agent import report
+from agent.correlator.findings import Confidence, Severity
 from agent.exhibit import Answers, CrashExhibit, Exhibit
 from agent.forensics.desk import BundleDone
 from agent.recording import private_file
@@ -39,6 +40,8 @@ class ConsoleSink:
         self._brief = brief
 
     def finding(self, item: Exhibit, answers: Answers) -> None:
+        if item.finding.severity is Severity.INFO and item.finding.confidence is Confidence.UNCERTAIN:
+            return  # not judged: the summary says how often
         if item.finding.update:
             self._printer.lines(report.update(item.finding))
         elif self._brief:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from probes import btf
+from probes import btf, perf
 from probes.compiled import Compiled, MapShape, ProgramCache, cache_key, unbound
 from probes.errors import BccMissing, LoaderFailed, TargetGoneWhileAttaching, WrongBcc
 from probes.sysbpf import Map
@@ -25,7 +25,7 @@ SOURCES = HERE / "bpf"
 KERNEL_HEADERS = HERE / "kheaders"
 
 TRACEPOINTS: tuple[tuple[str, str, bool], ...] = (
-    # tracepoint, program, required
+    # tracepoint (or its older name after a bar), program, required
     ("syscalls:sys_enter_epoll_ctl", "af_enter_ctl", True),
     ("syscalls:sys_exit_epoll_ctl", "af_exit_ctl", True),
     ("syscalls:sys_enter_epoll_wait", "af_enter_wait", False),
@@ -45,8 +45,7 @@ TRACEPOINTS: tuple[tuple[str, str, bool], ...] = (
     ("syscalls:sys_enter_dup3", "af_enter_dup2", True),
     ("syscalls:sys_exit_dup3", "af_exit_dup2", True),
     ("syscalls:sys_exit_fcntl", "af_exit_fcntl", True),
-    ("io_uring:io_uring_submit_req", "af_io_uring", False),
-    ("io_uring:io_uring_submit_sqe", "af_io_uring", False),
+    ("io_uring:io_uring_submit_req|io_uring:io_uring_submit_sqe", "af_io_uring", False),
     ("task:task_newtask", "af_newtask", True),
     ("sched:sched_process_exec", "af_execed", True),
     ("sched:sched_process_exit", "af_exited", True),
@@ -298,11 +297,9 @@ def _attach_tracepoints(programs: dict[str, int], loaded: Loaded) -> None:
     from bcc import lib
 
     for tracepoint, program, required in TRACEPOINTS:
-        category, event = tracepoint.split(":")
-        if not any(
-            os.path.isdir(f"{root}/events/{category}/{event}")
-            for root in ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
-        ):
+        there = [name for name in tracepoint.split("|") if perf.tracepoint_id(*name.split(":")) is not None]
+        category, event = (there or tracepoint.split("|"))[0].split(":")
+        if not there:
             if required:
                 raise LoaderFailed(
                     f"the kernel has no tracepoint {tracepoint}",
