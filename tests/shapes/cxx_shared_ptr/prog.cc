@@ -15,6 +15,7 @@ NI Conn::Conn() {
     peer = s[1];
 }
 NI Conn::~Conn() {
+    memset(pad, 0x5a, sizeof pad);
     ctl(EPOLL_CTL_DEL, fd, 0, 0);
     close(fd);
     close(peer);

@@ -16,6 +16,7 @@ NI Conn::Conn() {
     peer = s[1];
 }
 NI Conn::~Conn() {
+    memset(pad, 0x5a, sizeof pad);
     asm volatile("" ::: "memory");
 }
 int main() {

@@ -16,8 +16,8 @@ static struct k *open_k(void) {
     write(o->peer, "x", 1);
     return o;
 }
-static int
-inner(int ep) { // what a synchronous call in a handler does: it runs the loop until it has its answer
+// What a synchronous call in a handler does: it runs the loop until it has its answer.
+NI static int inner(int ep) {
     struct epoll_event e[8];
     int n = epoll_wait(ep, e, 8, 20);
     for (int j = 0; j < n; j++) {

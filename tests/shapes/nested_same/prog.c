@@ -17,8 +17,8 @@ static struct k *open_k(void) {
     return o;
 }
 static struct k *busy;
-static int
-inner(int ep) { // what a synchronous call in a handler does: it runs the loop until it has its answer
+// What a synchronous call in a handler does: it runs the loop until it has its answer.
+NI static int inner(int ep) {
     struct epoll_event e[8];
     int n = epoll_wait(ep, e, 8, 20);
     for (int j = 0; j < n; j++) {
