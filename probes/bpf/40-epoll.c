@@ -164,9 +164,8 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 	note->add.ts = at->ts;
 	note->item = af_find_item(t->ep, t->file, t->fd, &made);
 	note->state = note->item ? AF_REG_LIVE : AF_REG_ENDED; /* removed before its ADD returned */
-#if !AF_ASK
-	af_number_keep(note);
-#endif
+	if (!AF_ASK || !note->item)
+		af_number_keep(note);
 	struct af_slot *slot = af_note_slot(note);
 	if (!slot)
 		return;
