@@ -54,7 +54,7 @@ int main(int argc, char **argv)
 	puts("ready");
 	fflush(stdout);
 	getchar();
-	/* a close that does not happen */
+	/* a close that does not happen; the registration ends right after the destroy: in order */
 	struct conn *first = conn_create();
 	struct epoll_event watched = {.events = EPOLLIN, .data.ptr = first};
 	first->fd = eventfd(0, 0);
@@ -65,19 +65,23 @@ int main(int argc, char **argv)
 
 	pthread_t other;
 	pthread_create(&other, 0, take_numbers, (void *)(intptr_t)source);
+	int kept = -1;
 	for (int i = 0; i < lives; i++) {
-		struct conn *c = conn_create();
+		struct conn *c = conn_create(); /* the one before, whose registration still exists */
+		if (kept >= 0)
+			close(kept);
 		struct epoll_event event = {.events = EPOLLIN, .data.ptr = c};
 		c->fd = eventfd(0, 0);
 		if (epoll_ctl(epoll, EPOLL_CTL_ADD, c->fd, &event))
 			return 1;
-		int kept = dup(c->fd);
+		kept = dup(c->fd);
 		close(c->fd);
 		conn_destroy(c);
-		close(kept);
 		if (i % 2)
 			usleep(1000);
 	}
+	conn_create();
+	close(kept);
 	stop = 1;
 	pthread_join(other, 0);
 	puts("done");
