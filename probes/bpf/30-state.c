@@ -525,7 +525,8 @@ AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, u64 judge, bool
 	}
 	if (added && waited)
 		slot->adder = 0;
-	if (!registered && added && waited && slot->state == AF_SLOT_FREE) {
+	/* a destroy that is still to be judged covers it */
+	if (!registered && added && waited && slot->state == AF_SLOT_FREE && !(slot->flags & AF_S_PENDING)) {
 		registered = af_existing(slot, slot->live_from, slot->gen + 1, AF_WHENEVER, &s->reg);
 	}
 	return send | (registered ? AF_SETTLED_FREED : 0);
