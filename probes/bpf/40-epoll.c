@@ -231,8 +231,8 @@ AF_FN void af_add_failed(struct af_target *target, struct af_thread *t)
 AF_FN void af_modified(struct af_target *target, struct af_thread *t, struct af_at *at)
 {
 	struct af_reg *note = af_note(t->ep, t->file, t->fd);
-	if (!note)
-		return;
+	if (!note || note->add.enter > at->enter)
+		return; /* begun later: the MOD was through before it */
 	u64 addr = af_slot_behind(target, t->userdata, true);
 	struct af_slot *slot = af_slot_find(target, addr);
 	note->mod = *at;

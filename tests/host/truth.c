@@ -171,13 +171,13 @@ static void truth_judge_added(s32 slot, u32 thread)
 		s->adder = 0;
 		return;
 	}
+	truth_may(AF_SUSPECT_FREED_REGISTERED, slot);
+	s->judged_from = s->from;
+	s->judged_to = s->life;
 	for (u32 i = 0; i < truth.count; i++) {
 		struct truth_reg *r = &truth.regs[i];
 		if (!r->loose || r->slot != slot)
 			continue;
-		truth_may(AF_SUSPECT_FREED_REGISTERED, slot);
-		s->judged_from = s->from;
-		s->judged_to = s->life;
 		if (r->live && r->noted && !r->moving && !s->pending) /* else with what its destroy left */
 			truth_must(AF_SUSPECT_FREED_REGISTERED, slot);
 		r->loose = 0;
