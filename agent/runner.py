@@ -39,6 +39,8 @@ class Judge(Protocol):
 
     def findings(self) -> tuple[Finding, ...]: ...
 
+    def last_words(self) -> tuple[Finding, ...]: ...
+
 
 class Stop:
     """A flag that SIGINT and SIGTERM raise; a second signal of the same kind ends at once."""
@@ -139,6 +141,8 @@ class Runner:
             error = broken
         else:
             self._drain()
+            for finding in self._judge.last_words():
+                self._queue(exhibit(finding, self.scene))
         self._symbols.settle(_SETTLE)
         self._emit()
         self._draw()

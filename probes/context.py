@@ -50,8 +50,12 @@ def walked(raw: bytes) -> tuple[int, ...]:
 class Context:
     """Answers from the stacks map and the helper process."""
 
-    def __init__(self, stacks: Map, memory: Map, helper: ProcHelper, identity: str) -> None:
-        """memory: the map of struct af_stack_bytes. identity: of the targets' executable."""
+    def __init__(
+        self, stacks: Map, memory: Map, helper: ProcHelper, identity: str, names: Map | None = None
+    ) -> None:
+        """memory: the map of struct af_stack_bytes. identity: of the targets' executable. names: of threads
+        that have ended."""
+        self._names = names
         self._map, self._memory, self._helper, self._identity = stacks, memory, helper, identity
         self._mapped: dict[int, list[tuple[int, int]]] = {}  # tgid -> address ranges of its modules
         self._read_at: dict[int, int] = {}  # tgid -> when they were read last, s
@@ -180,7 +184,15 @@ class Context:
     def _thread(self, tgid: int, tid: int) -> Iterator[events.Event]:
         if len(self._threads) < MAX_KNOWN:
             self._threads.add((tgid, tid))
-            yield events.ThreadSeen(tgid=tgid, tid=tid, comm=self._helper.comm(tgid, tid))
+            yield events.ThreadSeen(tgid=tgid, tid=tid, comm=self.thread(tgid, tid))
+
+    def thread(self, tgid: int, tid: int) -> str:
+        """Name of a thread, untrusted text; of one that has ended, the one it had then; "" when not known."""
+        comm = self._helper.comm(tgid, tid)
+        if comm or self._names is None:
+            return comm
+        raw = self._names.get((tgid << 32 | tid).to_bytes(8, "little"))
+        return raw.split(b"\0", 1)[0].decode("utf-8", "backslashreplace") if raw else ""
 
     def _may_confirm(self) -> bool:
         second, used = self._confirms

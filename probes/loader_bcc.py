@@ -66,6 +66,7 @@ MAPS = (
     "regs",
     "numbers",
     "control",
+    "names",
     "objects",
     "inner",
     "exec_paths",

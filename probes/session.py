@@ -39,6 +39,7 @@ SIZES = {
     "objects": (16, 8),
     "inner": (16, 8),
     "control": (4, 16),
+    "names": (8, abi.COMM_BYTES),
     "exec_paths": (abi.PATH_BYTES, 4),
     "stacks": (4, 8 * STACK_DEPTH),
     "stack_bytes": (4, ctypes.sizeof(abi.StackBytes)),
@@ -111,7 +112,11 @@ class LiveSession:
         self._progress = ProgressWatch(self._maps["control"], maps)
         self._helper = ProcHelper()
         self._context = Context(
-            self._maps["stacks"], self._maps["stack_bytes"], self._helper, "" if library else plan.identity
+            self._maps["stacks"],
+            self._maps["stack_bytes"],
+            self._helper,
+            "" if library else plan.identity,
+            self._maps["names"],
         )
         self._epoll = select.epoll()
         self._epoll.register(self._urgent.fd, select.EPOLLIN)
@@ -483,7 +488,7 @@ class LiveSession:
         return found
 
     def thread(self, tgid: int, tid: int) -> str:
-        return self._helper.comm(tgid, tid)
+        return self._context.thread(tgid, tid)
 
     def close(self) -> None:
         if self._closed:

@@ -128,6 +128,12 @@ class Correlator:
         """Every group as it stands, most severe first; counts without an example included."""
         return self._groups.current(self._ledger.pending(self.stats.last_ts, self._context(0)))
 
+    def last_words(self) -> tuple[Finding, ...]:
+        """At the end: updates of the groups whose count has grown since it was handed out last."""
+        found = self._groups.unreported()
+        self.stats.updates += len(found)
+        return found
+
     def state_size(self) -> int:
         """Entries held in memory, over all tables: bounded by the options, not by the number of events."""
         tables = (

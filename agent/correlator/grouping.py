@@ -58,6 +58,15 @@ class Groups:
         group.reported = group.best.count
         return self._shown(replace(group.best, update=True))
 
+    def unreported(self) -> tuple[Finding, ...]:
+        """Groups that have grown since they were reported last, as they stand; each is reported now."""
+        out = []
+        for group in self._groups.values():
+            if group.best.count != group.reported:
+                group.reported = group.best.count
+                out.append(self._shown(replace(group.best, update=True)))
+        return tuple(out)
+
     def get(self, key: str) -> Finding | None:
         """A group as it stands."""
         group = self._groups.get(key)

@@ -41,7 +41,7 @@
 #define AF_BATCHES 4          /* open batches of one thread: nested waits */
 #define AF_PENDING 1024       /* slots of one thread that wait to be judged */
 #define AF_SETTLE_AT_ONCE 4   /* of these, by one program of the tail-call chain */
-#define AF_RANGE_LIMIT 64
+#define AF_RANGE_LIMIT 48
 #define AF_MANY_WAITERS 0xffffffffu
 #define AF_STACK_DEPTH 32
 #define AF_MAX_STACKS 16384
@@ -165,6 +165,9 @@ struct af_fd_key { u32 tgid; u32 epoch; s32 fd; };
 struct af_pending_key { u64 id; u32 index; u32 gap; };
 struct af_pending_slot { u64 addr; u64 judge; u32 gen; u32 epoch; };
 
+/* of a thread that has ended */
+struct af_name { char comm[AF_COMM]; };
+
 struct af_dup { u64 enter; u64 ts; u64 ip; u32 tid; s32 stack; s32 oldfd; s32 newfd; };
 
 /* one call of a function whose entry value is kept; its CFA tells it from every other one of the process */
@@ -231,6 +234,7 @@ BPF_F_TABLE("hash", struct af_pending_key, struct af_pending_slot, pending, AF_M
 BPF_F_TABLE("hash", struct af_slot_key, u64, objects, AF_MAX_SLOTS, 0);
 BPF_F_TABLE("hash", struct af_slot_key, u64, inner, AF_MAX_SLOTS, 0);
 BPF_F_TABLE("lru_hash", u64, u32, waiters, 4096, 0);
+BPF_F_TABLE("lru_hash", u64, struct af_name, names, 4096, 0);
 BPF_F_TABLE("hash", u32, u32, children, 4096, 0);
 BPF_F_TABLE("hash", struct af_path_key, u32, exec_paths, 64, 0);
 BPF_F_TABLE("lru_hash", struct af_call_key, struct af_entered, entered, AF_MAX_ENTERED, 0);

@@ -9,9 +9,9 @@
 #define AF_EPOLLERR 8u
 #define AF_EPOLLHUP 16u
 
-/* The batches that are over now that the thread waits on `ep` with its stack at `sp`: those of frames that are gone,
- * and the one of this very loop. A wait deeper on the stack is nested in the others. As deep, on another instance:
- * one loop may serve both in turn, or a handler of the first wait for the second. */
+/* The batches that are over now that the thread waits on `ep` with its stack at `sp`: those whose array lay in a frame
+ * that is gone, and the one of this very loop. A wait deeper on the stack is nested in the others. One that is not, on
+ * another instance: a loop may serve both in turn, or a handler of the first wait for the second. */
 AF_FN void af_batches_over(struct af_thread *t, u64 ep, u64 sp, u64 now)
 {
 	u32 keep = 0;
@@ -19,12 +19,13 @@ AF_FN void af_batches_over(struct af_thread *t, u64 ep, u64 sp, u64 now)
 		if (i >= t->depth)
 			break;
 		struct af_batch *b = &t->open[i];
-		if (b->sp < sp || (b->ep == ep && b->sp == sp)) {
+		bool gone = b->events >= b->sp && b->events < sp;
+		if (gone || (b->ep == ep && b->sp <= sp)) {
 			if (b->number == t->batch && t->batch_slots)
 				af_record(AF_BATCH_CLOSED, 0, now, now, 0, 0, -1, b->epfd, 0, b->number, -1);
 			continue;
 		}
-		if (b->sp == sp)
+		if (b->sp <= sp)
 			b->nested = 1;
 		if (keep != i)
 			t->open[keep & (AF_BATCHES - 1)] = *b;

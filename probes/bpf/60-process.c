@@ -112,6 +112,11 @@ int af_exited(void *ctx)
 	if (!targets.lookup(&tgid))
 		return 0;
 	struct af_thread *t = threads.lookup(&id);
+	if (t) { /* it did something that a report may tell */
+		struct af_name name = {};
+		bpf_get_current_comm(&name.comm, sizeof(name.comm));
+		names.update(&id, &name);
+	}
 	if (t && t->pending_first != t->pending_next) {
 		/* a thread that ends is through with what it destroyed; its entry goes with the last of that */
 		t->exiting = 1;

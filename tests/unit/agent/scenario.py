@@ -239,6 +239,9 @@ class OnTick:
     def __init__(self) -> None:
         self._found: tuple[Finding, ...] = ()
 
+    def last_words(self) -> tuple[Finding, ...]:
+        return ()
+
     def feed(self, event: Event) -> tuple[Finding, ...]:
         if isinstance(event, Tick) and not self._found:
             self._found = (finding(),)
