@@ -160,6 +160,8 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 		af_add_forgotten(target, t);
 		return;
 	}
+	if (note->userdata != t->userdata)
+		af_add_forgotten(target, t); /* moved to another slot already */
 	struct af_epoll_event made = {};
 	note->add.ts = at->ts;
 	note->item = af_find_item(t->ep, t->file, t->fd, &made);
