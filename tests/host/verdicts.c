@@ -13,7 +13,8 @@ static bool truth_true(struct af_suspicion *m, s32 slot)
 	case AF_SUSPECT_FREED_REGISTERED:
 		if ((m->reg.flags & AF_R_NOT_ASKED) && player_is_adding(slot, &m->reg))
 			return may; /* it says itself that it could not be asked */
-		return may && r && r->live && r->slot == slot && r->life >= s->judged_from && r->life <= s->judged_to;
+		return may && r && r->live && r->slot == slot &&
+		       (!r->noted || (r->life >= s->judged_from && r->life <= s->judged_to));
 	case AF_SUSPECT_OUTLIVES_CLOSE:
 		/* an ADD that was to fail when it began may bring a closed registration's identity back, to the byte: as
 		 * long as it has not returned, nobody can know */
