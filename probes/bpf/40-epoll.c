@@ -222,7 +222,7 @@ AF_FN void af_add_failed(struct af_target *target, struct af_thread *t)
 	struct af_reg_key key = {.ep = t->ep, .file = t->file, .fd = t->fd};
 	if (slot) {
 		af_unlink(slot, note);
-		if (slot->adder && slot->state == AF_SLOT_FREE)
+		if (slot->adder == (u32)bpf_get_current_pid_tgid() && slot->state == AF_SLOT_FREE)
 			slot->adder = 0;
 		if ((slot->flags & AF_S_UNBORN) && !af_linked(slot))
 			af_slot_forget(slot);
