@@ -67,7 +67,7 @@ static void step_added(struct player *p, s32 slot)
 	bool same = player_is_adding(slot, 0), other = false; /* who registers it just now is another, or the same */
 	for (u32 i = 0; i < truth.count; i++) {
 		struct truth_reg *q = &truth.regs[i];
-		if (q == r || !q->live || q->slot != slot || q->life < s->from || q->life == r->life)
+		if (q == r || !q->live || q->slot != slot || q->life < s->from || q->life == p->life)
 			continue;
 		truth_may(AF_SUSPECT_ALIASED_SLOT, slot);
 		if (q->life >= s->life || !q->noted || q->moving)

@@ -26,6 +26,7 @@ struct truth_slot {
 	u32 state, life, from;  /* from: first life since the last destroy */
 	u32 touched;            /* registered in this life */
 	u32 pending, destroyer; /* destroyed while registered, and not judged */
+	u32 adders;             /* several threads at once have: only the last one is remembered */
 	u32 adder;              /* 1 + thread that began to register it while it was free */
 	u32 judged_from, judged_to;
 	u32 inferred;           /* born unseen, known by a registration */
@@ -178,7 +179,7 @@ static void truth_judge_added(s32 slot, u32 thread)
 		struct truth_reg *r = &truth.regs[i];
 		if (!r->loose || r->slot != slot)
 			continue;
-		if (r->live && r->noted && !r->moving && !s->pending) /* else with what its destroy left */
+		if (r->live && r->noted && !r->moving && !s->pending && !s->adders) /* else with what its destroy left */
 			truth_must(AF_SUSPECT_FREED_REGISTERED, slot);
 		r->loose = 0;
 		r->life = s->life;
@@ -229,7 +230,7 @@ static void truth_born_again(s32 slot)
 	s->state = TRUTH_LIVE;
 	s->life += 1;
 	s->touched = 0;
-	s->adder = 0;
+	s->adder = s->adders = 0;
 	s->stale = 0;
 	s->recycled = 0;
 }
@@ -265,8 +266,10 @@ static void truth_add_begun(s32 slot, u32 thread)
 	if (AF_CREATE_COMPLETE) {
 		if (s->state == TRUTH_UNSEEN)
 			truth_inferred(slot);
-		else if (s->state == TRUTH_FREE)
+		else if (s->state == TRUTH_FREE) {
+			s->adders |= s->adder && s->adder != 1 + thread;
 			s->adder = 1 + thread;
+		}
 		s->touched = 1;
 		return;
 	}
@@ -310,7 +313,7 @@ static void truth_delivered(s32 slot, struct truth_reg *by)
 			return;
 		}
 		s->stale++;
-		if (truth_power(s->stale))
+		if (truth_power(s->stale) && !s->adders)
 			truth_must(AF_SUSPECT_STALE_DELIVERY, slot);
 		truth_judge(slot);
 		return;

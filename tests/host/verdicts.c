@@ -22,6 +22,8 @@ static bool truth_true(struct af_suspicion *m, s32 slot)
 			return false;
 		r->told = 1;
 		return true;
+	case AF_SUSPECT_FREED_IN_BATCH:
+		return may || (m->trigger.flags & AF_F_NESTED); /* it says itself that the batch may be over */
 	case AF_SUSPECT_ALIASED_SLOT:
 		r = truth_match(&m->other);
 		return may || ((m->other.flags & AF_R_NOT_ASKED) && player_is_adding(slot, &m->other)) ||
