@@ -160,6 +160,8 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 		af_add_forgotten(target, t);
 		return;
 	}
+	if (note->userdata != t->userdata)
+		af_add_forgotten(target, t); /* moved to another slot already */
 	struct af_epoll_event made = {};
 	note->add.ts = at->ts;
 	note->item = af_find_item(t->ep, t->file, t->fd, &made);
@@ -220,7 +222,7 @@ AF_FN void af_add_failed(struct af_target *target, struct af_thread *t)
 	struct af_reg_key key = {.ep = t->ep, .file = t->file, .fd = t->fd};
 	if (slot) {
 		af_unlink(slot, note);
-		if (slot->adder && slot->state == AF_SLOT_FREE)
+		if (slot->adder == (u32)bpf_get_current_pid_tgid() && slot->state == AF_SLOT_FREE)
 			slot->adder = 0;
 		if ((slot->flags & AF_S_UNBORN) && !af_linked(slot))
 			af_slot_forget(slot);
@@ -231,8 +233,8 @@ AF_FN void af_add_failed(struct af_target *target, struct af_thread *t)
 AF_FN void af_modified(struct af_target *target, struct af_thread *t, struct af_at *at)
 {
 	struct af_reg *note = af_note(t->ep, t->file, t->fd);
-	if (!note)
-		return;
+	if (!note || note->add.enter > at->enter)
+		return; /* begun later: the MOD was through before it */
 	u64 addr = af_slot_behind(target, t->userdata, true);
 	struct af_slot *slot = af_slot_find(target, addr);
 	note->mod = *at;

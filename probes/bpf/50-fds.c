@@ -34,6 +34,8 @@ AF_FN void af_note_closed(struct af_target *target, struct af_thread *t, struct 
 	if (!slot)
 		return;
 	af_flag(slot, AF_S_CLOSE_PENDING);
+	/* its destroy may be under way on another thread, which judges that itself */
+	af_put_off(t, slot, AF_S_CLOSE_PENDING);
 	t->outlived = slot->addr;
 	u64 file = note->file;
 	struct af_dup *dup = dups.lookup(&file);
@@ -49,9 +51,6 @@ AF_FN void af_outlived(struct af_target *target, struct af_thread *t, struct af_
 		return;
 	if (t->duplicated && slot->state == AF_SLOT_LIVE)
 		af_settle(target, slot, s, false);
-	/* its destroy may be under way on another thread, which judges that itself */
-	if (slot->flags & AF_S_CLOSE_PENDING)
-		af_put_off(t, slot, AF_S_CLOSE_PENDING);
 }
 
 /* A close after EPOLL_CTL_DEL ends no registration any more; it is still the end of the slot's descriptor. */

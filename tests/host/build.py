@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import shutil
 import subprocess
 import tempfile
@@ -13,7 +14,8 @@ from probes.loader import LoadOptions, plain_defines
 from probes.loader_bcc import KERNEL_HEADERS, SOURCES, source_text
 
 HERE = Path(__file__).resolve().parent
-AFTER = ("kernel.c", "truth.c", "player.c", "steps.c", "machine.c")
+BUILT = HERE.parent / "targets" / ".build" / "host"
+AFTER = ("kernel.c", "truth.c", "verdicts.c", "player.c", "steps.c", "steps_fds.c", "machine.c")
 
 # What probes/readers.py makes of a plan whose sites are at their functions' entries (create: at its return).
 READERS = """
@@ -39,6 +41,10 @@ def _flags(shape: str) -> Sequence[str]:
     return [flag for flag in defines if not flag.startswith("-DAF_CPUS=")] + ["-DAF_CPUS=1"]
 
 
+def _own() -> list[Path]:
+    return sorted((*HERE.glob("*.c"), *HERE.glob("*.h")))
+
+
 def text() -> str:
     """The whole translation unit."""
     parts = [f'#include "{HERE / "shim.h"}"', source_text(READERS)]
@@ -47,21 +53,29 @@ def text() -> str:
 
 @cache
 def library(shape: str) -> Path:
-    """Path of the shared library of a shape, built once per process. Raises RuntimeError with gcc's words."""
+    """Path of the library of a shape, built when the C has changed. Raises RuntimeError with gcc's words."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         raise RuntimeError("a C compiler is needed: apt-get install gcc")
-    folder = Path(tempfile.mkdtemp(prefix="afterfree-host-"))
+    program, flags = text(), _flags(shape)
+    headers = [path.read_text(encoding="utf-8") for path in (*sorted(SOURCES.glob("*.h")), *_own())]
+    key = hashlib.sha256("\0".join([program, *flags, *headers]).encode()).hexdigest()[:16]
+    output = BUILT / f"{shape}-{key}.so"
+    if output.exists():
+        return output
+    BUILT.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="building-", dir=BUILT))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    source, output = folder / "program.c", folder / f"{shape}.so"
-    source.write_text(text(), encoding="utf-8")
+    source, fresh = folder / "program.c", folder / "program.so"
+    source.write_text(program, encoding="utf-8")
     command = [
         compiler, "-std=gnu11", "-O2", "-g", "-shared", "-fPIC", "-fno-strict-aliasing",
         "-Wall", "-Wno-unused", "-Wno-unknown-pragmas",
-        f"-I{KERNEL_HEADERS / 'include'}", f"-I{SOURCES}", *_flags(shape),
-        "-o", str(output), str(source),
+        f"-I{KERNEL_HEADERS / 'include'}", f"-I{SOURCES}", *flags,
+        "-o", str(fresh), str(source),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"gcc refused the kernel side:\n{done.stderr[-4000:]}")
+    fresh.rename(output)  # whole, whoever else builds it meanwhile
     return output

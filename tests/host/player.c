@@ -61,6 +61,7 @@ struct player {
 	struct sim_file *file;   /* under the number when its ADD began */
 	struct sim_file *putting;
 	s32 frames[MOST_DEPTH];
+	u32 control;     /* the epoll_ctl that it is in; 0 none */
 	u32 entered;     /* step of the entry of its call */
 	u32 effect;      /* and of its effect */
 	u32 reg;         /* the one that its ADD made */
@@ -131,6 +132,17 @@ static void player_adds(struct truth_reg *reg)
 	reg->loose = p->loose;
 	reg->life = p->adding ? p->life : reg->slot >= 0 ? truth.slots[reg->slot].life : 0;
 	p->reg = (u32)(reg - truth.regs);
+}
+
+/* A create gives out the slot that is being added. */
+static void player_adopted(s32 slot, u32 life)
+{
+	for (u32 i = 0; i < SIM_THREADS; i++) {
+		if (players[i].adding != 1 || players[i].slot != slot || !players[i].loose)
+			continue;
+		players[i].loose = 0;
+		players[i].life = life;
+	}
 }
 
 static bool player_is_adding(s32 slot, struct af_reg *reg)

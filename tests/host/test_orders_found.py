@@ -60,6 +60,27 @@ FOUND = {
         Scenario(ONE, ["create 0; close_range s s; add e s 0", "socket s; add e s 0", "socket s"]),
         "000020011111",
     ),
+    "a MOD changed the registration that was begun after it": (
+        "complete",
+        Scenario(
+            "epoll e; socket s; add e s 0",
+            ["mod e s 0 oneshot", "destroy 1; del e s; add e s 1 edge"],
+        ),
+        "00" + "11111" + "0" + "11",
+    ),
+    "one number in two instances was asked of for one slot only": (
+        "complete",
+        Scenario("epoll e; epoll f; socket s; add e s 0; add f s 1", ["fork 1", "close s; wait f"]),
+        "00111111",
+    ),
+    "a MOD within an ADD hid the stale deliveries of the slot that was added": (
+        "complete",
+        Scenario(
+            "epoll e; socket s; socket t; create 0; add e s 0; ready s",
+            ["add e t 0; wait e", "destroy 0; mod e t 1"],
+        ),
+        "1001110000",
+    ),
     "of several registrations of older lives the one of the same owner was looked at": (
         "partial",
         Scenario(

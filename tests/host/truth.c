@@ -26,6 +26,7 @@ struct truth_slot {
 	u32 state, life, from;  /* from: first life since the last destroy */
 	u32 touched;            /* registered in this life */
 	u32 pending, destroyer; /* destroyed while registered, and not judged */
+	u32 adders;             /* several threads at once have: only the last one is remembered */
 	u32 adder;              /* 1 + thread that began to register it while it was free */
 	u32 judged_from, judged_to;
 	u32 inferred;           /* born unseen, known by a registration */
@@ -67,6 +68,7 @@ static s32 truth_slot_of(u64 userdata)
 
 struct player;
 static void player_adds(struct truth_reg *reg);
+static void player_adopted(s32 slot, u32 life);
 
 static u32 truth_born(struct sim_epitem *item)
 {
@@ -164,20 +166,20 @@ static void truth_judge(s32 slot)
 static void truth_judge_added(s32 slot, u32 thread)
 {
 	struct truth_slot *s = &truth.slots[slot];
-	if (s->adder != 1 + thread)
+	if (!s->adder || s->adder != 1 + thread)
 		return;
 	if (s->state != TRUTH_FREE) {
 		s->adder = 0;
 		return;
 	}
+	truth_may(AF_SUSPECT_FREED_REGISTERED, slot);
+	s->judged_from = s->from;
+	s->judged_to = s->life;
 	for (u32 i = 0; i < truth.count; i++) {
 		struct truth_reg *r = &truth.regs[i];
 		if (!r->loose || r->slot != slot)
 			continue;
-		truth_may(AF_SUSPECT_FREED_REGISTERED, slot);
-		s->judged_from = s->from;
-		s->judged_to = s->life;
-		if (r->live && r->noted && !r->moving)
+		if (r->live && r->noted && !r->moving && !s->pending && !s->adders) /* else with what its destroy left */
 			truth_must(AF_SUSPECT_FREED_REGISTERED, slot);
 		r->loose = 0;
 		r->life = s->life;
@@ -220,13 +222,15 @@ static void truth_born_again(s32 slot)
 			r->at_birth = 1;
 		}
 	}
+	if (s->adder)
+		player_adopted(slot, s->life + 1);
 	if (s->state != TRUTH_LIVE || s->inferred)
 		s->from = s->life + 1;
 	s->inferred = 0;
 	s->state = TRUTH_LIVE;
 	s->life += 1;
 	s->touched = 0;
-	s->adder = 0;
+	s->adder = s->adders = 0;
 	s->stale = 0;
 	s->recycled = 0;
 }
@@ -262,8 +266,10 @@ static void truth_add_begun(s32 slot, u32 thread)
 	if (AF_CREATE_COMPLETE) {
 		if (s->state == TRUTH_UNSEEN)
 			truth_inferred(slot);
-		else if (s->state == TRUTH_FREE)
+		else if (s->state == TRUTH_FREE) {
+			s->adders |= s->adder && s->adder != 1 + thread;
 			s->adder = 1 + thread;
+		}
 		s->touched = 1;
 		return;
 	}
@@ -307,7 +313,7 @@ static void truth_delivered(s32 slot, struct truth_reg *by)
 			return;
 		}
 		s->stale++;
-		if (truth_power(s->stale))
+		if (truth_power(s->stale) && !s->adders)
 			truth_must(AF_SUSPECT_STALE_DELIVERY, slot);
 		truth_judge(slot);
 		return;
@@ -322,92 +328,5 @@ static void truth_delivered(s32 slot, struct truth_reg *by)
 	if (by->live && by->slot == slot && by->at_birth && by->life < s->from && !s->recycled) {
 		s->recycled = 1;
 		truth_must(AF_SUSPECT_RECYCLED_DELIVERY, slot);
-	}
-}
-
-/* -- the messages of a step */
-
-static bool player_is_adding(s32 slot, struct af_reg *reg);
-
-static bool truth_true(struct af_suspicion *m, s32 slot)
-{
-	struct truth_slot *s = &truth.slots[slot];
-	struct truth_reg *r = truth_match(&m->reg);
-	bool may = truth.may[slot] & TRUTH_BITS(m->head.what);
-	switch (m->head.what) {
-	case AF_SUSPECT_FREED_REGISTERED:
-		if ((m->reg.flags & AF_R_NOT_ASKED) && player_is_adding(slot, &m->reg))
-			return may; /* it says itself that it could not be asked */
-		return may && r && r->live && r->slot == slot && r->life >= s->judged_from && r->life <= s->judged_to;
-	case AF_SUSPECT_OUTLIVES_CLOSE:
-		/* an ADD that was to fail when it began may bring a closed registration's identity back, to the byte: as
-		 * long as it has not returned, nobody can know */
-		if (!r || !r->live || ((r->noted || r->returned) && !r->closed) || r->told)
-			return false;
-		r->told = 1;
-		return true;
-	case AF_SUSPECT_ALIASED_SLOT:
-		return may || ((m->other.flags & AF_R_NOT_ASKED) && player_is_adding(slot, &m->other));
-	case AF_SUSPECT_RECYCLED_DELIVERY:
-		if ((m->reg.flags & AF_R_NOT_ASKED) && player_is_adding(slot, &m->reg))
-			return may; /* another one of the same life is true */
-		return may && r && r->live && r->slot == slot && r->life < s->from;
-	default:
-		return may;
-	}
-}
-
-static void truth_message(struct af_suspicion *m)
-{
-	u32 what = m->head.what;
-	s32 slot = truth_slot_of(m->slot.addr ? m->slot.addr : m->reg.slot);
-	if (slot < 0) {
-		truth.told_any |= TRUTH_BITS(what);
-		if (!(truth.may_any & TRUTH_BITS(what)))
-			truth_wrong(FALSE_ALARM, what, 99);
-		return;
-	}
-	truth.told[slot] |= TRUTH_BITS(what);
-	truth.told_any |= TRUTH_BITS(what);
-	if (!truth_true(m, slot))
-		truth_wrong(FALSE_ALARM, what, slot);
-}
-
-static void truth_step_begins(void)
-{
-	__builtin_memset(truth.must, 0, sizeof(truth.must));
-	__builtin_memset(truth.may, 0, sizeof(truth.may));
-	__builtin_memset(truth.told, 0, sizeof(truth.told));
-	truth.may_any = truth.must_any = truth.told_any = 0;
-	sim_ring_used = 0;
-	sim_messages = 0;
-}
-
-/* Every message of the run, for who wants to read them. */
-static u8 run_ring[SIM_RING_BYTES];
-static u32 run_used;
-
-static void truth_keep(struct af_urgent_head *head)
-{
-	if (run_used + head->size > sizeof(run_ring))
-		return;
-	__builtin_memcpy(run_ring + run_used, head, head->size);
-	run_used += head->size;
-}
-
-static void truth_step_ends(void)
-{
-	for (u32 i = 0; i < sim_messages; i++) {
-		struct af_urgent_head *head = (struct af_urgent_head *)(sim_ring + sim_message_at[i]);
-		truth_keep(head);
-		if (head->type == AF_URGENT_SUSPICION)
-			truth_message((struct af_suspicion *)head);
-	}
-	if (truth.must_any & ~truth.told_any)
-		truth_wrong(MISSED, __builtin_ctz(truth.must_any & ~truth.told_any), 99);
-	for (u32 slot = 0; slot < SIM_SLOTS; slot++) {
-		u32 missed = truth.must[slot] & ~truth.told[slot];
-		if (missed)
-			truth_wrong(MISSED, __builtin_ctz(missed), slot);
 	}
 }
