@@ -20,7 +20,8 @@ struct truth_reg {
 	u32 closer, due_life;
 };
 
-enum truth_state { TRUTH_UNSEEN, TRUTH_LIVE, TRUTH_FREE };
+/* UNSEEN, OTHER: known by registrations only, before any life, or after one: another object's memory */
+enum truth_state { TRUTH_UNSEEN, TRUTH_LIVE, TRUTH_FREE, TRUTH_OTHER };
 
 struct truth_slot {
 	u32 state, life, from;  /* from: first life since the last destroy */
@@ -162,29 +163,29 @@ static void truth_judge(s32 slot)
 	s->pending = 0;
 }
 
-/* A slot that was free when it was registered, and was not given out until the registering thread waits. */
+/* Nothing is expected of what registers another object's memory. */
+static void truth_others(s32 slot)
+{
+	for (u32 i = 0; i < truth.count; i++)
+		if (truth.regs[i].slot == slot)
+			truth.regs[i].noted = truth.regs[i].loose = 0;
+}
+
+/* A slot that was free when it was registered, and was not given out until the registering thread waits: its memory is
+ * another object's, as far as anybody can tell. */
 static void truth_judge_added(s32 slot, u32 thread)
 {
 	struct truth_slot *s = &truth.slots[slot];
 	if (!s->adder || s->adder != 1 + thread)
 		return;
-	if (s->state != TRUTH_FREE) {
-		s->adder = 0;
-		return;
-	}
-	truth_may(AF_SUSPECT_FREED_REGISTERED, slot);
-	s->judged_from = s->from;
-	s->judged_to = s->life;
-	for (u32 i = 0; i < truth.count; i++) {
-		struct truth_reg *r = &truth.regs[i];
-		if (!r->loose || r->slot != slot)
-			continue;
-		if (r->live && r->noted && !r->moving && !s->pending && !s->adders) /* else with what its destroy left */
-			truth_must(AF_SUSPECT_FREED_REGISTERED, slot);
-		r->loose = 0;
-		r->life = s->life;
-	}
 	s->adder = 0;
+	if (s->state != TRUTH_FREE || s->pending)
+		return; /* a destroy that is still to be judged covers it */
+	truth_others(slot);
+	s->state = TRUTH_OTHER;
+	s->life += 1;
+	s->from = s->life;
+	s->stale = 0;
 }
 
 static void truth_settle(u32 thread, bool all)
@@ -238,11 +239,17 @@ static void truth_born_again(s32 slot)
 static void truth_create(s32 slot)
 {
 	struct truth_slot *s = &truth.slots[slot];
-	if (s->state == TRUTH_UNSEEN) {
+	if (s->state == TRUTH_UNSEEN || (s->state == TRUTH_OTHER && s->adder)) {
+		if (!s->adder)
+			truth_others(slot);
+		s->life = s->from = s->state == TRUTH_UNSEEN ? 1 : s->life;
 		s->state = TRUTH_LIVE;
-		s->life = s->from = 1;
+		s->adder = 0;
 	} else if (s->inferred && s->adder) {
 		s->inferred = s->adder = 0; /* the create that registered it gives it out now */
+	} else if (s->state == TRUTH_OTHER) {
+		truth_others(slot);
+		truth_born_again(slot);
 	} else if (s->state == TRUTH_FREE || s->touched || !AF_CREATE_COMPLETE) {
 		truth_born_again(slot);
 	} /* else a constructor within a constructor */
@@ -266,7 +273,12 @@ static void truth_add_begun(s32 slot, u32 thread)
 	if (AF_CREATE_COMPLETE) {
 		if (s->state == TRUTH_UNSEEN)
 			truth_inferred(slot);
-		else if (s->state == TRUTH_FREE) {
+		if (s->state == TRUTH_UNSEEN || s->state == TRUTH_OTHER) {
+			if (!s->adder) {
+				truth_others(slot);
+				s->adder = 1 + thread;
+			}
+		} else if (s->state == TRUTH_FREE) {
 			s->adders |= s->adder && s->adder != 1 + thread;
 			s->adder = 1 + thread;
 		}
