@@ -99,6 +99,7 @@ class Doubts:
     inferred: list[str] = field(default_factory=list)
     confirmed: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    asked: bool = True  # False: no more than inferred, whatever else agrees
 
     def doubt(self, sentence: str) -> None:
         self.against.append(sentence)
@@ -142,6 +143,7 @@ class Doubts:
             self.inferred.append("the registration predates the attach: who made it was not seen")
         if any(reg is not None and reg.flags & RegFlag.NOT_ASKED for reg in regs):
             self.inferred.append("the kernel could not be asked whether the registration exists")
+            self.asked = False
 
     def registered(self, reg: Registration | None, since: int) -> bool | None:
         """Asks fdinfo whether `reg` was alive at or after `since`; a yes confirms."""
@@ -188,10 +190,10 @@ class Doubts:
     def weigh(self) -> tuple[Confidence, tuple[str, ...]]:
         if self.against:
             return Confidence.UNCERTAIN, (*self.against, *self.confirmed, *self.inferred, *self.notes)
-        if self.confirmed:
+        if self.confirmed and self.asked:
             return Confidence.CONFIRMED, (*self.confirmed, *self.inferred, *self.notes)
         if self.inferred:
-            return Confidence.INFERRED, (*self.inferred, *self.notes)
+            return Confidence.INFERRED, (*self.confirmed, *self.inferred, *self.notes)
         return Confidence.OBSERVED, ("every event of the chain was seen", *self.notes)
 
 
