@@ -1,4 +1,4 @@
-"""A kernel without BTF cannot be asked: what is said of registrations is inferred, and /proc/PID/fdinfo must agree."""
+"""A kernel without BTF cannot be asked: findings about registrations are inferred, and fdinfo must agree."""
 
 from __future__ import annotations
 
