@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agent.correlator.findings import Finding, Severity
@@ -45,6 +45,15 @@ _LOSSES = {
 """What Lost.what means to a user; any other kind is shown by its name."""
 
 
+_MOST_PLANS = 256
+_UNSEEN = {
+    "create": "births may be missed",
+    "destroy": "destroys may be missed, and with them every finding about freed slots",
+    "dispatch": "how far a loop is may not be known",
+}
+"""What follows from an instance of a role that is not probed."""
+
+
 class Stats:
     """What was consumed."""
 
@@ -55,6 +64,7 @@ class Stats:
         self.crashes = 0
         self.attached = 0
         self.bootstrapped = 0
+        self.gaps: dict[str, dict[str, list[int]]] = {}  # image -> role -> [not probed, probed]
         self.unwatched = 0  # forked children of targets that are not watched
         self.gone: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
@@ -87,6 +97,7 @@ class Stats:
         elif isinstance(event, TargetAttached):
             self.attached += 1
             self.bootstrapped += event.bootstrapped
+            self._plan(event)
             self._at(event.ts)
         elif isinstance(event, TargetGone):
             self.gone[event.reason] += 1
@@ -99,6 +110,18 @@ class Stats:
             self.crashes += 1
         elif isinstance(event, ProcessForked):
             self.unwatched += not event.ended and not event.watched
+
+    def _plan(self, event: TargetAttached) -> None:
+        """What of a program's plan could not be probed."""
+        image = str(event.plan.get("identity") or event.exe)
+        if image in self.gaps or len(self.gaps) >= _MOST_PLANS:
+            return
+        roles = self.gaps.setdefault(image, {})
+        for place, key in enumerate(("unprobed", "sites")):
+            listed = event.plan.get(key)
+            for instance in listed if isinstance(listed, list | tuple) else ():
+                if isinstance(instance, Mapping):
+                    roles.setdefault(str(instance.get("role")), [0, 0])[place] += 1
 
     def _at(self, ts: int) -> None:
         self.first = self.first or ts
@@ -228,6 +251,11 @@ def _blind(stats: Stats) -> list[str]:
     """What was done to the target's descriptors that no probe saw; and whether we and the kernel agree."""
     counters = stats.counters
     rows = []
+    for role, what in _UNSEEN.items():
+        missing = sum(roles[role][0] for roles in stats.gaps.values() if role in roles)
+        there = sum(roles[role][1] for roles in stats.gaps.values() if role in roles)
+        if missing:
+            rows.append(f"{missing} of {missing + there} {role} instances could not be probed: {what}")
     if counters.get("io_uring"):
         rows.append(
             f"{number(counters['io_uring'])} io_uring requests: who closed by them, and when, was not seen"

@@ -8,7 +8,7 @@ import agent.summary
 from agent.summary import Stats, summary
 from agent.text import plain
 from probes import session
-from probes.events import CountersRead, Event, LifetimesCounted, Lost, ProcessForked
+from probes.events import CountersRead, Event, LifetimesCounted, Lost, ProcessForked, TargetAttached
 from tests.unit.agent.scenario import ATTACHED, PID, finding
 
 
@@ -134,3 +134,17 @@ def test_findings_are_a_table_with_the_worst_first() -> None:
     assert "2 findings above warning" in text
     assert "1,234" in text
     assert "a\\x1bnote" in text
+
+
+def test_instances_that_could_not_be_probed_are_said_at_the_end() -> None:
+    plan = {
+        "identity": "build-id:1",
+        "sites": [{"role": "destroy"}, {"role": "create"}],
+        "unprobed": [{"role": "destroy"}, {"role": "disown"}],
+    }
+    attached = TargetAttached(
+        ts=1, tgid=7, start_time=1, exe="/x", comm="x", bias=0, plan=plan, bootstrapped=0, late=True
+    )
+    said = text_of(attached)
+    assert "1 of 2 destroy instances could not be probed: destroys may be missed" in said
+    assert "create instances" not in said
