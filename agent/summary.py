@@ -32,7 +32,6 @@ _LOSSES = {
     "slots-map-full": "slots could not be tracked: the map is full",
     "registrations-map-full": "registrations could not be tracked: the map is full",
     "registrations-of-one-file-beyond-limit": "a file has more registrations than are looked at",
-    "close-range-beyond-limit": "close_range(2) closed more numbers than are looked at",
     "nested-waits-beyond-limit": "waits within waits were more than are kept",
     "objects-map-full": "objects could not be tied to their slots: the map is full",
     "tail-call": "deliveries of a batch were not looked at to its end: a tail call failed",
@@ -215,6 +214,11 @@ def _not_judged(stats: Stats) -> list[str]:
         rows.append(
             f"{number(frees)} frees within a batch not judged: no dispatch tells how far the loop was"
         )
+    other = stats.counters.get("adds_freed", 0)
+    if other:
+        rows.append(
+            f"{number(other)} registrations where a freed slot was: another object's, or too late: not judged"
+        )
     if never:
         rows.append(f"{number(never)} removals of what was never seen registered: no harm known, not judged")
     return rows
@@ -232,6 +236,10 @@ def _blind(stats: Stats) -> list[str]:
         rows.append(
             f"{number(counters['shared_tables'])} processes share a target's descriptors (CLONE_FILES): "
             "what they closed was not seen"
+        )
+    if counters.get("ranges"):
+        rows.append(
+            f"{number(counters['ranges'])} calls of close_range(2): which slots they closed was not seen"
         )
     if counters.get("links_full"):
         many = number(counters["links_full"])

@@ -188,7 +188,7 @@ class Counter(IntEnum):
     SUSPECTS_DROPPED = 20
     LINKS_FULL = 21
     OBJECTS_FULL = 22
-    RANGE_TRUNCATED = 23
+    RANGES = 23
     ENTRY_UNSEEN = 24
     BATCHES_FULL = 25
     NOT_JUDGED = 26
@@ -200,6 +200,7 @@ class Counter(IntEnum):
     IO_URING = 32
     SHARED_TABLES = 33
     NOT_REGISTERED = 34
+    ADDS_FREED = 36
     DESTROYS_UNKNOWN = 35
 
 
@@ -318,6 +319,8 @@ class Slot(ctypes.LittleEndianStructure):
         ("undispatched", _U32),
         ("stale_dispatches", _U32),
         ("adder", _U32),
+        ("held_batch", _U32),
+        ("held_index", _U32),
         ("reserved", _U32),
         ("links", Link * SLOT_LINKS),
     ]

@@ -73,7 +73,14 @@ MAPS = (
     "prog",  # the kernel empties a program array when its last descriptor is closed
 )
 
-LENT = ("af_settle_now", "af_progress", "af_progress_accept", "af_progress_two")
+LENT = (
+    "af_settle_now",
+    "af_progress",
+    "af_progress_recv",
+    "af_progress_recvmsg",
+    "af_progress_accept",
+    "af_progress_two",
+)
 """Programs whose descriptors the daemon holds as well, to run or to attach them at need."""
 
 CHAIN = ("af_wait_more", "af_report", "af_settle_more")

@@ -16,12 +16,15 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 60.0
 
 CALLS = {
     "read": "af_progress", "readv": "af_progress", "pread64": "af_progress", "preadv": "af_progress",
-    "preadv2": "af_progress", "recvfrom": "af_progress", "recvmsg": "af_progress", "recvmmsg": "af_progress",
+    "preadv2": "af_progress",
+    "recvfrom": "af_progress_recv",
+    "recvmsg": "af_progress_recvmsg", "recvmmsg": "af_progress",
     "write": "af_progress", "writev": "af_progress", "pwrite64": "af_progress", "pwritev": "af_progress",
     "pwritev2": "af_progress", "sendto": "af_progress", "sendmsg": "af_progress", "sendmmsg": "af_progress",
     "sendfile64": "af_progress", "tee": "af_progress", "vmsplice": "af_progress",
     "splice": "af_progress_two", "copy_file_range": "af_progress_two",
     "accept": "af_progress_accept", "accept4": "af_progress_accept",
+    "timerfd_settime": "af_progress_accept", "connect": "af_progress_accept",
 }  # fmt: skip
 """System calls that consume from a file or produce on it, and the program for their exit (55-progress.c)."""
 

@@ -41,7 +41,6 @@
 #define AF_BATCHES 4          /* open batches of one thread: nested waits */
 #define AF_PENDING 1024       /* slots of one thread that wait to be judged */
 #define AF_SETTLE_AT_ONCE 4   /* of these, by one program of the tail-call chain */
-#define AF_RANGE_LIMIT 48
 #define AF_MANY_WAITERS 0xffffffffu
 #define AF_STACK_DEPTH 32
 #define AF_MAX_STACKS 16384
@@ -208,6 +207,7 @@ struct af_scratch {
 	struct af_reg other;
 	struct af_reg older;
 	struct af_trigger_args args;
+	u64 items[AF_CLOSING];   /* epitems of the number that is being closed */
 	struct af_stack stack;
 };
 

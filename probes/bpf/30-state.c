@@ -416,9 +416,9 @@ AF_FN struct af_batch *af_open_batch(struct af_thread *t, u32 number)
 	return 0;
 }
 
-/* The open batch that holds the slot's last delivery, if its memory still names the slot; null when it does not,
- * or cannot be said to. `mine`: the current thread holds it. */
-AF_FN struct af_batch *af_batch_of(struct af_target *target, struct af_slot *slot, u64 sp)
+/* The open batch of that number, of the thread that got the slot's last delivery, if entry `index` of it in user memory
+ * still names the slot; null when it does not, or cannot be said to. */
+AF_FN struct af_batch *af_batch_of(struct af_target *target, struct af_slot *slot, u32 number, u32 index, u64 sp)
 {
 	if (!slot->last_tid)
 		return 0;
@@ -426,14 +426,14 @@ AF_FN struct af_batch *af_batch_of(struct af_target *target, struct af_slot *slo
 	struct af_thread *t = threads.lookup(&id);
 	if (!t)
 		return 0;
-	struct af_batch *b = af_open_batch(t, slot->last_batch);
-	if (!b || slot->last_index >= b->count)
+	struct af_batch *b = af_open_batch(t, number);
+	if (!b || index >= b->count)
 		return 0;
 	/* an array on the stack is over when its frame is gone; one that lies below the wait's stack pointer is none */
 	if (id == bpf_get_current_pid_tgid() && sp > b->events && b->events >= b->sp)
 		return 0;
 	struct af_epoll_event event = {};
-	if (bpf_probe_read_user(&event, sizeof(event), (void *)(b->events + slot->last_index * sizeof(event))))
+	if (bpf_probe_read_user(&event, sizeof(event), (void *)(b->events + index * sizeof(event))))
 		return 0;
 	return !(AF_IS_RESERVED(event.data)) && af_slot_behind(target, event.data, false) == slot->addr ? b : 0;
 }
@@ -477,6 +477,76 @@ AF_FN u64 af_signature(struct af_slot *slot, bool registered)
 	if (registered)
 		sig |= AF_SIG_REGISTERED;
 	return sig;
+}
+
+AF_FN void af_slot_counts_cleared(struct af_slot *slot)
+{
+	slot->first_delivery = 0;
+	slot->last_delivery = 0;
+	slot->last_delivery_enter = 0;
+	slot->last_dispatch = 0;
+	slot->first_after_close = 0;
+	slot->last_after_close = 0;
+	slot->object = 0;
+	slot->idle = 0;
+	slot->idle_since = 0;
+	slot->idle_reported = 0;
+	slot->hup_since = 0;
+	slot->deliveries = 0;
+	slot->dispatches = 0;
+	slot->after_close = 0;
+	slot->stale = 0;
+	slot->stale_reported = 0;
+	slot->double_destroys = 0;
+	slot->last_batch = 0;
+	slot->last_tid = 0;
+	slot->last_index = 0;
+	slot->consecutive = 0;
+	slot->waiter = 0;
+	slot->recycled = 0;
+	slot->recycled_reported = 0;
+	slot->batch_count = 0;
+	slot->undispatched = 0;
+	slot->stale_dispatches = 0;
+	slot->held_batch = 0;
+}
+
+/* The registrations that were made after the destroy are of the next life: of a create that registers the slot before
+ * it gives it out, or of another object in the same memory. Returns whether there are any. */
+AF_FN bool af_links_renewed(struct af_slot *slot, u64 destroyed)
+{
+	bool registered = false;
+	for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
+		struct af_link *link = &slot->links[i];
+		struct af_reg *note = af_link_note(link);
+		if (!note || note->add.enter < destroyed)
+			continue;
+		link->gen = slot->gen;
+		note->gen = slot->gen;
+		slot->fd = note->fd;
+		slot->epfd = note->epfd;
+		slot->add = note->add;
+		registered = true;
+	}
+	return registered;
+}
+
+/* A freed slot's address was registered, and no create gave it out: its memory is another object's by now (or it was
+ * registered after its end; nobody can tell). It is no slot until a create says so. */
+AF_FN void af_slot_foreign(struct af_slot *slot)
+{
+	slot->prev_destroy = slot->destroy;
+	slot->gen += 1;
+	slot->live_from = slot->gen;
+	af_links_renewed(slot, slot->destroy.ts);
+	slot->state = AF_SLOT_LIVE;
+	slot->flags = AF_S_UNBORN;
+	af_at_clear(&slot->create);
+	af_at_clear(&slot->del);
+	af_at_clear(&slot->close);
+	af_at_clear(&slot->destroy);
+	af_slot_counts_cleared(slot);
+	af_count(AF_C_ADDS_FREED);
 }
 
 #define AF_SETTLED_OUTLIVES 1u /* s->other: the registration that outlived its close */
@@ -525,10 +595,9 @@ AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, u64 judge, bool
 	}
 	if (added && waited)
 		slot->adder = 0;
-	/* a destroy that is still to be judged covers it */
-	if (!registered && added && waited && slot->state == AF_SLOT_FREE && !(slot->flags & AF_S_PENDING)) {
-		registered = af_existing(slot, slot->live_from, slot->gen + 1, AF_WHENEVER, &s->reg);
-	}
+	/* a destroy that its thread has still to judge comes first */
+	if (!registered && added && waited && slot->state == AF_SLOT_FREE && !(slot->flags & AF_S_PENDING))
+		af_slot_foreign(slot);
 	return send | (registered ? AF_SETTLED_FREED : 0);
 }
 
@@ -585,7 +654,10 @@ AF_FN void af_put_off(struct af_thread *t, struct af_slot *slot, u64 judge)
 /* A new generation begins at this address; what the old one still owes is judged and sent first. */
 AF_FN void af_slot_reborn(struct af_target *target, struct af_slot *slot, u64 flags, struct af_scratch *s)
 {
-	bool was_live = slot->state == AF_SLOT_LIVE && !(slot->flags & AF_S_INFERRED);
+	bool was_live = slot->state == AF_SLOT_LIVE && !(slot->flags & (AF_S_INFERRED | AF_S_UNBORN));
+	if (slot->flags & AF_S_UNBORN) /* another object's registrations say nothing of this life */
+		for (u32 i = 0; i < AF_SLOT_LINKS; i++)
+			slot->links[i].ep = 0;
 	af_settle(target, slot, s, false);
 	if (slot->stale != slot->stale_reported) {
 		struct af_trigger_args a = {.ts = slot->last_delivery, .enter = slot->last_delivery_enter,
@@ -607,22 +679,7 @@ AF_FN void af_slot_reborn(struct af_target *target, struct af_slot *slot, u64 fl
 	slot->gen += 1;
 	if (!was_live)
 		slot->live_from = slot->gen;
-	/* a create that registers the slot before it returns it: those registrations are the new life's */
-	bool registered = false;
-	if (slot->adder && destroyed) {
-		for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
-			struct af_link *link = &slot->links[i];
-			struct af_reg *note = af_link_note(link);
-			if (!note || note->add.enter < destroyed)
-				continue;
-			link->gen = slot->gen;
-			note->gen = slot->gen;
-			slot->fd = note->fd;
-			slot->epfd = note->epfd;
-			slot->add = note->add;
-			registered = true;
-		}
-	}
+	bool registered = slot->adder && destroyed && af_links_renewed(slot, destroyed);
 	slot->adder = 0;
 	slot->state = AF_SLOT_LIVE;
 	slot->flags = flags | (was_live ? AF_S_REBORN_LIVE : 0);
@@ -635,33 +692,7 @@ AF_FN void af_slot_reborn(struct af_target *target, struct af_slot *slot, u64 fl
 		slot->fd = -1;
 		slot->epfd = -1;
 	}
-	slot->first_delivery = 0;
-	slot->last_delivery = 0;
-	slot->last_delivery_enter = 0;
-	slot->last_dispatch = 0;
-	slot->first_after_close = 0;
-	slot->last_after_close = 0;
-	slot->object = 0;
-	slot->idle = 0;
-	slot->idle_since = 0;
-	slot->idle_reported = 0;
-	slot->hup_since = 0;
-	slot->deliveries = 0;
-	slot->dispatches = 0;
-	slot->after_close = 0;
-	slot->stale = 0;
-	slot->stale_reported = 0;
-	slot->double_destroys = 0;
-	slot->last_batch = 0;
-	slot->last_tid = 0;
-	slot->last_index = 0;
-	slot->consecutive = 0;
-	slot->waiter = 0;
-	slot->recycled = 0;
-	slot->recycled_reported = 0;
-	slot->batch_count = 0;
-	slot->undispatched = 0;
-	slot->stale_dispatches = 0;
+	af_slot_counts_cleared(slot);
 }
 
 AF_FN void af_slot_waiter(struct af_slot *slot, u64 ep, u32 tid, u64 by_other)

@@ -144,7 +144,8 @@ AF_FN void af_idle(struct af_target *target, struct af_slot *slot, u32 events, s
 	int zero = 0;
 	struct af_control *c = control.lookup(&zero);
 	u64 since = c ? c->watch_since : 0, quiet = c ? c->spin_quiet : 0;
-	bool hopeless = !(events & ~(AF_EPOLLERR | AF_EPOLLHUP)) ||
+	/* a HUP does not go away; an error does when it is taken (SO_ERROR, MSG_ERRQUEUE) */
+	bool hopeless = ((events & AF_EPOLLHUP) && !(events & ~(AF_EPOLLERR | AF_EPOLLHUP))) ||
 			((slot->flags & AF_S_CLOSED) && !(slot->flags & AF_S_DELETED));
 	if (slot->flags & AF_S_EDGE)
 		return;
@@ -177,6 +178,13 @@ AF_FN void af_delivered(struct af_target *target, struct af_thread *t, u32 tid, 
 	u64 now = t->wait.exit;
 	bool same = slot->last_tid == tid && slot->last_batch == t->batch;
 	bool consecutive = slot->last_tid == tid && slot->last_batch + 1 == t->batch;
+	/* delivered again by a wait nested in the batch that it waits in */
+	if (!same && slot->last_tid != tid)
+		slot->held_batch = 0;
+	else if (!same && slot->undispatched && t->depth > 1 && af_open_batch(t, slot->last_batch)) {
+		slot->held_batch = slot->last_batch;
+		slot->held_index = slot->last_index;
+	}
 	slot->consecutive = same ? slot->consecutive : consecutive ? slot->consecutive + 1 : 0;
 	slot->batch_count = same ? slot->batch_count + 1 : 1;
 	slot->undispatched = same ? slot->undispatched + 1 : 1;

@@ -10,7 +10,7 @@ AF_FN void af_slot_closed(struct af_target *target, struct af_thread *t, struct 
 	af_flag(slot, AF_S_CLOSED);
 	af_slot_waiter(slot, note->ep, at->tid, AF_S_CLOSE_BY_OTHER);
 	if (slot->state == AF_SLOT_LIVE && !(slot->flags & AF_S_DELETED) && slot->last_tid != at->tid &&
-	    af_batch_of(target, slot, 0))
+	    af_batch_of(target, slot, slot->last_batch, slot->last_index, 0))
 		af_flag(slot, AF_S_CLOSE_IN_BATCH);
 	af_used_after(t, slot, true);
 }
@@ -68,40 +68,47 @@ AF_FN void af_close_begun(void *ctx, struct af_target *target, struct af_thread 
 	t->begun = 0;
 	t->file = af_file(fd);
 #if AF_ASK
+	int zero = 0;
+	struct af_scratch *s = scratch.lookup(&zero);
 	u64 node = af_first_item(t->file);
+	u32 count = 0;
+	if (!s)
+		return;
 	AF_LOOP
 	for (u32 i = 0; i < AF_ITEMS; i++) {
-		if (!node)
+		if (!node || count >= AF_CLOSING)
 			break;
 		u64 item = node - AF_ITEM_LINK;
 		struct af_filefd ffd = {};
 		bpf_probe_read_kernel(&ffd, sizeof(ffd), (void *)(item + AF_ITEM_FFD));
 		if (ffd.fd == fd && ffd.file == t->file) {
-			u32 n = t->closings;
-			u64 ep = af_word(item + AF_ITEM_EP);
-			struct af_epoll_event event = {};
-			bpf_probe_read_kernel(&event, sizeof(event), (void *)(item + AF_ITEM_EVENT));
-			if (n >= AF_CLOSING) {
-				af_count(AF_C_ITEMS_TRUNCATED);
-				break;
-			}
-			struct af_reg *known = af_note(ep, t->file, fd);
-			/* a child closes its copy of the number: that ends nothing of its parent's */
-			if (known ? known->tgid != af_tgid() : !af_note_inferred(target, ep, t->file, fd, -1, event.data, event.events, t->enter,
-									 item)) {
-				node = af_word(node);
-				continue;
-			}
-			t->closing[n & (AF_CLOSING - 1)].ep = ep;
-			t->closing[n & (AF_CLOSING - 1)].file = t->file;
-			t->closing[n & (AF_CLOSING - 1)].fd = fd;
-			t->closing[n & (AF_CLOSING - 1)].gap = 0;
-			t->closings = n + 1;
+			s->items[count & (AF_CLOSING - 1)] = item;
+			count += 1;
 		}
 		node = af_word(node);
 	}
 	if (node)
 		af_count(AF_C_ITEMS_TRUNCATED);
+	AF_LOOP
+	for (u32 i = 0; i < AF_CLOSING; i++) {
+		if (i >= count)
+			break;
+		u64 item = s->items[i];
+		u64 ep = af_word(item + AF_ITEM_EP);
+		struct af_epoll_event event = {};
+		bpf_probe_read_kernel(&event, sizeof(event), (void *)(item + AF_ITEM_EVENT));
+		struct af_reg *known = af_note(ep, t->file, fd);
+		/* a child closes its copy of the number: that ends nothing of its parent's */
+		if (known ? known->tgid != af_tgid()
+			  : !af_note_inferred(target, ep, t->file, fd, -1, event.data, event.events, t->enter, item))
+			continue;
+		u32 n = t->closings & (AF_CLOSING - 1);
+		t->closing[n].ep = ep;
+		t->closing[n].file = t->file;
+		t->closing[n].fd = fd;
+		t->closing[n].gap = 0;
+		t->closings += 1;
+	}
 #else
 	struct af_reg *last = af_number(target, fd);
 	if (last && af_note(last->ep, last->file, fd)) {
@@ -205,42 +212,15 @@ int af_exit_close(struct af_sys_exit *ctx)
 	return 0;
 }
 
-/* close_range(2): what was registered under the numbers of the span, up to a limit. The kernel is asked about each;
- * this is only who closed it. */
+/* close_range(2) is evidence in the stream, of who closed what may have been registered: fd and ret are its span. What
+ * it ended or did not is asked of the kernel. */
 int af_exit_close_range(struct af_sys_exit *ctx)
 {
-	struct af_target *target = af_target_now();
-	if (!target || ctx->ret || (AF_USER(dx) & 4)) /* CLOSE_RANGE_CLOEXEC only marks */
-		return 0;
-	struct af_thread *t = af_thread_now();
-	if (!t)
+	if (!af_target_now() || ctx->ret || (AF_USER(dx) & 4)) /* CLOSE_RANGE_CLOEXEC only marks */
 		return 0;
 	u64 now = bpf_ktime_get_ns();
-	u32 first = (u32)AF_USER(di), last = (u32)AF_USER(si);
-	struct af_at at;
-	af_at_set(&at, now, now, AF_USER(ip), (u32)bpf_get_current_pid_tgid(), af_stack_id(ctx));
-	AF_LOOP
-	for (u32 i = 0; i < AF_RANGE_LIMIT; i++) {
-		if (first + i > last)
-			break;
-		struct af_reg *made = af_number(target, (s32)(first + i));
-		struct af_reg *note = made ? af_note(made->ep, made->file, made->fd) : 0;
-		if (!note || (note->flags & AF_R_BY_CLOSE) || note->state == AF_REG_ADDING ||
-		    (AF_ASK && af_file(note->fd) == note->file))
-			continue; /* closed already, or opened and registered since */
-		af_record(AF_CLOSED, 0, now, now, note->userdata, note->gen, note->fd, note->epfd, 0, 1, at.stack);
-		note->end = at;
-		note->flags |= AF_R_BY_CLOSE;
-		af_number_keep(note);
-		struct af_slot *slot = af_note_slot(note);
-		if (!slot || slot->gen != note->gen)
-			continue;
-		slot->close = at;
-		af_flag(slot, AF_S_CLOSED | AF_S_CLOSE_PENDING); /* asked when it is judged */
-		af_put_off(t, slot, AF_S_CLOSE_PENDING);
-	}
-	if (last - first >= AF_RANGE_LIMIT && last < 0x7fffffff)
-		af_count(AF_C_RANGE_TRUNCATED);
+	af_count(AF_C_RANGES);
+	af_record(AF_CLOSED, 0, now, now, 0, 0, (s32)AF_USER(di), -1, (s32)AF_USER(si), 1, af_stack_id(ctx));
 	return 0;
 }
 

@@ -35,7 +35,21 @@ int af_progress(struct af_sys_exit *ctx)
 	return ctx->ret > 0 ? af_progressed((s32)AF_USER(di)) : 0;
 }
 
-/* of accept(2) a new number, which may be 0 */
+#define AF_MSG_PEEK 2
+
+/* recvfrom(2): what was only looked at is still there */
+int af_progress_recv(struct af_sys_exit *ctx)
+{
+	return ctx->ret > 0 && !(AF_USER(r10) & AF_MSG_PEEK) ? af_progressed((s32)AF_USER(di)) : 0;
+}
+
+/* recvmsg(2) */
+int af_progress_recvmsg(struct af_sys_exit *ctx)
+{
+	return ctx->ret > 0 && !(AF_USER(dx) & AF_MSG_PEEK) ? af_progressed((s32)AF_USER(di)) : 0;
+}
+
+/* of accept(2) a new number, which may be 0; of timerfd_settime(2) and connect(2) 0 says that it was done */
 int af_progress_accept(struct af_sys_exit *ctx)
 {
 	return ctx->ret >= 0 ? af_progressed((s32)AF_USER(di)) : 0;

@@ -91,15 +91,18 @@ int af_execed(void *ctx)
 	u32 *wanted = exec_paths.lookup(&s->path);
 	u64 now = bpf_ktime_get_ns();
 	if (target) {
-		targets.delete(&tgid);
+		if (!wanted && !(target->flags & AF_T_FOLLOW))
+			targets.delete(&tgid);
 		af_record(AF_EXECED, 0, now, now, 0, 0, -1, -1, 0, 0, -1);
 	}
-	if (wanted) {
+	/* a program that executes itself goes on being watched at once; another one is let go by user space */
+	bool follow = wanted || (target && (target->flags & AF_T_FOLLOW));
+	if (follow) {
 		struct af_target fresh = {.armed = now, .epoch = af_epoch(now), .flags = AF_T_FOLLOW};
 		targets.update(&tgid, &fresh);
 	}
 	if (target || wanted)
-		af_lifecycle_out(AF_EXECED, tgid, 0, wanted ? 1 : 0, &s->path);
+		af_lifecycle_out(AF_EXECED, tgid, 0, follow ? 1 : 0, &s->path);
 	return 0;
 }
 
@@ -116,6 +119,10 @@ int af_exited(void *ctx)
 		struct af_name name = {};
 		bpf_get_current_comm(&name.comm, sizeof(name.comm));
 		names.update(&id, &name);
+		u64 ep = t->wait.ep;
+		u32 *waiter = ep ? waiters.lookup(&ep) : 0;
+		if (waiter && *waiter == (u32)id)
+			waiters.delete(&ep); /* nobody waits there any more */
 	}
 	if (t && t->pending_first != t->pending_next) {
 		/* a thread that ends is through with what it destroyed; its entry goes with the last of that */

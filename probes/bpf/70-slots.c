@@ -30,8 +30,7 @@ AF_FN int af_hit_create(struct pt_regs *ctx, u64 addr)
 		slot->gen = 1;
 		slot->live_from = 1;
 		slot->flags = AF_S_CREATE_SEEN;
-	} else if (slot->state == AF_SLOT_LIVE && !(slot->flags & AF_S_CREATE_SEEN) &&
-		   ((slot->flags & AF_S_UNBORN) || slot->adder)) {
+	} else if (slot->state == AF_SLOT_LIVE && !(slot->flags & AF_S_CREATE_SEEN) && slot->adder) {
 		/* it was registered by the create that gives it out now */
 		af_unflag(slot, AF_S_UNBORN | AF_S_INFERRED | AF_S_ADD_FREED);
 		af_flag(slot, AF_S_CREATE_SEEN);
@@ -86,7 +85,14 @@ AF_FN bool af_frees(u64 addr)
 /* Is a delivery of the slot still to be worked on, in a batch that is open and names it? Only a dispatch tells. */
 AF_FN u32 af_undispatched(struct af_target *target, struct af_slot *slot, bool holds, u64 sp, u32 *nested)
 {
-	struct af_batch *b = slot->state == AF_SLOT_LIVE ? af_batch_of(target, slot, sp) : 0;
+	struct af_batch *b = slot->state == AF_SLOT_LIVE ? af_batch_of(target, slot, slot->last_batch, slot->last_index, sp) : 0;
+	struct af_batch *held = slot->state == AF_SLOT_LIVE && slot->held_batch
+					? af_batch_of(target, slot, slot->held_batch, slot->held_index, sp)
+					: 0;
+	if (held) { /* the outer loop comes to it when the inner one is through */
+		*nested = held->nested;
+		return AF_PENDING_YES;
+	}
 	if (!b)
 		return AF_PENDING_NO;
 	*nested = b->nested;

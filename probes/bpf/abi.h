@@ -161,7 +161,9 @@ struct af_slot {
 	__u32 batch_count;           /* deliveries in last_batch: one registration gives at most one a batch */
 	__u32 undispatched;          /* of these, not dispatched yet */
 	__u32 stale_dispatches;      /* dispatches after destroy */
-	__u32 adder;                 /* thread that registered it while it was free; 0 none */
+	__u32 adder;                 /* thread that registered it before a create gave it out; 0 none */
+	__u32 held_batch;            /* of last_tid: an outer batch that holds an undispatched delivery of it; 0 none */
+	__u32 held_index;
 	__u32 reserved;
 	struct af_link links[AF_SLOT_LINKS];
 };
@@ -335,7 +337,7 @@ enum af_counter {
 	AF_C_SUSPECTS_DROPPED = 20, /* suspicious deliveries of one wait beyond what is reported at once */
 	AF_C_LINKS_FULL = 21,      /* registrations of one slot beyond AF_SLOT_LINKS */
 	AF_C_OBJECTS_FULL = 22,
-	AF_C_RANGE_TRUNCATED = 23, /* close_range over more fds than are looked at */
+	AF_C_RANGES = 23,          /* calls of close_range: what they closed is not followed one by one */
 	AF_C_ENTRY_UNSEEN = 24,    /* hits whose call was entered before watching: their argument is not known */
 	AF_C_BATCHES_FULL = 25,    /* nested waits beyond AF_BATCHES: the outermost is forgotten */
 	AF_C_NOT_JUDGED = 26,      /* frees within a batch of which is not known how far its loop was */
@@ -347,6 +349,7 @@ enum af_counter {
 	AF_C_IO_URING = 32,        /* io_uring requests of watched processes */
 	AF_C_SHARED_TABLES = 33,   /* processes made that share a watched one's descriptor table (CLONE_FILES) */
 	AF_C_NOT_REGISTERED = 34,  /* DEL or MOD: ENOENT or EBADF on what was never seen registered */
+	AF_C_ADDS_FREED = 36,      /* ADDs of an address whose slot was freed, and no create followed: another object's */
 	AF_C_DESTROYS_UNKNOWN = 35, /* destroys of what create never gave out, in a process watched from its start */
 	AF_C_MAX = 40,
 };

@@ -20,7 +20,8 @@ struct truth_reg {
 	u32 closer, due_life;
 };
 
-enum truth_state { TRUTH_UNSEEN, TRUTH_LIVE, TRUTH_FREE };
+/* foreign: its address was registered when it was free, and no create gave it out: another object's memory by now */
+enum truth_state { TRUTH_UNSEEN, TRUTH_LIVE, TRUTH_FREE, TRUTH_FOREIGN };
 
 struct truth_slot {
 	u32 state, life, from;  /* from: first life since the last destroy */
@@ -149,51 +150,51 @@ static void truth_must(u32 what, s32 slot)
 }
 
 /* A destroy is judged now: its call is over, or its slot is used again. */
-static void truth_judge(s32 slot)
+static bool truth_judge(s32 slot)
 {
 	struct truth_slot *s = &truth.slots[slot];
 	if (s->state != TRUTH_FREE)
-		return;
+		return false;
 	s->judged_from = s->from;
 	s->judged_to = s->life;
 	truth_may(AF_SUSPECT_FREED_REGISTERED, slot);
-	if (s->pending && truth_known(slot, s->from, s->life))
+	bool registered = s->pending && truth_known(slot, s->from, s->life);
+	if (registered)
 		truth_must(AF_SUSPECT_FREED_REGISTERED, slot);
 	s->pending = 0;
+	return registered;
 }
 
 /* A slot that was free when it was registered, and was not given out until the registering thread waits. */
-static void truth_judge_added(s32 slot, u32 thread)
+static void truth_judge_added(s32 slot, u32 thread, bool told)
 {
 	struct truth_slot *s = &truth.slots[slot];
 	if (!s->adder || s->adder != 1 + thread)
 		return;
-	if (s->state != TRUTH_FREE) {
-		s->adder = 0;
+	s->adder = 0;
+	if (s->state != TRUTH_FREE)
 		return;
-	}
-	truth_may(AF_SUSPECT_FREED_REGISTERED, slot);
-	s->judged_from = s->from;
-	s->judged_to = s->life;
+	if (!s->pending && !told) {
+		s->state = TRUTH_FOREIGN;
+		s->life += 1;
+		s->from = s->life;
+		s->stale = s->recycled = 0;
+	} /* else its destroy is what is judged */
 	for (u32 i = 0; i < truth.count; i++) {
 		struct truth_reg *r = &truth.regs[i];
 		if (!r->loose || r->slot != slot)
 			continue;
-		if (r->live && r->noted && !r->moving && !s->pending && !s->adders) /* else with what its destroy left */
-			truth_must(AF_SUSPECT_FREED_REGISTERED, slot);
 		r->loose = 0;
 		r->life = s->life;
 	}
-	s->adder = 0;
 }
 
 static void truth_settle(u32 thread, bool all)
 {
 	for (s32 slot = 0; slot < SIM_SLOTS; slot++) {
 		struct truth_slot *s = &truth.slots[slot];
-		if (all || s->destroyer == thread)
-			truth_judge(slot);
-		truth_judge_added(slot, all ? s->adder - 1 : thread);
+		bool told = (all || s->destroyer == thread) && truth_judge(slot);
+		truth_judge_added(slot, all ? s->adder - 1 : thread, told);
 	}
 	for (u32 i = 0; i < truth.count; i++) {
 		struct truth_reg *r = &truth.regs[i];
@@ -238,11 +239,18 @@ static void truth_born_again(s32 slot)
 static void truth_create(s32 slot)
 {
 	struct truth_slot *s = &truth.slots[slot];
-	if (s->state == TRUTH_UNSEEN) {
+	bool registered = s->state == TRUTH_FOREIGN || (s->state == TRUTH_UNSEEN && s->touched);
+	if (s->adder && (registered || s->inferred)) {
 		s->state = TRUTH_LIVE;
-		s->life = s->from = 1;
-	} else if (s->inferred && s->adder) {
 		s->inferred = s->adder = 0; /* the create that registered it gives it out now */
+	} else if (registered || s->state == TRUTH_UNSEEN) {
+		for (u32 i = 0; i < truth.count; i++)
+			if (truth.regs[i].slot == slot)
+				truth.regs[i].noted = 0; /* another object's */
+		s->state = TRUTH_LIVE;
+		s->life += 1;
+		s->from = s->life;
+		s->touched = 0;
 	} else if (s->state == TRUTH_FREE || s->touched || !AF_CREATE_COMPLETE) {
 		truth_born_again(slot);
 	} /* else a constructor within a constructor */
@@ -264,9 +272,10 @@ static void truth_add_begun(s32 slot, u32 thread)
 {
 	struct truth_slot *s = &truth.slots[slot];
 	if (AF_CREATE_COMPLETE) {
-		if (s->state == TRUTH_UNSEEN)
+		if (s->state == TRUTH_UNSEEN && !s->touched) {
 			truth_inferred(slot);
-		else if (s->state == TRUTH_FREE) {
+			s->adder = 1 + thread;
+		} else if (s->state == TRUTH_FREE) {
 			s->adders |= s->adder && s->adder != 1 + thread;
 			s->adder = 1 + thread;
 		}

@@ -106,7 +106,6 @@ def test_where_we_and_the_kernel_disagree(counter: str, said: str) -> None:
         ("objects-map-full", "objects could not be tied to their slots: the map is full"),
         ("registrations-of-one-file-beyond-limit", "a file has more registrations than are looked at"),
         ("nested-waits-beyond-limit", "waits within waits were more than are kept"),
-        ("close-range-beyond-limit", "close_range(2) closed more numbers than are looked at"),
         ("something\x1b[31m-new", "LOST 9: something\\x1b[31m-new"),
     ],
 )
