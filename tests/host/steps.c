@@ -105,7 +105,7 @@ static void step_ctl_returns(struct player *p, const struct op *op, bool began)
 			truth.regs[p->reg].returned = !began || truth.regs[p->reg].file == p->file;
 			step_added(p, op->c);
 		}
-		if (p->ret && began && p->noted && truth.slots[op->c].adder == 1 + playing)
+		if (p->ret && began && truth.slots[op->c].adder == 1 + playing)
 			truth.slots[op->c].adder = 0;
 		if (p->ret && began)
 			truth.last[p->fd] = 0; /* its note has taken the place of the last one's */
