@@ -64,6 +64,7 @@ class RecordFlag(IntFlag):
     REFCOUNT = 64
     NESTED = 128
     HOPELESS = 256
+    HELD = 512
 
 
 class Suspect(IntEnum):

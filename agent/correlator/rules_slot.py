@@ -174,7 +174,7 @@ def freed_in_batch(evidence: SuspicionRaised, context: Context) -> Finding | Dro
             "whether the loop had already come to this delivery is not known: no dispatch tells "
             "(name the handler as `dispatch` in the profile)"
         )
-    elif not slot.undispatched:
+    elif not slot.undispatched and not trigger.flags & RecordFlag.HELD:
         return Dropped("delivery-was-dispatched")
     elif plan is None or plan.has(Role.DISPATCH):
         doubts.needs(Role.DISPATCH)
@@ -184,7 +184,9 @@ def freed_in_batch(evidence: SuspicionRaised, context: Context) -> Finding | Dro
         doubts.doubt(
             "the thread has waited on another instance since: whether it goes on with this batch is not known"
         )
-    if slot is not None and not trigger.flags & RecordFlag.NOT_JUDGED:
+    if trigger.flags & RecordFlag.HELD:
+        doubts.note("the loop was entered again within a handler: its outer batch still names the slot")
+    elif slot is not None and not trigger.flags & RecordFlag.NOT_JUDGED:
         doubts.note(f"entry {slot.last_index} of the batch in user memory still names the slot")
     doubts.lost(slot, (evidence.reg,), trigger.ts)
     doubts.predates(slot, evidence.reg)

@@ -595,7 +595,7 @@ AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, u64 judge, bool
 	}
 	if (added && waited)
 		slot->adder = 0;
-	/* a destroy that its thread has still to judge comes first */
+	/* a destroy that is still to be judged covers it */
 	if (!registered && added && waited && slot->state == AF_SLOT_FREE && !(slot->flags & AF_S_PENDING))
 		af_slot_foreign(slot);
 	return send | (registered ? AF_SETTLED_FREED : 0);

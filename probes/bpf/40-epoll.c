@@ -25,6 +25,12 @@ AF_FN struct af_slot *af_slot_for_add(struct af_target *target, u64 addr, struct
 			slot->adder = (u32)bpf_get_current_pid_tgid(); /* a create under way may register it */
 		return slot;
 	}
+	if ((slot->flags & AF_S_UNBORN) && !slot->adder) {
+		/* another object's before, and now perhaps what a create is about to give out */
+		for (u32 i = 0; i < AF_SLOT_LINKS; i++)
+			slot->links[i].ep = 0;
+		slot->adder = (u32)bpf_get_current_pid_tgid();
+	}
 	if (slot->state == AF_SLOT_FREE) {
 		if (AF_CREATE_COMPLETE) {
 			slot->adder = (u32)bpf_get_current_pid_tgid();

@@ -80,6 +80,7 @@ AF_FN bool af_frees(u64 addr)
 #define AF_PENDING_NO 0
 #define AF_PENDING_YES 1
 #define AF_PENDING_UNKNOWN 2
+#define AF_PENDING_HELD 4   /* certain, in an outer batch */
 #define AF_PENDING_UNTOLD 3 /* unknown, and only counted */
 
 /* Is a delivery of the slot still to be worked on, in a batch that is open and names it? Only a dispatch tells. */
@@ -91,7 +92,7 @@ AF_FN u32 af_undispatched(struct af_target *target, struct af_slot *slot, bool h
 					: 0;
 	if (held) { /* the outer loop comes to it when the inner one is through */
 		*nested = held->nested;
-		return AF_PENDING_YES;
+		return AF_PENDING_HELD;
 	}
 	if (!b)
 		return AF_PENDING_NO;
@@ -177,7 +178,9 @@ AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 addr, bool entry)
 	slot->state = AF_SLOT_FREE;
 	slot->adder = 0;
 	slot->destroy = at;
-	if (in_batch >= AF_PENDING_UNKNOWN) {
+	if (in_batch == AF_PENDING_HELD)
+		a.flags |= AF_F_HELD;
+	if (in_batch == AF_PENDING_UNKNOWN || in_batch == AF_PENDING_UNTOLD) {
 		af_flag(slot, AF_S_NOT_JUDGED);
 		af_count(AF_C_NOT_JUDGED);
 		target->not_judged += 1;

@@ -47,6 +47,7 @@ enum af_kind {
 #define AF_F_NOT_JUDGED 32u /* a free within a batch: how far the loop was is not known */
 #define AF_F_REFCOUNT 64u  /* a second destroy, and the slot was used as if alive between the two */
 #define AF_F_NESTED 128u   /* the batch may be over: a wait on another instance, as deep, came after it */
+#define AF_F_HELD 512u      /* a free within an outer batch: the inner one delivered the slot as well */
 #define AF_F_HOPELESS 256u /* hot: no call can make progress on it (only HUP or ERR, or its fd is closed) */
 
 /* one fact; 64 bytes. ts is the exit (or the hit) and enter the entry of the call, CLOCK_MONOTONIC ns. */

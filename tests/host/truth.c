@@ -20,8 +20,8 @@ struct truth_reg {
 	u32 closer, due_life;
 };
 
-/* foreign: its address was registered when it was free, and no create gave it out: another object's memory by now */
-enum truth_state { TRUTH_UNSEEN, TRUTH_LIVE, TRUTH_FREE, TRUTH_FOREIGN };
+/* UNSEEN, OTHER: known by registrations only, before any life, or after one: another object's memory */
+enum truth_state { TRUTH_UNSEEN, TRUTH_LIVE, TRUTH_FREE, TRUTH_OTHER };
 
 struct truth_slot {
 	u32 state, life, from;  /* from: first life since the last destroy */
@@ -165,28 +165,29 @@ static bool truth_judge(s32 slot)
 	return registered;
 }
 
-/* A slot that was free when it was registered, and was not given out until the registering thread waits. */
+/* Nothing is expected of what registers another object's memory. */
+static void truth_others(s32 slot)
+{
+	for (u32 i = 0; i < truth.count; i++)
+		if (truth.regs[i].slot == slot)
+			truth.regs[i].noted = truth.regs[i].loose = 0;
+}
+
+/* A slot that was free when it was registered, and was not given out until the registering thread waits: its memory is
+ * another object's, as far as anybody can tell. */
 static void truth_judge_added(s32 slot, u32 thread, bool told)
 {
 	struct truth_slot *s = &truth.slots[slot];
 	if (!s->adder || s->adder != 1 + thread)
 		return;
 	s->adder = 0;
-	if (s->state != TRUTH_FREE)
-		return;
-	if (!s->pending && !told) {
-		s->state = TRUTH_FOREIGN;
-		s->life += 1;
-		s->from = s->life;
-		s->stale = s->recycled = 0;
-	} /* else its destroy is what is judged */
-	for (u32 i = 0; i < truth.count; i++) {
-		struct truth_reg *r = &truth.regs[i];
-		if (!r->loose || r->slot != slot)
-			continue;
-		r->loose = 0;
-		r->life = s->life;
-	}
+	if (s->state != TRUTH_FREE || s->pending || told)
+		return; /* a destroy that is judged now, or is still to be, covers it */
+	truth_others(slot);
+	s->state = TRUTH_OTHER;
+	s->life += 1;
+	s->from = s->life;
+	s->stale = 0;
 }
 
 static void truth_settle(u32 thread, bool all)
@@ -239,18 +240,17 @@ static void truth_born_again(s32 slot)
 static void truth_create(s32 slot)
 {
 	struct truth_slot *s = &truth.slots[slot];
-	bool registered = s->state == TRUTH_FOREIGN || (s->state == TRUTH_UNSEEN && s->touched);
-	if (s->adder && (registered || s->inferred)) {
+	if (s->state == TRUTH_UNSEEN || (s->state == TRUTH_OTHER && s->adder)) {
+		if (!s->adder)
+			truth_others(slot);
+		s->life = s->from = s->state == TRUTH_UNSEEN ? 1 : s->life;
 		s->state = TRUTH_LIVE;
+		s->adder = 0;
+	} else if (s->inferred && s->adder) {
 		s->inferred = s->adder = 0; /* the create that registered it gives it out now */
-	} else if (registered || s->state == TRUTH_UNSEEN) {
-		for (u32 i = 0; i < truth.count; i++)
-			if (truth.regs[i].slot == slot)
-				truth.regs[i].noted = 0; /* another object's */
-		s->state = TRUTH_LIVE;
-		s->life += 1;
-		s->from = s->life;
-		s->touched = 0;
+	} else if (s->state == TRUTH_OTHER) {
+		truth_others(slot);
+		truth_born_again(slot);
 	} else if (s->state == TRUTH_FREE || s->touched || !AF_CREATE_COMPLETE) {
 		truth_born_again(slot);
 	} /* else a constructor within a constructor */
@@ -272,9 +272,13 @@ static void truth_add_begun(s32 slot, u32 thread)
 {
 	struct truth_slot *s = &truth.slots[slot];
 	if (AF_CREATE_COMPLETE) {
-		if (s->state == TRUTH_UNSEEN && !s->touched) {
+		if (s->state == TRUTH_UNSEEN)
 			truth_inferred(slot);
-			s->adder = 1 + thread;
+		if (s->state == TRUTH_UNSEEN || s->state == TRUTH_OTHER) {
+			if (!s->adder) {
+				truth_others(slot);
+				s->adder = 1 + thread;
+			}
 		} else if (s->state == TRUTH_FREE) {
 			s->adders |= s->adder && s->adder != 1 + thread;
 			s->adder = 1 + thread;

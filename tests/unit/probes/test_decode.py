@@ -12,7 +12,7 @@ from probes.abi import RegFlag, RegState, SlotFlag, SlotState, Suspect
 from probes.decode import BadRecord
 from probes.events import Moment, Registration, SlotLife, SuspicionRaised
 
-NOT_DECODED = {
+NOT_DECODED = {"held_batch", "held_index", 
     "epoch", "idle_reported", "adder", "reserved", "links",  # of a slot: for the kernel side alone
 }  # fmt: skip
 RENAMED = {"del_": "removed"}
