@@ -199,7 +199,7 @@ static void truth_settle(u32 thread, bool all)
 	}
 	for (u32 i = 0; i < truth.count; i++) {
 		struct truth_reg *r = &truth.regs[i];
-		if (r->live && r->due && !r->told && (all || r->closer == thread) && r->slot >= 0 &&
+		if (r->live && r->noted && r->due && !r->told && (all || r->closer == thread) && r->slot >= 0 &&
 		    truth.slots[r->slot].life == r->due_life)
 			truth_must(AF_SUSPECT_OUTLIVES_CLOSE, r->slot);
 	}
