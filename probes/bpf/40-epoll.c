@@ -139,11 +139,15 @@ int af_enter_ctl(struct af_sys_enter *ctx)
 }
 
 /* The note of an ADD was given up meanwhile (its number was closed, say). That the thread may be in the middle of a
- * create ends at its next wait all the same. */
-AF_FN void af_add_forgotten(struct af_target *target, struct af_thread *t)
+ * create ends at its next wait all the same, and at once where the ADD failed. */
+AF_FN void af_add_forgotten(struct af_target *target, struct af_thread *t, bool failed)
 {
 	struct af_slot *slot = t->begun ? af_slot_find(target, af_slot_behind(target, t->userdata, false)) : 0;
-	if (slot && slot->adder == (u32)bpf_get_current_pid_tgid())
+	if (!slot || slot->adder != (u32)bpf_get_current_pid_tgid())
+		return;
+	if (failed)
+		slot->adder = 0;
+	else
 		af_put_off(t, slot, 0);
 }
 
@@ -163,11 +167,11 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 		return;
 	}
 	if (!note || note->add.enter != t->enter) {
-		af_add_forgotten(target, t);
+		af_add_forgotten(target, t, false);
 		return;
 	}
 	if (note->userdata != t->userdata)
-		af_add_forgotten(target, t); /* moved to another slot already */
+		af_add_forgotten(target, t, false); /* moved to another slot already */
 	struct af_epoll_event made = {};
 	note->add.ts = at->ts;
 	note->item = af_find_item(t->ep, t->file, t->fd, &made);
@@ -221,7 +225,7 @@ AF_FN void af_add_failed(struct af_target *target, struct af_thread *t)
 {
 	struct af_reg *note = t->begun ? af_note(t->ep, t->file, t->fd) : 0;
 	if (!note || note->add.enter != t->enter) {
-		af_add_forgotten(target, t);
+		af_add_forgotten(target, t, true);
 		return;
 	}
 	struct af_slot *slot = af_note_slot(note);

@@ -92,7 +92,8 @@ static void machine_begin(const struct scenario *s)
 	for (u32 i = 0; i < SIM_VARS; i++)
 		vars[i] = -1;
 	for (u32 i = 0; i < SIM_THREADS; i++)
-		players[i].batch_epfd = -1;
+		for (u32 depth = 0; depth <= MOST_DEPTH; depth++)
+			players[i].batch_epfd[depth] = -1;
 	run_used = 0;
 	wrong = (struct violation){0};
 	lifetimes_before = lifetime_heads_values[0].written;

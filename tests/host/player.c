@@ -66,9 +66,8 @@ struct player {
 	u32 effect;      /* and of its effect */
 	u32 reg;         /* the one that its ADD made */
 	u64 closing;     /* registrations under the number that it closes */
-	u32 batch;       /* slots that it was told of since it waited last there */
-	s32 batch_epfd;
-	u32 batch_depth;
+	u32 batch[MOST_DEPTH + 1]; /* slots that it was told of by its wait of that depth */
+	s32 batch_epfd[MOST_DEPTH + 1];
 	u32 told_by[SIM_EVENTS]; /* registrations that the wait under way tells of */
 	u8 missed; /* a MOD that found nothing, and no ADD yet */
 };
@@ -157,7 +156,8 @@ static bool player_is_adding(s32 slot, struct af_reg *reg)
 static bool player_in_batch(s32 slot)
 {
 	for (u32 i = 0; i < SIM_THREADS; i++)
-		if (players[i].batch & 1u << slot)
-			return true;
+		for (u32 depth = 0; depth <= MOST_DEPTH; depth++)
+			if (players[i].batch[depth] & 1u << slot)
+				return true;
 	return false;
 }

@@ -105,7 +105,7 @@ static void step_ctl_returns(struct player *p, const struct op *op, bool began)
 			truth.regs[p->reg].returned = !began || truth.regs[p->reg].file == p->file;
 			step_added(p, op->c);
 		}
-		if (p->ret && began && p->noted && truth.slots[op->c].adder == 1 + playing)
+		if (p->ret && began && truth.slots[op->c].adder == 1 + playing)
 			truth.slots[op->c].adder = 0;
 		if (p->ret && began)
 			truth.last[p->fd] = 0; /* its note has taken the place of the last one's */
@@ -189,8 +189,9 @@ static void step_wait(struct player *p, const struct op *op, u32 step)
 	u32 most = op->b && op->b < SIM_EVENTS ? op->b : SIM_EVENTS;
 	if (step == STEP_ENTER) {
 		p->epfd = vars[op->a];
-		if (p->batch_epfd == p->epfd && p->depth <= p->batch_depth)
-			p->batch = 0;
+		for (u32 depth = p->depth; depth <= MOST_DEPTH; depth++)
+			if (p->batch_epfd[depth] == p->epfd)
+				p->batch[depth] = 0;
 		step_registers(p, p->epfd, array, most);
 		if (p->missed)
 			truth_may_all(AF_SUSPECT_FAILED_REMOVAL);
@@ -202,12 +203,11 @@ static void step_wait(struct player *p, const struct op *op, u32 step)
 		for (s32 i = 0; i < p->ret; i++)
 			p->told_by[i] = sim_told_by[i];
 	} else {
-		p->batch_epfd = p->epfd;
-		p->batch_depth = p->depth;
+		p->batch_epfd[p->depth] = p->epfd;
 		for (s32 i = 0; i < p->ret; i++) {
 			struct sim_event *event = (struct sim_event *)(sim.user + (array - SIM_USER)) + i;
 			s32 slot = truth_slot_of(event->data);
-			p->batch |= 1u << slot;
+			p->batch[p->depth] |= 1u << slot;
 			truth_delivered(slot, &truth.regs[p->told_by[i]]);
 		}
 		probe_exit(af_exit_wait, p->ret);

@@ -150,17 +150,19 @@ static void truth_must(u32 what, s32 slot)
 }
 
 /* A destroy is judged now: its call is over, or its slot is used again. */
-static void truth_judge(s32 slot)
+static bool truth_judge(s32 slot)
 {
 	struct truth_slot *s = &truth.slots[slot];
 	if (s->state != TRUTH_FREE)
-		return;
+		return false;
 	s->judged_from = s->from;
 	s->judged_to = s->life;
 	truth_may(AF_SUSPECT_FREED_REGISTERED, slot);
-	if (s->pending && truth_known(slot, s->from, s->life))
+	bool registered = s->pending && truth_known(slot, s->from, s->life);
+	if (registered)
 		truth_must(AF_SUSPECT_FREED_REGISTERED, slot);
 	s->pending = 0;
+	return registered;
 }
 
 /* Nothing is expected of what registers another object's memory. */
@@ -173,14 +175,14 @@ static void truth_others(s32 slot)
 
 /* A slot that was free when it was registered, and was not given out until the registering thread waits: its memory is
  * another object's, as far as anybody can tell. */
-static void truth_judge_added(s32 slot, u32 thread)
+static void truth_judge_added(s32 slot, u32 thread, bool told)
 {
 	struct truth_slot *s = &truth.slots[slot];
 	if (!s->adder || s->adder != 1 + thread)
 		return;
 	s->adder = 0;
-	if (s->state != TRUTH_FREE || s->pending)
-		return; /* a destroy that is still to be judged covers it */
+	if (s->state != TRUTH_FREE || s->pending || told)
+		return; /* a destroy that is judged now, or is still to be, covers it */
 	truth_others(slot);
 	s->state = TRUTH_OTHER;
 	s->life += 1;
@@ -192,13 +194,12 @@ static void truth_settle(u32 thread, bool all)
 {
 	for (s32 slot = 0; slot < SIM_SLOTS; slot++) {
 		struct truth_slot *s = &truth.slots[slot];
-		if (all || s->destroyer == thread)
-			truth_judge(slot);
-		truth_judge_added(slot, all ? s->adder - 1 : thread);
+		bool told = (all || s->destroyer == thread) && truth_judge(slot);
+		truth_judge_added(slot, all ? s->adder - 1 : thread, told);
 	}
 	for (u32 i = 0; i < truth.count; i++) {
 		struct truth_reg *r = &truth.regs[i];
-		if (r->live && r->due && !r->told && (all || r->closer == thread) && r->slot >= 0 &&
+		if (r->live && r->noted && r->due && !r->told && (all || r->closer == thread) && r->slot >= 0 &&
 		    truth.slots[r->slot].life == r->due_life)
 			truth_must(AF_SUSPECT_OUTLIVES_CLOSE, r->slot);
 	}

@@ -30,7 +30,7 @@ static bool truth_true(struct af_suspicion *m, s32 slot)
 		       (r && r->live && !r->noted && !r->returned);
 	case AF_SUSPECT_RECYCLED_DELIVERY:
 		if ((m->reg.flags & AF_R_NOT_ASKED) && player_is_adding(slot, &m->reg))
-			return may; /* another one of the same life is true */
+			return true; /* it says itself that it could not be asked */
 		return may && r && r->live && r->slot == slot && r->life < s->from;
 	default:
 		return may;
