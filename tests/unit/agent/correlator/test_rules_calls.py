@@ -102,7 +102,7 @@ class TestDescriptionOutlivesClose:
     def test_where_the_kernel_cannot_be_asked_and_fdinfo_lists_it(self, play: Playbook) -> None:
         story = life().registration(flags=RegFlag.NOT_ASKED)
         play >> attached() >> fdinfo(True) >> story.outlives_close(40)
-        play << high("description-outlives-close", "confirmed")
+        play << high("description-outlives-close", "inferred")
 
     def test_a_loss_makes_it_uncertain(self, play: Playbook) -> None:
         play >> attached() >> Lost(ts=30, what="registrations-map-full", count=1, since=25)

@@ -142,11 +142,13 @@ class TestStaleDelivery:
         play >> attached() >> other << nothing
         (play >> unasked().stale_delivery(70, memory=memory) << critical("stale-delivery", "confirmed"))
 
-    def test_fdinfo_read_after_the_destroy_confirms(self, play: Playbook) -> None:
+    def test_fdinfo_read_after_the_destroy_agrees(self, play: Playbook) -> None:
         check = FdinfoChecked(ts=55, tgid=TGID, epfd=EPFD, fd=9, userdata=SLOT, present=True)
         story = life().registration(flags=RegFlag.NOT_ASKED).destroyed(50)
         play >> attached() >> check >> story.stale_delivery(70)
-        play << critical("stale-delivery", "confirmed")
+        play << critical("stale-delivery", "inferred")
+        assert play.last is not None
+        assert any("fdinfo" in reason for reason in play.last.reasons)
 
     def test_fdinfo_read_before_the_destroy_says_nothing(self, play: Playbook) -> None:
         check = FdinfoChecked(ts=45, tgid=TGID, epfd=EPFD, fd=9, userdata=SLOT, present=True)
@@ -353,11 +355,11 @@ class TestRecycledDelivery:
         story = life().registration(flags=RegFlag.NOT_ASKED).closed(30, shared=True).destroyed(40).reborn(50)
         play >> attached() >> story.recycled_delivery(70) << critical("recycled-delivery", "inferred")
 
-    def test_fdinfo_confirms_the_survivor(self, play: Playbook) -> None:
+    def test_fdinfo_agrees_with_the_survivor(self, play: Playbook) -> None:
         story = life().registration(flags=RegFlag.NOT_ASKED).closed(30, shared=True).destroyed(40).reborn(50)
         check = FdinfoChecked(ts=45, tgid=TGID, epfd=EPFD, fd=9, userdata=SLOT, present=True)
         play >> attached() >> check >> story.recycled_delivery(70)
-        play << critical("recycled-delivery", "confirmed")
+        play << critical("recycled-delivery", "inferred")
 
 
 class TestStaleDispatch:
