@@ -163,7 +163,7 @@ class Census:
         tally.decoded += 1
         if tally.example is None:
             tally.example = event
-        if slot.close.seen and slot.destroy.seen:
+        if slot.close.seen and slot.destroy.seen and slot.close.ts <= slot.destroy.ts:
             tally.close_to_destroy.add(slot.destroy.ts - slot.close.ts)
         if slot.last_after_close and slot.destroy.seen and slot.flags & SlotFlag.CLOSED:
             tally.margin.add(slot.destroy.ts - slot.last_after_close)

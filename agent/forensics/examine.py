@@ -52,7 +52,8 @@ def examine(
     site = with_added(view, site, loads) if site is not None else None
     slots = Slots(view, objects, slot_type)
     slot = slots.find(site, loads, found)
-    site = _typed_by_slot(view, site, plan) if site is not None and slot is not None else site
+    if site is not None and slot is not None and slot.field and slot.field == plan.slot.object_field:
+        site = _typed_by_slot(view, site, plan)
     pools = Pools(view, objects, slot_type)
     free, reason = pools.free_list(slot.address if slot is not None else None)
     if slot is not None and free is not None and free.position is not None:
@@ -89,7 +90,7 @@ def _type(view: View, name: str) -> Type | None:
 
 
 def _typed_by_slot(view: View, site: Site, plan: ProbePlan) -> Site:
-    """No variable names the pointer, but the slot's field it was loaded from says what it points to."""
+    """No variable names the pointer, but it was loaded from the slot's field that leads to its object."""
     fault: Fault = site.fault
     if fault.type or not plan.slot.object_type or fault.indexed:
         return site
