@@ -243,7 +243,7 @@ def _not_judged(stats: Stats) -> list[str]:
             f"{number(other)} registrations where a freed slot was: another object's, or too late: not judged"
         )
     if never:
-        rows.append(f"{number(never)} removals failed of what was never seen registered: no harm known, not judged")
+        rows.append(f"{number(never)} removals failed of what was never seen registered: no harm known")
     return rows
 
 

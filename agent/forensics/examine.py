@@ -90,7 +90,7 @@ def _type(view: View, name: str) -> Type | None:
 
 
 def _typed_by_slot(view: View, site: Site, plan: ProbePlan) -> Site:
-    """No variable names the pointer, but it was loaded from the slot's field that leads to its object."""
+    """No variable names the pointer, but it was loaded from the field that leads to the slot's object."""
     fault: Fault = site.fault
     if fault.type or not plan.slot.object_type or fault.indexed:
         return site
