@@ -218,7 +218,7 @@ class Comparison:
                 self.wrong.append(f"{rule}: {word} {these.total()} on {len(these)} lives ({named})")
 
 
-def compare(case: Case, run: Run, ledger: Ledger, truth: list[dict[str, Any]], never: int) -> Comparison:
+def compare(case: Case, run: Run, ledger: Ledger, truth: list[dict[str, Any]], never: int = 0) -> Comparison:
     """never: removals that failed of what was never seen registered: counted, not raised."""
     outcome = Comparison()
     # The truth is of the destroy. We ask when the call is over: of these the duplicate was closed in between.
