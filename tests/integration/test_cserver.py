@@ -126,7 +126,8 @@ def test_the_stale_delivery_is_named_before_the_crash(tmp_path: Path) -> None:
     assert (int(stale["slot"], 0), stale["generation"]) == (truth["slot"], truth["generation"])
     assert stale["confidence"] == "confirmed"
     assert any("the kernel had the registration" in reason for reason in stale["reasons"])
-    assert {actor["thread"] for actor in stale["actors"]} == {"loop"}
+    by_others = {"duplicated"}  # a worker keeps the description open
+    assert {a["thread"] for a in stale["actors"] if a["role"] not in by_others} == {"loop"}
     named = {actor["role"]: places(actor["frames"]) for actor in stale["actors"]}
     setup = ("conn_setup", line_of("int error = control(EPOLL_CTL_ADD, watched, EPOLLIN, (uintptr_t)c);"))
     finish = ("conn_finish", line_of("conn_close(c);"))
