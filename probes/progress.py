@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,6 +13,7 @@ from probes.sysbpf import Map
 
 LOOK_S = 3.0  # a spin shows within this: AF_HOT_NS of 10-maps.c, and a scheduler's pauses
 STILL_S = 10.0  # one that was confirmed is looked at as long as it is heard of
+LONGEST_ATTACH_S = 10.0  # at the end: what is attached later goes with the process
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 60.0
 
 CALLS = {
@@ -40,8 +42,14 @@ class ProgressWatch:
         control: Map,
         programs: Mapping[str, int],
         attach: Callable[[Sequence[tuple[int, str]]], list[int]] = loader.attach,
+        aside: Callable[[Callable[[], None]], threading.Thread | None] | None = None,
     ) -> None:
+        """aside: runs the attaching beside the caller, which has rings to read meanwhile; by default a thread."""
         self._control, self._attach = control, attach
+        self._aside = aside or _in_a_thread
+        self._thread: threading.Thread | None = None
+        self._coming: list[int] | errors.ProbeError | None = None  # what the thread leaves
+        self._attaching = False
         self._programs = programs
         self._links: list[int] = []
         self._until = 0.0
@@ -56,18 +64,32 @@ class ProgressWatch:
 
     def suspected(self, now: float) -> None:
         """The kernel side counted many deliveries, and knows of no progress."""
-        if self._links or self.failure:
+        if self._links or self.failure or self._attaching:
             return
         wanted = [
             (self._programs[program], f"syscalls:sys_exit_{call}")
             for call, program in CALLS.items()
             if program in self._programs
         ]
-        try:
-            self._links = self._attach(wanted)
-        except errors.ProbeError as error:
-            self.failure = f"{error.title}: {error.detail}"
+
+        def work() -> None:
+            try:
+                self._coming = self._attach(wanted)
+            except errors.ProbeError as error:
+                self._coming = error
+
+        self._attaching = True
+        self._thread = self._aside(work)
+        self._arrived(now)
+
+    def _arrived(self, now: float) -> None:
+        if not self._attaching or self._coming is None:
             return
+        came, self._coming, self._attaching, self._thread = self._coming, None, False, None
+        if isinstance(came, errors.ProbeError):
+            self.failure = f"{came.title}: {came.detail}"
+            return
+        self._links = came
         if not self._links:
             self.failure = "this kernel has none of the tracepoints for calls that make progress"
             return
@@ -84,6 +106,7 @@ class ProgressWatch:
             self._until = now + STILL_S
 
     def tick(self, now: float) -> None:
+        self._arrived(now)
         if not self._links or now < self._until:
             return
         self._detach()
@@ -102,4 +125,13 @@ class ProgressWatch:
         self._links = []
 
     def close(self) -> None:
+        if self._thread is not None:
+            self._thread.join(LONGEST_ATTACH_S)
+        self._arrived(0.0)
         self._detach()
+
+
+def _in_a_thread(work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread

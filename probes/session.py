@@ -340,7 +340,7 @@ class LiveSession:
             yield from self._read_lifetimes()
         if self._is_due("counters", now, COUNTERS_INTERVAL_S):
             yield from self._read_counters()
-        self._progress.tick(now)
+        yield from self._watch_progress(now)
         if self._is_due("scan", now, SCAN_INTERVAL_S):
             for event in self._leftovers.scan(time.monotonic_ns()):
                 if isinstance(event, events.SlotLingering):
@@ -348,6 +348,10 @@ class LiveSession:
                 yield event
         if self._follow and self._is_due("discover", now, DISCOVER_INTERVAL_S):
             yield from self._discover()
+
+    def _watch_progress(self, now: float) -> Iterator[events.Event]:
+        self._progress.tick(now)
+        yield from self._loss("progress-not-watched", int(bool(self._progress.failure)))
 
     def _wait(self, timeout: float) -> Iterator[events.Event]:
         limit = STREAM_INTERVAL_S if self._options.stream else LIFETIMES_INTERVAL_S
@@ -423,7 +427,6 @@ class LiveSession:
                 yield from self._attach(child, late=False)
         elif kind == abi.Kind.SPIN_SUSPECTED:
             self._progress.suspected(time.monotonic())
-            yield from self._loss("progress-not-watched", int(bool(self._progress.failure)))
         elif kind == abi.Kind.EXECED:
             if tgid in self.targets and ts < self._looked.get(tgid, 0):
                 return  # what was attached is this program already

@@ -6,7 +6,7 @@ import os
 import re
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +18,10 @@ from probes.progress import CALLS, FIRST_PAUSE_S, LONGEST_PAUSE_S, LOOK_S, STILL
 from probes.sysbpf import Map
 
 PROGRAMS = {name: 100 + number for number, name in enumerate(sorted(set(CALLS.values())))}
+
+
+def _at_once(work: Callable[[], None]) -> None:
+    work()
 
 
 class World:
@@ -48,7 +52,9 @@ class World:
         return [os.path.exists(f"/proc/self/fd/{fd}") for fd in self.open]
 
     def watch(self, programs: dict[str, int] | None = None) -> ProgressWatch:
-        return ProgressWatch(cast("Map", self), PROGRAMS if programs is None else programs, self.attach)
+        return ProgressWatch(
+            cast("Map", self), PROGRAMS if programs is None else programs, self.attach, _at_once
+        )
 
 
 @pytest.fixture

@@ -24,6 +24,9 @@ class NoProgress:
     def suspected(self, _now: float) -> None:
         pass
 
+    def tick(self, _now: float) -> None:
+        pass
+
 
 @pytest.mark.parametrize(("failure", "said"), [("the loader failed", 1), ("", 0)])
 def test_progress_that_cannot_be_watched_is_said_once(failure: str, said: int) -> None:
@@ -33,7 +36,9 @@ def test_progress_that_cannot_be_watched_is_said_once(failure: str, said: int) -
     session._losses_since = 0
     message = abi.LifecycleMessage()
     message.head.what = abi.Kind.SPIN_SUSPECTED
-    told = [event for _ in range(3) for event in session._lifecycle(message)]
+    told = [
+        event for _ in range(3) for event in (*session._lifecycle(message), *session._watch_progress(0.0))
+    ]
     assert [(event.what, event.count) for event in told if isinstance(event, Lost)] == [
         ("progress-not-watched", 1)
     ] * said
