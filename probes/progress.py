@@ -44,7 +44,7 @@ class ProgressWatch:
         attach: Callable[[Sequence[tuple[int, str]]], list[int]] = loader.attach,
         aside: Callable[[Callable[[], None]], threading.Thread | None] | None = None,
     ) -> None:
-        """aside: runs the attaching beside the caller, which has rings to read meanwhile; by default a thread."""
+        """aside: runs the attaching beside the caller, which has rings to read; by default a thread."""
         self._control, self._attach = control, attach
         self._aside = aside or _in_a_thread
         self._thread: threading.Thread | None = None

@@ -193,6 +193,8 @@ def watching(
 ) -> Iterator[Watch]:
     # A copy: uprobes belong to the inode, and others may run the cached one meanwhile.
     exe = Path(shutil.copy(build(name, mode), folder))
+    # nothing may be lost here, however long the test's own work keeps the reader away
+    options = options or SessionOptions(lifetime_records=8192)
     session = LiveSession.open(plan_of(exe, profile), pids=[], follow=True, options=options)
     try:
         yield Watch(mode, exe, session)
