@@ -44,7 +44,8 @@ class ProgressWatch:
         attach: Callable[[Sequence[tuple[int, str]]], list[int]] = loader.attach,
         aside: Callable[[Callable[[], None]], threading.Thread | None] | None = None,
     ) -> None:
-        """aside: runs the attaching beside the caller, which has rings to read; by default a thread."""
+        """aside: runs attaching and detaching beside the caller, which has rings to read: each waits for the
+        kernel's grace periods, seconds in all. By default a thread."""
         self._control, self._attach = control, attach
         self._aside = aside or _in_a_thread
         self._thread: threading.Thread | None = None
@@ -109,7 +110,8 @@ class ProgressWatch:
         self._arrived(now)
         if not self._links or now < self._until:
             return
-        self._detach()
+        links, self._links = self._links, []
+        self._thread = self._aside(lambda: _close_all(links))
         if not self._right:
             self._say(0, time.monotonic_ns() + int(self._pause * 1e9))
             self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
@@ -119,16 +121,17 @@ class ProgressWatch:
     def _say(self, since: int, quiet: int) -> None:
         self._control.put(_KEY, _CONTROL.pack(since, quiet))
 
-    def _detach(self) -> None:
-        for link in self._links:
-            os.close(link)
-        self._links = []
-
     def close(self) -> None:
         if self._thread is not None:
             self._thread.join(LONGEST_ATTACH_S)
         self._arrived(0.0)
-        self._detach()
+        _close_all(self._links)
+        self._links = []
+
+
+def _close_all(links: Sequence[int]) -> None:
+    for link in links:
+        os.close(link)
 
 
 def _in_a_thread(work: Callable[[], None]) -> threading.Thread:
