@@ -73,7 +73,11 @@ class ProgressWatch:
             if program in self._programs
         ]
 
+        before = self._thread  # may still be detaching: a program is on a tracepoint once, or "File exists"
+
         def work() -> None:
+            if before is not None:
+                before.join()
             try:
                 self._coming = self._attach(wanted)
             except errors.ProbeError as error:
