@@ -244,6 +244,9 @@ def _not_judged(stats: Stats) -> list[str]:
         )
     if never:
         rows.append(f"{number(never)} removals failed of what was never seen registered: no harm known")
+    bad = stats.counters.get("bad_closes", 0)
+    if bad:
+        rows.append(f"{number(bad)} closes failed (EBADF) of numbers never seen registered: no harm known")
     return rows
 
 

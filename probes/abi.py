@@ -201,8 +201,9 @@ class Counter(IntEnum):
     IO_URING = 32
     SHARED_TABLES = 33
     NOT_REGISTERED = 34
-    ADDS_FREED = 36
     DESTROYS_UNKNOWN = 35
+    ADDS_FREED = 36
+    BAD_CLOSES = 37
 
 
 RECORD = struct.Struct("<IHHQQQIIIiiiIi")

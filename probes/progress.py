@@ -27,6 +27,7 @@ CALLS = {
     "splice": "af_progress_two", "copy_file_range": "af_progress_two",
     "accept": "af_progress_accept", "accept4": "af_progress_accept",
     "timerfd_settime": "af_progress_accept", "connect": "af_progress_accept",
+    "mq_timedsend": "af_progress_accept", "mq_timedreceive": "af_progress_accept",
 }  # fmt: skip
 """System calls that consume from a file or produce on it, and the program for their exit (55-progress.c)."""
 

@@ -39,6 +39,8 @@
 #define AF_CLOSING 4          /* registrations of one number that a close is accounted for */
 #define AF_DESTROYS 4
 #define AF_BATCHES 4          /* open batches of one thread: nested waits */
+#define AF_EXITS 1
+#define AF_EXITS_SOLE 2 /* nobody waits on its instance any more: the look from outside judges */
 #define AF_PENDING 1024       /* slots of one thread that wait to be judged */
 #define AF_SETTLE_AT_ONCE 4   /* of these, by one program of the tail-call chain */
 #define AF_MANY_WAITERS 0xffffffffu
@@ -153,7 +155,7 @@ struct af_thread {
 	u32 pending_first;   /* of its entries in `pending`: [first, next) */
 	u32 pending_next;
 	u32 pending_until;   /* of them, judged by the chain of programs under way */
-	u32 exiting;
+	u32 exiting;         /* AF_EXITS… */
 	u32 settle;          /* the batch has a slot whose judgement was put off */
 };
 

@@ -90,6 +90,16 @@ AF_FN u32 af_ask(u64 item, u64 ep, u64 file, s32 fd, u64 userdata)
 		       : AF_GONE;
 }
 
+/* A one-shot that has fired keeps mode bits only, and delivers nothing until a MOD (EP_PRIVATE_BITS, fs/eventpoll.c). */
+AF_FN bool af_disarmed(u64 item)
+{
+	struct af_epoll_event event = {};
+	if (!item || item == AF_TOO_MANY)
+		return false;
+	bpf_probe_read_kernel(&event, sizeof(event), (void *)(item + AF_ITEM_EVENT));
+	return !(event.events & 0x0fffffff);
+}
+
 #else
 
 /* Without BTF the numbers stand for what they name, and nobody can be asked: findings are inferred at most. */
@@ -98,6 +108,7 @@ AF_FN u32 af_ask(u64 item, u64 ep, u64 file, s32 fd, u64 userdata)
 AF_FN u64 af_file(s32 fd) { return fd < 0 ? 0 : AF_NUMBER(fd); }
 AF_FN u64 af_eventpoll(s32 epfd) { return epfd < 0 ? 0 : AF_NUMBER(epfd); }
 AF_FN u64 af_inode(u64 file) { return 0; }
+AF_FN bool af_disarmed(u64 item) { return false; }
 AF_FN u64 af_find_item(u64 ep, u64 file, s32 fd, struct af_epoll_event *event) { return AF_TOO_MANY; }
 AF_FN u32 af_ask(u64 item, u64 ep, u64 file, s32 fd, u64 userdata) { return AF_CANNOT_TELL; }
 

@@ -349,8 +349,8 @@ AF_FN void af_resolve(struct af_target *target, struct af_slot *slot)
 #define AF_WHENEVER (~0ull)
 
 /* The first registration of the slot, of a generation in [from, to) and begun before `before`, that exists; a copy of
- * it in *copy. Links whose registration is over are dropped on the way. */
-AF_FN bool af_existing(struct af_slot *slot, u32 from, u32 to, u64 before, struct af_reg *copy)
+ * it in *copy. `armed`: of those only that can deliver. Links whose registration is over are dropped on the way. */
+AF_FN bool af_existing(struct af_slot *slot, u32 from, u32 to, u64 before, bool armed, struct af_reg *copy)
 {
 	bool found = false;
 	AF_LOOP
@@ -371,6 +371,8 @@ AF_FN bool af_existing(struct af_slot *slot, u32 from, u32 to, u64 before, struc
 			link->ep = 0;
 			continue;
 		}
+		if (armed && answer == AF_EXISTS && af_disarmed(note->item))
+			continue;
 		if (!found)
 			af_note_copy(copy, note, answer);
 		found = true;
@@ -590,7 +592,7 @@ AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, u64 judge, bool
 	bool registered = false;
 	if ((was & AF_S_PENDING) && (__sync_fetch_and_and(&slot->flags, ~AF_S_PENDING) & AF_S_PENDING)) {
 		registered = af_existing(slot, slot->live_from, slot->gen + 1,
-					 added ? slot->destroy.ts : AF_WHENEVER, &s->reg);
+					 added ? slot->destroy.ts : AF_WHENEVER, true, &s->reg);
 		af_lifetime_out(slot, af_signature(slot, registered));
 	}
 	if (added && waited)
@@ -671,7 +673,7 @@ AF_FN void af_slot_reborn(struct af_target *target, struct af_slot *slot, u64 fl
 	u64 destroyed = slot->destroy.ts;
 	/* of a life that a destroy has ended, that is: not of an owner that still has it */
 	bool older = af_existing(slot, 0, was_live ? slot->live_from : slot->gen + 1,
-				 slot->adder ? destroyed : AF_WHENEVER, &s->reg);
+				 slot->adder ? destroyed : AF_WHENEVER, false, &s->reg);
 	slot->old_fd = older ? s->reg.fd : -1;
 	slot->old_epfd = older ? s->reg.epfd : -1;
 	slot->old_gen = older ? s->reg.gen : 0;

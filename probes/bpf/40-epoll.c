@@ -186,7 +186,7 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 	u32 tid = (u32)bpf_get_current_pid_tgid();
 	if ((slot->flags & AF_S_REBORN_LIVE) && slot->state == AF_SLOT_LIVE) {
 		/* given out twice: does an owner before this one have it registered? */
-		bool twin = af_existing(slot, slot->live_from, note->gen, AF_WHENEVER, &s->other);
+		bool twin = af_existing(slot, slot->live_from, note->gen, AF_WHENEVER, false, &s->other);
 		if (twin && s->other.file != note->file) {
 			struct af_trigger_args a = {.ts = at->ts, .enter = at->enter, .addr = t->userdata,
 						    .gen = slot->gen, .fd = t->fd, .epfd = t->epfd,
@@ -303,7 +303,8 @@ AF_FN bool af_was_registered(struct af_target *target, struct af_thread *t, stru
 		return true;
 	}
 	struct af_reg *last = af_number(target, t->fd);
-	if (!last)
+	/* nor where the number still is the very file that was removed: a second removal hits nobody else's */
+	if (!last || (last->file == t->file && (last->flags & (AF_R_BY_DEL | AF_R_BY_CLOSE)) == AF_R_BY_DEL))
 		return false;
 	struct af_slot *slot = af_note_slot(last);
 	/* an old story of the number, told by a slot that has been given back since, explains nothing */

@@ -65,6 +65,8 @@ AF_FN void af_settle_pending(void *ctx)
 		u64 addr = p->addr, judge = p->judge;
 		u32 gen = p->gen, epoch = p->epoch;
 		pending.delete(&key);
+		if (t->exiting == AF_EXITS_SOLE)
+			continue;
 		struct af_slot *slot = af_slot_of(af_tgid(), epoch, addr);
 		if (!slot || slot->gen != gen)
 			continue;
@@ -329,7 +331,7 @@ AF_FN void af_report_one(struct af_target *target, struct af_thread *t, struct a
 	}
 	bool recycled = p->what == AF_SUSPECT_RECYCLED_DELIVERY;
 	/* of a stale delivery, the registration that exists says more than one that is over */
-	bool exists = af_existing(slot, 0, recycled ? slot->live_from : slot->gen + 1, AF_WHENEVER, &s->reg);
+	bool exists = af_existing(slot, 0, recycled ? slot->live_from : slot->gen + 1, AF_WHENEVER, false, &s->reg);
 	if (recycled && !exists) {
 		slot->old_fd = -1; /* it is over by now */
 		return;

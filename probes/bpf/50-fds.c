@@ -6,8 +6,14 @@
 AF_FN void af_slot_closed(struct af_target *target, struct af_thread *t, struct af_slot *slot, struct af_reg *note,
 			  struct af_at *at)
 {
+	bool others = false;
+	for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
+		struct af_link *link = &slot->links[i];
+		others |= link->ep && link->gen == slot->gen && (link->fd != note->fd || link->file != note->file);
+	}
 	slot->close = *at;
-	af_flag(slot, AF_S_CLOSED);
+	if (!others) /* of several descriptors the last one is the slot's end */
+		af_flag(slot, AF_S_CLOSED);
 	af_slot_waiter(slot, note->ep, at->tid, AF_S_CLOSE_BY_OTHER);
 	if (slot->state == AF_SLOT_LIVE && !(slot->flags & AF_S_DELETED) && slot->last_tid != at->tid &&
 	    af_batch_of(target, slot, slot->last_batch, slot->last_index, 0))
@@ -137,6 +143,10 @@ AF_FN void af_bad_close(void *ctx, struct af_target *target, struct af_thread *t
 	s32 stack = af_stack_id(ctx);
 	af_record(AF_CLOSED, AF_F_UNKNOWN, now, t->enter, 0, 0, fd, -1, AF_EBADF, 0, stack);
 	struct af_reg *last = fd < 0 ? 0 : af_number(target, fd);
+	if (!last) { /* a loop over all numbers, as before an exec: nobody's connection was ever there */
+		af_count(AF_C_BAD_CLOSES);
+		return;
+	}
 	struct af_slot *slot = 0;
 	struct af_trigger_args a = {.ts = now, .enter = t->enter, .fd = fd, .epfd = -1, .ret = AF_EBADF,
 				    .stack = stack, .kind = AF_CLOSED};

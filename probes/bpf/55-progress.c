@@ -49,7 +49,8 @@ int af_progress_recvmsg(struct af_sys_exit *ctx)
 	return ctx->ret > 0 && !(AF_USER(dx) & AF_MSG_PEEK) ? af_progressed((s32)AF_USER(di)) : 0;
 }
 
-/* of accept(2) a new number, which may be 0; of timerfd_settime(2) and connect(2) 0 says that it was done */
+/* of accept(2) a new number, which may be 0; of timerfd_settime(2), connect(2) and
+ * mq_send(3) 0 says that it was done; a message of a queue may be empty */
 int af_progress_accept(struct af_sys_exit *ctx)
 {
 	return ctx->ret >= 0 ? af_progressed((s32)AF_USER(di)) : 0;

@@ -115,18 +115,20 @@ int af_exited(void *ctx)
 	if (!targets.lookup(&tgid))
 		return 0;
 	struct af_thread *t = threads.lookup(&id);
+	bool sole = false;
 	if (t) { /* it did something that a report may tell */
 		struct af_name name = {};
 		bpf_get_current_comm(&name.comm, sizeof(name.comm));
 		names.update(&id, &name);
 		u64 ep = t->wait.ep;
 		u32 *waiter = ep ? waiters.lookup(&ep) : 0;
-		if (waiter && *waiter == (u32)id)
+		sole = waiter && *waiter == (u32)id;
+		if (sole)
 			waiters.delete(&ep); /* nobody waits there any more */
 	}
 	if (t && t->pending_first != t->pending_next) {
 		/* a thread that ends is through with what it destroyed; its entry goes with the last of that */
-		t->exiting = 1;
+		t->exiting = sole ? AF_EXITS_SOLE : AF_EXITS;
 		t->call = AF_CALL_WAIT;
 		t->missed_at = 0;
 		t->pending_until = t->pending_next;

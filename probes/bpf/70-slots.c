@@ -156,6 +156,10 @@ AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 addr, bool entry)
 		if (AF_CREATE_COMPLETE && !(target->flags & AF_T_LATE))
 			af_count(AF_C_DESTROYS_UNKNOWN);
 	}
+	if (slot->state == AF_SLOT_FREE && slot->adder) {
+		/* registered by a create that has not returned yet, and ended already: that is its next life */
+		af_slot_reborn(target, slot, AF_S_INFERRED, s);
+	}
 	if (slot->flags & AF_S_UNBORN) {
 		af_unflag(slot, AF_S_UNBORN);
 		af_flag(slot, AF_S_INFERRED);
@@ -189,7 +193,7 @@ AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 addr, bool entry)
 		a.flags |= AF_F_NOT_JUDGED;
 		a.arg = (u32)target->not_judged;
 	}
-	bool registered = af_existing(slot, slot->live_from, slot->gen + 1, AF_WHENEVER, &s->reg);
+	bool registered = af_existing(slot, slot->live_from, slot->gen + 1, AF_WHENEVER, false, &s->reg);
 	if (registered || af_remembered(slot, &s->reg))
 		af_slot_waiter(slot, s->reg.ep, tid, AF_S_DESTROY_BY_OTHER);
 	if (registered) {
@@ -288,7 +292,7 @@ AF_FN int af_hit_dispatch(struct pt_regs *ctx, u64 object)
 	struct af_trigger_args a = {.ts = now, .enter = ip, .addr = object, .gen = slot ? slot->gen : 0,
 				    .fd = slot ? slot->fd : -1, .epfd = t->wait.epfd,
 				    .stack = af_stack_id(ctx), .kind = AF_DISPATCHED};
-	bool found = slot && (af_existing(slot, 0, slot->gen + 1, AF_WHENEVER, &s->reg) || af_remembered(slot, &s->reg));
+	bool found = slot && (af_existing(slot, 0, slot->gen + 1, AF_WHENEVER, false, &s->reg) || af_remembered(slot, &s->reg));
 	af_suspect(AF_SUSPECT_STALE_DISPATCH, &a, af_tgid(), target, t, slot, found ? &s->reg : 0, 0);
 	return 0;
 }

@@ -350,8 +350,9 @@ enum af_counter {
 	AF_C_IO_URING = 32,        /* io_uring requests of watched processes */
 	AF_C_SHARED_TABLES = 33,   /* processes made that share a watched one's descriptor table (CLONE_FILES) */
 	AF_C_NOT_REGISTERED = 34,  /* DEL or MOD: ENOENT or EBADF on what was never seen registered */
-	AF_C_ADDS_FREED = 36,      /* ADDs of an address whose slot was freed, and no create followed: another object's */
 	AF_C_DESTROYS_UNKNOWN = 35, /* destroys of what create never gave out, in a process watched from its start */
+	AF_C_ADDS_FREED = 36,      /* ADDs of an address whose slot was freed, and no create followed: another object's */
+	AF_C_BAD_CLOSES = 37,      /* closes that failed on numbers of which nothing is known */
 	AF_C_MAX = 40,
 };
 

@@ -7,6 +7,8 @@
 #define SIM_ENOENT (-2)
 #define SIM_EEXIST (-17)
 #define SIM_EINVAL (-22)
+#define SIM_ONESHOT (1u << 30)
+#define SIM_EDGE (1u << 31)
 
 static u32 truth_born(struct sim_epitem *item);
 static void truth_changed(struct sim_epitem *item);
@@ -108,6 +110,15 @@ static void sim_item_insert(struct sim_eventpoll *ep, struct sim_file *file, s32
 	file->f_ep->first = node;
 	ep->ready[ep->count++] = item;
 	item->reg = truth_born(item);
+}
+
+/* Has a one-shot of this registration fired? It tells nothing until a MOD. */
+static bool sim_disarmed(u32 reg)
+{
+	for (u32 i = 0; i < SIM_ITEMS; i++)
+		if (sim.items[i].used && sim.items[i].reg == reg)
+			return !(sim.items[i].event.events & ~(SIM_ONESHOT | SIM_EDGE));
+	return false;
 }
 
 /* -- files */
@@ -227,9 +238,6 @@ static s32 sim_epoll_ctl(struct sim_files *files, s32 epfd, u32 op, s32 fd, stru
 	return 0;
 }
 
-#define SIM_ONESHOT (1u << 30)
-#define SIM_EDGE (1u << 31)
-
 static u32 sim_told_by[SIM_EVENTS]; /* registrations that the last wait told of */
 
 /* ep_send_events: what was told goes to the end of the list when it is level-triggered */
@@ -252,6 +260,8 @@ static s32 sim_epoll_wait(struct sim_files *files, s32 epfd, u64 array, u32 most
 		sim_told_by[told] = item->reg;
 		to[told++] = item->event;
 		item->fired = item->event.events & (SIM_ONESHOT | SIM_EDGE);
+		if (item->event.events & SIM_ONESHOT)
+			item->event.events &= SIM_ONESHOT | SIM_EDGE; /* EP_PRIVATE_BITS */
 		for (u32 i = at; i + 1 < ep->count; i++)
 			ep->ready[i] = ep->ready[i + 1];
 		ep->ready[ep->count - 1] = item;

@@ -59,6 +59,7 @@ struct player {
 	u32 life;
 	u8 loose, noted, adding; /* adding: an ADD that was seen to begin; 1 before its effect, 2 after it */
 	struct sim_file *file;   /* under the number when its ADD began */
+	struct sim_file *meant;  /* and when any epoll_ctl began */
 	struct sim_file *putting;
 	s32 frames[MOST_DEPTH];
 	u32 control;     /* the epoll_ctl that it is in; 0 none */

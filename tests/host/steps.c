@@ -86,6 +86,8 @@ static void step_removal_failed(struct player *p, bool del)
 		if (truth.named[p->fd] & 1u << slot)
 			truth_may(AF_SUSPECT_FAILED_REMOVAL, slot);
 	struct truth_reg *r = truth.last[p->fd] ? &truth.regs[truth.last[p->fd] - 1] : 0;
+	if (r && r->removed && p->meant == r->file)
+		return; /* removed twice: nobody else's registration can have been meant */
 	if (!del || !r || r->live || !r->ended || !r->noted || r->loose || r->moving || r->slot < 0 ||
 	    truth.named[p->fd] != 1u << r->slot)
 		return;
@@ -122,6 +124,7 @@ static void step_ctl_returns(struct player *p, const struct op *op, bool began)
 		if (truth.regs[p->reg].moving && truth.regs[p->reg].slot == op->c)
 			truth.regs[p->reg].life = truth.slots[op->c].life;
 		truth.regs[p->reg].moving = 0;
+		truth.regs[p->reg].removed |= op->kind == OP_DEL;
 		truth.regs[p->reg].ended = op->kind == OP_DEL && truth.regs[p->reg].begun < p->entered;
 	} else if (p->ret == SIM_ENOENT && op->kind == OP_MOD) {
 		p->missed = 1;
@@ -152,6 +155,7 @@ static void step_ctl(struct player *p, const struct op *op, u32 step)
 		p->epfd = vars[op->a];
 		p->fd = vars[op->b];
 		p->slot = op->c;
+		p->meant = sim_file_of(files, p->fd);
 		p->noted = p->loose = p->adding = 0;
 		p->control = number;
 		u64 at = SIM_STACK_AT(playing, p->depth + 1) + 16;

@@ -49,6 +49,13 @@ static void step_closed(struct player *p, bool looked)
 	p->closing = 0;
 }
 
+/* Is the last registration under the number over, and its end seen? Of other numbers nothing is known. */
+static bool step_number_known(s32 fd)
+{
+	struct truth_reg *r = fd >= 0 && truth.last[fd] ? &truth.regs[truth.last[fd] - 1] : 0;
+	return r && !r->live && r->ended && r->noted && !r->loose && !r->moving;
+}
+
 static void step_close(struct player *p, const struct op *op, u32 step)
 {
 	if (step == STEP_ENTER) {
@@ -67,7 +74,8 @@ static void step_close(struct player *p, const struct op *op, u32 step)
 	} else {
 		if (p->ret) {
 			truth_may_all(AF_SUSPECT_BAD_CLOSE);
-			truth.must_any |= TRUTH_BITS(AF_SUSPECT_BAD_CLOSE);
+			if (step_number_known(p->fd))
+				truth.must_any |= TRUTH_BITS(AF_SUSPECT_BAD_CLOSE);
 			p->closing = 0;
 		}
 		step_closed(p, true);

@@ -16,6 +16,7 @@ struct truth_reg {
 	u8 at_birth;            /* it existed when its slot was born again */
 	u8 ended;               /* by a call that began after it, and has returned */
 	u8 returned;            /* its ADD has */
+	u8 removed;             /* ended by a DEL */
 	u32 begun;              /* step */
 	u32 closer, due_life;
 };
@@ -123,16 +124,30 @@ static struct truth_reg *truth_match(struct af_reg *reg)
 	return 0;
 }
 
-/* A registration of the slot's lives [from, to] that the programs can know of. */
+/* Is it of the slot's lives [from, to], and can the programs know of it? */
+static bool truth_knows(struct truth_reg *r, s32 slot, u32 from, u32 to)
+{
+	return r->live && r->noted && !r->moving && !r->loose && r->slot == slot && r->life >= from && r->life <= to;
+}
+
 static struct truth_reg *truth_known(s32 slot, u32 from, u32 to)
 {
+	for (u32 i = 0; i < truth.count; i++)
+		if (truth_knows(&truth.regs[i], slot, from, to))
+			return &truth.regs[i];
+	return 0;
+}
+
+/* One of the lives that end with the slot's last destroy, that will deliver. */
+static bool truth_armed(s32 slot)
+{
+	struct truth_slot *s = &truth.slots[slot];
 	for (u32 i = 0; i < truth.count; i++) {
 		struct truth_reg *r = &truth.regs[i];
-		if (r->live && r->noted && !r->moving && !r->loose && r->slot == slot && r->life >= from &&
-		    r->life <= to)
-			return r;
+		if (truth_knows(r, slot, s->from, s->life) && !(AF_ASK && sim_disarmed(i)))
+			return true;
 	}
-	return 0;
+	return false;
 }
 
 static bool truth_is_free(s32 slot)
@@ -158,7 +173,7 @@ static bool truth_judge(s32 slot)
 	s->judged_from = s->from;
 	s->judged_to = s->life;
 	truth_may(AF_SUSPECT_FREED_REGISTERED, slot);
-	bool registered = s->pending && truth_known(slot, s->from, s->life);
+	bool registered = s->pending && truth_armed(slot);
 	if (registered)
 		truth_must(AF_SUSPECT_FREED_REGISTERED, slot);
 	s->pending = 0;
@@ -298,6 +313,11 @@ static void truth_add_begun(s32 slot, u32 thread)
 static void truth_destroy(s32 slot, u32 thread, bool nested, bool adding)
 {
 	struct truth_slot *s = &truth.slots[slot];
+	if (s->state == TRUTH_FREE && s->adder && !nested) {
+		/* registered by a create that has not returned, and ended already: that was its next life */
+		truth_born_again(slot);
+		s->inferred = 1;
+	}
 	if (s->state == TRUTH_FREE) {
 		if (!nested)
 			truth_must(AF_SUSPECT_DOUBLE_DESTROY, slot);
