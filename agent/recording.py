@@ -93,7 +93,7 @@ class RecordingWriter:
         self._file = file
         self._lines: list[str] = []
         self._buffered = 0
-        self._broken = False  # the file itself failed
+        self.broken = False  # the file itself failed: `notice` says how
         self._write(PREFIX.pack(MAGIC, FORMAT_VERSION))
         header = {
             "format": FORMAT_VERSION,
@@ -169,7 +169,7 @@ class RecordingWriter:
             self.dropped += len(lines)
 
     def _frame(self, kind: FrameType, raw: bytes, *, limit: int | None = None, force: bool = False) -> bool:
-        if self._broken or (self.notice and not force):
+        if self.broken or (self.notice and not force):
             return False
         payload = zlib.compress(raw, _LEVEL)
         if len(payload) > MAX_PAYLOAD or len(raw) > MAX_INFLATED:
@@ -192,12 +192,12 @@ class RecordingWriter:
         return True
 
     def _fail(self, error: Exception) -> None:
-        self._broken = True
+        self.broken = True
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         self.notice = self.notice or f"the recording cannot be written any more: {reason}"
 
     def _sync(self, *, hard: bool) -> None:
-        if self._broken or self._file.closed:
+        if self.broken or self._file.closed:
             return
         try:
             self._file.flush()

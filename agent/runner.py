@@ -74,6 +74,7 @@ class Outcome:
     error: Exception | None  # what ended the source early: a broken recording, a failing session
     notes: tuple[str, ...]
     signal: int
+    unrecorded: str = ""  # why the recording is not whole; "" also when a limit that was asked for ended it
 
     def exit_code(self, fail_on: Severity | None) -> int:
         """10 when a finding reaches `fail_on`, else 0. `error` is for the caller to raise."""
@@ -156,6 +157,7 @@ class Runner:
             error=error,
             notes=self._notes(),
             signal=self._stop.signal,
+            unrecorded=self._recorder.notice if self._recorder is not None and self._recorder.broken else "",
         )
 
     def _drain(self) -> None:

@@ -43,6 +43,7 @@ def command(
       afterfree record --exe /usr/local/bin/node -o node.afrec --duration 60
     """
     from agent.commands.live import LiveOptions, run_live, threshold
+    from agent.errors import ExitCode, RecordingError
     from agent.supervisor import Wanted
 
     outcome = run_live(
@@ -59,4 +60,11 @@ def command(
             full_lifetimes=True,
         )
     )
-    return outcome.exit_code(threshold(fail_on))
+    code = outcome.exit_code(threshold(fail_on))
+    if code == ExitCode.OK and outcome.unrecorded:
+        raise RecordingError(
+            "the recording is not whole",
+            detail=outcome.unrecorded,
+            remedy="free some space, or record to another disk: afterfree record … -o FILE",
+        )
+    return code

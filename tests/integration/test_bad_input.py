@@ -205,6 +205,15 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.bpf
+def test_recording_to_a_full_disk(tmp_path: Path) -> None:
+    with server("ReleaseSafe", tmp_path, "--survive") as target:
+        result = cli("record", "--pid", str(target.pid), "-o", "/dev/full", "--duration", "1")
+    assert result.returncode == 1
+    for words in ("the recording is not whole", "No space left on device", "record to another disk"):
+        assert words in result.stderr
+
+
+@pytest.mark.bpf
 @pytest.mark.parametrize("command", ["replay", "census"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_truncated_recording(command: str, share: float, recording: Path, tmp_path: Path) -> None:

@@ -185,6 +185,7 @@ def test_a_full_disk_is_said_once_and_the_run_goes_on() -> None:
         writer.write(Tick(ts=ts))
     writer.close()
     assert "No space left" in writer.notice
+    assert writer.broken
     assert writer.dropped > 0
 
 

@@ -126,8 +126,9 @@ def test_a_duration_ends_the_run() -> None:
 def test_a_full_disk_is_said_once() -> None:
     notices: list[str] = []
     writer = RecordingWriter.open(Path("/dev/full"))
-    run(ListSource(*LIVE, *LIVE), recorder=writer, on_notice=notices.append)
+    _, runner = run(ListSource(*LIVE, *LIVE), recorder=writer, on_notice=notices.append)
     assert len(notices) == 1
+    assert "No space left" in runner.outcome.unrecorded
     assert "No space left" in notices[0]
 
 
