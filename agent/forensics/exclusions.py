@@ -142,6 +142,9 @@ def _elsewhere(seen: Examination) -> Alternative:
         outcome, because = Outcome.EXCLUDED, f"`{loads[0].instruction}` read it from {loads[0].address:#x}"
     elif "code" in slot.by:
         outcome, because = Outcome.UNLIKELY, "the code can have come to it in more than one way"
+    elif seen.fault is not None and seen.fault.aborted:
+        outcome = Outcome.UNLIKELY
+        because = f"no access faulted, the program ended itself; the slot was found by: {', '.join(slot.by)}"
     elif slot.by == ("register",):
         outcome, because = Outcome.POSSIBLE, "the slot was found by a register's value only"
     else:

@@ -50,10 +50,10 @@ class Slots:
         value = site.fault.base_value
         delivered = self._delivered(batches)
         for address in delivered:
-            if site.fault.aborted and len(delivered) == 1:
-                ways.setdefault(address, []).append(("batch", ""))
-            elif address in ways or (value is not None and self._object_of(address) == value):
+            if address in ways or (value is not None and self._object_of(address) == value):
                 ways.setdefault(address, []).append(("batch", self._layout.object_field or ""))
+            elif site.fault.aborted and len(delivered) == 1:
+                ways.setdefault(address, []).append(("batch", ""))
         if not ways:
             for address, field in self._in_registers(site, delivered):
                 ways.setdefault(address, []).append(("register", field))
