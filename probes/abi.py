@@ -7,7 +7,7 @@ import struct
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 SLOT_BYTES = 128
 COMM_BYTES = 16
 CRASH_STACK_BYTES = 8192
@@ -64,6 +64,7 @@ class RecordFlag(IntFlag):
     REFCOUNT = 64
     NESTED = 128
     HOPELESS = 256
+    PROVEN = 1024
     HELD = 512
 
 
@@ -117,6 +118,7 @@ class SlotFlag(IntFlag):
     LINKS_FULL = 524288
     EDGE = 1048576
     NOT_JUDGED = 2097152
+    DOUBLED = 4194304
 
 
 class RegState(IntEnum):
@@ -323,6 +325,9 @@ class Slot(ctypes.LittleEndianStructure):
         ("adder", _U32),
         ("held_batch", _U32),
         ("held_index", _U32),
+        ("last_events", _U32),
+        ("dispatch_site", _U64),
+        ("doubtful", _U32),
         ("reserved", _U32),
         ("links", Link * SLOT_LINKS),
     ]

@@ -12,8 +12,9 @@ from probes.sysbpf import BPF_NOEXIST, Map
 from symbols.plan import Userdata
 
 SLOT_KEY = struct.Struct("<IIQ")
-TARGET = struct.Struct("<QIIIIQQQ")
-"""struct af_target: armed, epoch, flags, forks, last_child, forked_at, not_judged, spin_said."""
+TARGET = struct.Struct("<QIIIIQQQQQ")
+"""struct af_target: armed, epoch, flags, forks, last_child, forked_at, not_judged, spin_said, answered,
+unanswered."""
 _UNRESOLVED = 1  # af_link.ep of a link whose file is not known yet
 
 

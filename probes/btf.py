@@ -34,6 +34,8 @@ MEMBERS: Mapping[str, tuple[str, str]] = {
     "AF_FILE_EP": ("file", "f_ep"),
     "AF_FILE_INODE": ("file", "f_inode"),
     "AF_INODE_INO": ("inode", "i_ino"),
+    "AF_INODE_MODE": ("inode", "i_mode"),
+    "AF_SOCKET_TYPE": ("socket", "type"),
     "AF_ITEM_LINK": ("epitem", "fllink"),
     "AF_ITEM_FFD": ("epitem", "ffd"),
     "AF_ITEM_EP": ("epitem", "ep"),
@@ -138,7 +140,7 @@ def member_offsets(data: bytes) -> dict[str, int]:
 def kernel_offsets(cache: CacheFolder | None = None) -> dict[str, int] | None:
     """Those of the running kernel; None where it has no BTF, or too old a one (f_ep came with 5.11)."""
     cache = cache or CacheFolder(
-        magic=b"afterfree-btf/1\n", suffix=".btf", most_entries=16, most_bytes=1 << 20
+        magic=b"afterfree-btf/2\n", suffix=".btf", most_entries=16, most_bytes=1 << 20
     )
     try:
         size = VMLINUX.stat().st_size

@@ -76,6 +76,7 @@ MAPS = (
 LENT = (
     "af_settle_now",
     "af_progress",
+    "af_progress_read",
     "af_progress_recv",
     "af_progress_recvmsg",
     "af_progress_accept",

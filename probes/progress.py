@@ -17,10 +17,10 @@ LONGEST_ATTACH_S = 10.0  # at the end: what is attached later goes with the proc
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 60.0
 
 CALLS = {
-    "read": "af_progress", "readv": "af_progress", "pread64": "af_progress", "preadv": "af_progress",
-    "preadv2": "af_progress",
+    "read": "af_progress_read", "readv": "af_progress_read", "pread64": "af_progress",
+    "preadv": "af_progress", "preadv2": "af_progress_read",
     "recvfrom": "af_progress_recv",
-    "recvmsg": "af_progress_recvmsg", "recvmmsg": "af_progress",
+    "recvmsg": "af_progress_recvmsg", "recvmmsg": "af_progress_read",
     "write": "af_progress", "writev": "af_progress", "pwrite64": "af_progress", "pwritev": "af_progress",
     "pwritev2": "af_progress", "sendto": "af_progress", "sendmsg": "af_progress", "sendmmsg": "af_progress",
     "sendfile64": "af_progress", "tee": "af_progress", "vmsplice": "af_progress",

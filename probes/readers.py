@@ -71,7 +71,7 @@ def generate(plan: ProbePlan) -> Readers:
         if site.entry is not None and site.frame is not None:
             reader.take_entry(site.entry, site.frame)
         value = reader.value(site.source)
-        more = f", {int(site.at_entry)}" if site.role is Role.DESTROY else ""
+        more = f", {int(site.at_entry)}" if site.role in (Role.DESTROY, Role.DISPATCH) else ""
         body = reader.body(f"return af_hit_{site.role.value}(ctx, {value}{more});")
         name = bodies.setdefault(body, f"af_site_{site.role.value}_{len(bodies)}")
         programs.append((site.file_offset, name))

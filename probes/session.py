@@ -226,7 +226,7 @@ class LiveSession:
         key = pid.to_bytes(4, "little")
         # one that was seen starting is there already, and has been counting since
         self._maps["targets"].put(
-            key, TARGET.pack(now, epoch_of(now), flags, 0, 0, 0, 0, 0), 0 if late else 1
+            key, TARGET.pack(now, epoch_of(now), flags, 0, 0, 0, 0, 0, 0, 0), 0 if late else 1
         )
         entry = self._maps["targets"].get(key)
         self._epochs[pid] = TARGET.unpack(entry)[1] if entry is not None else epoch_of(now)

@@ -84,6 +84,12 @@ def aliased_slot(evidence: SuspicionRaised, context: Context) -> Finding | Dropp
         if mine is not None and other.file and other.file == mine.file:
             return Dropped("same-connection-registered-twice")
         doubts.exists(other, "when the slot's second owner registered it")
+        if not slot.flags & SlotFlag.DOUBLED:
+            doubts.doubt(
+                "no destroy of a free slot was seen that would make the pool give it out twice: `create` "
+                "may be a look-up, which returns what is there already (name the function that takes a slot "
+                "from the pool)"
+            )
     doubts.needs(Role.CREATE)
     doubts.needs(Role.DESTROY)
     doubts.lost(slot, (mine, other), trigger.ts)
@@ -159,7 +165,8 @@ def freed_registered(evidence: SuspicionRaised, context: Context) -> Finding | D
 def freed_in_batch(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
     """Destroy while an undispatched delivery for the slot sits in an open batch that still names it.
 
-    Without a dispatch nobody knows how far the loop was: no alarm then, and not silence either.
+    Without a dispatch nobody knows how far the loop was: no alarm then, and not silence either. With one,
+    the loop may still skip what was freed, by means of its own: certain is what it came to afterwards.
     """
     slot, trigger = evidence.slot, evidence.trigger
     doubts = Doubts(context=context)
@@ -170,14 +177,22 @@ def freed_in_batch(evidence: SuspicionRaised, context: Context) -> Finding | Dro
         doubts.doubt("the delivery in the open batch was not seen")
     elif trigger.flags & RecordFlag.NOT_JUDGED:
         severity = Severity.INFO
-        doubts.doubt(
-            "whether the loop had already come to this delivery is not known: no dispatch tells "
-            "(name the handler as `dispatch` in the profile)"
-        )
+        if plan is not None and plan.has(Role.DISPATCH):
+            why = "events of its kind are answered by other functions than the profile's `dispatch`, too"
+        else:
+            why = "no dispatch tells (name the handler as `dispatch` in the profile)"
+        doubts.doubt(f"whether the loop had already come to this delivery is not known: {why}")
     elif not slot.undispatched and not trigger.flags & RecordFlag.HELD:
         return Dropped("delivery-was-dispatched")
-    elif plan is None or plan.has(Role.DISPATCH):
-        doubts.needs(Role.DISPATCH)
+    elif trigger.flags & RecordFlag.PROVEN:
+        doubts.note("the loop came to the delivery afterwards, and called the handler for it")
+    else:
+        if plan is None or plan.has(Role.DISPATCH):
+            doubts.needs(Role.DISPATCH)
+        doubts.doubt(
+            "no handler has been called for it since: the loop may have means of its own to skip what was "
+            "freed (if it has not, stale-dispatch says so, or a crash)"
+        )
     if slot is not None and slot.last_delivery > trigger.ts:
         doubts.doubt("the delivery is later than the destroy: an impossible order")
     if trigger.flags & RecordFlag.NESTED:

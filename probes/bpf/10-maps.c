@@ -10,7 +10,7 @@
  *   AF_MAX_ENTERED: calls whose entry values are kept
  *   AF_ASK (0: no BTF, the kernel cannot be asked) and the offsets of its structures:
  *   AF_TASK_FILES, AF_FILES_FDT, AF_FDT_FD, AF_FDT_MAX, AF_FILE_PRIVATE, AF_FILE_EP, AF_FILE_INODE,
- *   AF_INODE_INO, AF_ITEM_LINK, AF_ITEM_FFD, AF_ITEM_EP, AF_ITEM_EVENT
+ *   AF_INODE_INO, AF_INODE_MODE, AF_SOCKET_TYPE, AF_ITEM_LINK, AF_ITEM_FFD, AF_ITEM_EP, AF_ITEM_EVENT
  *   and of tracepoints, from tracefs: AF_TP_NEWTASK_PID, AF_TP_NEWTASK_FLAGS, AF_TP_EXEC_FILENAME,
  *   AF_TP_SIGNAL_SIG, AF_TP_SIGNAL_CODE, AF_TP_SIGNAL_PID, AF_TP_FAULT_ADDRESS, AF_TP_FAULT_IP
  */
@@ -76,6 +76,8 @@ struct af_target {
 	u64 forked_at;
 	u64 not_judged;   /* frees within a batch, see AF_C_NOT_JUDGED */
 	u64 spin_said;    /* when AF_SPIN_SUSPECTED was sent last */
+	u64 answered;     /* kinds of events (AF_KIND) that a dispatch was seen to answer */
+	u64 unanswered;   /* and that none did, before the slot's next delivery: other functions handle them, too */
 };
 
 /* what user space tells all programs; it alone writes it */
@@ -110,6 +112,9 @@ struct af_destroy {
 
 struct af_reg_key { u64 ep; u64 file; s32 fd; u32 gap; };
 
+/* the dispatch that may be under way */
+struct af_handling { u64 addr; u64 sp; u64 ret; u32 batch; u32 gap; };
+
 struct af_thread {
 	u64 enter;
 	u64 userdata;
@@ -126,6 +131,7 @@ struct af_thread {
 	u64 missed_at;       /* of an EPOLL_CTL_MOD that found nothing: an ADD that follows makes it an idiom */
 	u64 missed_enter;
 	u64 missed_userdata;
+	struct af_handling handling;
 	struct af_destroy destroys[AF_DESTROYS]; /* the calls of destroy that were entered last */
 	struct af_batch wait;               /* of the wait under way, or the newest batch */
 	struct af_batch open[AF_BATCHES];   /* open batches, outermost first */

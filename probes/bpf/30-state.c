@@ -440,6 +440,25 @@ AF_FN struct af_batch *af_batch_of(struct af_target *target, struct af_slot *slo
 	return !(AF_IS_RESERVED(event.data)) && af_slot_behind(target, event.data, false) == slot->addr ? b : 0;
 }
 
+/* Does the slot still hold the object it was registered with? Not when another protocol took it over: then
+ * the dispatch probe says nothing about it. */
+AF_FN bool af_holds_object(struct af_slot *slot)
+{
+#if AF_OBJECT_IS_SLOT
+	return true;
+#elif AF_OBJECT_OFFSET >= 0
+	u64 object = 0;
+	if (!slot->object || bpf_probe_read_user(&object, sizeof(object), (void *)(slot->addr + AF_OBJECT_OFFSET)))
+		return false;
+	return object == slot->object;
+#else
+	return false;
+#endif
+}
+
+/* What an event is about, as one of 64 bits: IN, PRI, OUT, ERR, HUP and RDHUP. */
+#define AF_KIND(events) (1ull << (((events) & 31) | ((events) >> 13 & 1) << 5))
+
 AF_FN u64 af_signature(struct af_slot *slot, bool registered)
 {
 	u64 f = slot->flags;
@@ -509,6 +528,8 @@ AF_FN void af_slot_counts_cleared(struct af_slot *slot)
 	slot->recycled_reported = 0;
 	slot->batch_count = 0;
 	slot->undispatched = 0;
+	slot->doubtful = 0;
+	slot->dispatch_site = 0;
 	slot->stale_dispatches = 0;
 	slot->held_batch = 0;
 }
@@ -542,7 +563,7 @@ AF_FN void af_slot_foreign(struct af_slot *slot)
 	slot->live_from = slot->gen;
 	af_links_renewed(slot, slot->destroy.ts);
 	slot->state = AF_SLOT_LIVE;
-	slot->flags = AF_S_UNBORN;
+	slot->flags = AF_S_UNBORN | (slot->flags & AF_S_DOUBLED);
 	af_at_clear(&slot->create);
 	af_at_clear(&slot->del);
 	af_at_clear(&slot->close);
@@ -684,7 +705,7 @@ AF_FN void af_slot_reborn(struct af_target *target, struct af_slot *slot, u64 fl
 	bool registered = slot->adder && destroyed && af_links_renewed(slot, destroyed);
 	slot->adder = 0;
 	slot->state = AF_SLOT_LIVE;
-	slot->flags = flags | (was_live ? AF_S_REBORN_LIVE : 0);
+	slot->flags = flags | (was_live ? AF_S_REBORN_LIVE : 0) | (slot->flags & AF_S_DOUBLED);
 	af_at_clear(&slot->create);
 	af_at_clear(&slot->del);
 	af_at_clear(&slot->close);

@@ -34,6 +34,23 @@ AF_FN void af_batches_over(struct af_thread *t, u64 ep, u64 sp, u64 now)
 	t->depth = keep;
 }
 
+/* Is the slot registered only where this thread alone waits, and not where it waits now? Nothing can be delivered before
+ * it waits there. */
+AF_FN bool af_waits_elsewhere(struct af_slot *slot, struct af_thread *t, u32 tid)
+{
+	bool elsewhere = false;
+	AF_LOOP
+	for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
+		u64 ep = slot->links[i].ep;
+		if (!ep)
+			continue;
+		if (ep == t->wait.ep || af_waiter(ep) != tid)
+			return false;
+		elsewhere = true;
+	}
+	return elsewhere;
+}
+
 /* Judge what this thread put off. One that is to be told ends the loop; the next program of the chain goes on. */
 AF_FN void af_settle_pending(void *ctx)
 {
@@ -70,6 +87,11 @@ AF_FN void af_settle_pending(void *ctx)
 		struct af_slot *slot = af_slot_of(af_tgid(), epoch, addr);
 		if (!slot || slot->gen != gen)
 			continue;
+		if (t->call == AF_CALL_WAIT && !t->exiting && !slot->adder &&
+		    af_waits_elsewhere(slot, t, (u32)key.id)) {
+			af_put_off(t, slot, judge);
+			continue;
+		}
 		if (judge & slot->flags & ~judged)
 			af_put_off(t, slot, judge & ~judged);
 		send = af_settled(slot, s, judge & judged, slot->adder == (u32)key.id);
@@ -187,9 +209,16 @@ AF_FN void af_delivered(struct af_target *target, struct af_thread *t, u32 tid, 
 		slot->held_batch = slot->last_batch;
 		slot->held_index = slot->last_index;
 	}
+#if AF_HAVE_DISPATCH
+	else if (!same && slot->undispatched && slot->state == AF_SLOT_LIVE && af_holds_object(slot))
+		target->unanswered |= AF_KIND(slot->last_events);
+#endif
 	slot->consecutive = same ? slot->consecutive : consecutive ? slot->consecutive + 1 : 0;
 	slot->batch_count = same ? slot->batch_count + 1 : 1;
 	slot->undispatched = same ? slot->undispatched + 1 : 1;
+	if (!same)
+		slot->doubtful = 0;
+	slot->last_events = events;
 	slot->last_batch = t->batch;
 	slot->last_index = index;
 	slot->last_tid = tid;

@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only)
  *
  * Calls that consume from a file or produce on it: attached only while a spin is suspected. A call that moved nothing
- * (EAGAIN, or the end of the stream again and again) is no progress.
+ * (the end of the stream again and again, or EAGAIN while there is room to write) is no progress. `only`: of events of
+ * these kinds; 0: of all.
  */
-AF_FN int af_progressed(s32 fd)
+#define AF_EAGAIN (-11)
+#define AF_READABLE 0x41u /* EPOLLIN, EPOLLRDNORM */
+AF_FN int af_progressed(s32 fd, u32 only)
 {
 	struct af_target *target = af_target_now();
 	if (!target)
@@ -17,7 +20,7 @@ AF_FN int af_progressed(s32 fd)
 		u64 userdata = af_word(node - AF_ITEM_LINK + AF_ITEM_EVENT + 4);
 		node = af_word(node);
 		struct af_slot *slot = af_slot_find(target, af_slot_behind(target, userdata, false));
-		if (!slot || !slot->idle)
+		if (!slot || !slot->idle || (only && (slot->last_events & ~only)))
 			continue;
 		u64 now = bpf_ktime_get_ns();
 		if (slot->idle >= AF_QUIET_AFTER)
@@ -30,9 +33,35 @@ AF_FN int af_progressed(s32 fd)
 	return 0;
 }
 
+/* A datagram may be empty; of a stream 0 is its end. */
+AF_FN bool af_of_datagrams(s32 fd)
+{
+#if AF_ASK
+	u64 file = af_file(fd);
+	u32 kind = file ? (u32)af_word(af_word(file + AF_FILE_INODE) + AF_INODE_MODE) & 0170000 : 0;
+	u32 type = kind == 0140000 ? (u32)af_word(af_word(file + AF_FILE_PRIVATE) + AF_SOCKET_TYPE) & 0xffff : 0;
+	return type == 2 || type == 3; /* SOCK_DGRAM, SOCK_RAW (socket(2)) */
+#else
+	return false;
+#endif
+}
+
+/* Something was taken, or another one had taken it: what epoll told of is gone, which was not to write. */
+AF_FN int af_progress_taken(s32 fd, s64 ret)
+{
+	if (ret > 0 || (!ret && af_of_datagrams(fd)))
+		return af_progressed(fd, 0);
+	return ret == AF_EAGAIN ? af_progressed(fd, AF_READABLE) : 0;
+}
+
 int af_progress(struct af_sys_exit *ctx)
 {
-	return ctx->ret > 0 ? af_progressed((s32)AF_USER(di)) : 0;
+	return ctx->ret > 0 ? af_progressed((s32)AF_USER(di), 0) : 0;
+}
+
+int af_progress_read(struct af_sys_exit *ctx)
+{
+	return af_progress_taken((s32)AF_USER(di), ctx->ret);
 }
 
 #define AF_MSG_PEEK 2
@@ -40,20 +69,25 @@ int af_progress(struct af_sys_exit *ctx)
 /* recvfrom(2): what was only looked at is still there */
 int af_progress_recv(struct af_sys_exit *ctx)
 {
-	return ctx->ret > 0 && !(AF_USER(r10) & AF_MSG_PEEK) ? af_progressed((s32)AF_USER(di)) : 0;
+	bool peeked = ctx->ret >= 0 && (AF_USER(r10) & AF_MSG_PEEK);
+	return peeked ? 0 : af_progress_taken((s32)AF_USER(di), ctx->ret);
 }
 
 /* recvmsg(2) */
 int af_progress_recvmsg(struct af_sys_exit *ctx)
 {
-	return ctx->ret > 0 && !(AF_USER(dx) & AF_MSG_PEEK) ? af_progressed((s32)AF_USER(di)) : 0;
+	bool peeked = ctx->ret >= 0 && (AF_USER(dx) & AF_MSG_PEEK);
+	return peeked ? 0 : af_progress_taken((s32)AF_USER(di), ctx->ret);
 }
 
 /* of accept(2) a new number, which may be 0; of timerfd_settime(2), connect(2) and
  * mq_send(3) 0 says that it was done; a message of a queue may be empty */
 int af_progress_accept(struct af_sys_exit *ctx)
 {
-	return ctx->ret >= 0 ? af_progressed((s32)AF_USER(di)) : 0;
+	s32 fd = (s32)AF_USER(di);
+	if (ctx->ret >= 0)
+		return af_progressed(fd, 0);
+	return ctx->ret == AF_EAGAIN ? af_progressed(fd, AF_READABLE) : 0;
 }
 
 /* splice(2) and copies between descriptors make progress on both */
@@ -61,6 +95,6 @@ int af_progress_two(struct af_sys_exit *ctx)
 {
 	if (ctx->ret <= 0)
 		return 0;
-	af_progressed((s32)AF_USER(di));
-	return af_progressed((s32)AF_USER(dx));
+	af_progressed((s32)AF_USER(di), 0);
+	return af_progressed((s32)AF_USER(dx), 0);
 }

@@ -48,22 +48,6 @@ AF_FN int af_hit_create(struct pt_regs *ctx, u64 addr)
 	return 0;
 }
 
-/* Does the slot still hold the object it was registered with? Not when another protocol took it over: then
- * the dispatch probe says nothing about it. */
-AF_FN bool af_holds_object(struct af_slot *slot)
-{
-#if AF_OBJECT_IS_SLOT
-	return true;
-#elif AF_OBJECT_OFFSET >= 0
-	u64 object = 0;
-	if (!slot->object || bpf_probe_read_user(&object, sizeof(object), (void *)(slot->addr + AF_OBJECT_OFFSET)))
-		return false;
-	return object == slot->object;
-#else
-	return false;
-#endif
-}
-
 #if AF_COUNT_OFFSET >= 0
 /* A destroy that only takes one of several references frees nothing. */
 AF_FN bool af_frees(u64 addr)
@@ -99,9 +83,14 @@ AF_FN u32 af_undispatched(struct af_target *target, struct af_slot *slot, bool h
 	*nested = b->nested;
 #if AF_HAVE_DISPATCH
 	/* of a slot that another protocol took over the dispatch says nothing */
-	if (holds)
-		return slot->undispatched ? AF_PENDING_YES : AF_PENDING_NO;
-	return AF_PENDING_UNTOLD;
+	if (!holds)
+		return AF_PENDING_UNTOLD;
+	if (!slot->undispatched)
+		return AF_PENDING_NO;
+	/* nor of events that other functions answer, as far as has been seen */
+	u64 kind = AF_KIND(slot->last_events);
+	bool tells = (target->answered & kind) && !(target->unanswered & kind);
+	return tells && slot->undispatched > slot->doubtful ? AF_PENDING_YES : AF_PENDING_UNTOLD;
 #endif
 	/* the first event of a batch is being worked on, as far as anybody can tell */
 	return slot->last_index || slot->last_tid != (u32)bpf_get_current_pid_tgid() ? AF_PENDING_UNKNOWN
@@ -171,6 +160,7 @@ AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 addr, bool entry)
 				    .epfd = slot->epfd, .stack = stack, .kind = AF_DESTROYED};
 	if (slot->state == AF_SLOT_FREE) {
 		slot->double_destroys += 1;
+		af_flag(slot, AF_S_DOUBLED);
 		if (slot->flags & AF_S_USED_AFTER)
 			a.flags = AF_F_REFCOUNT;
 		af_suspect(AF_SUSPECT_DOUBLE_DESTROY, &a, slot->tgid, target, t, slot,
@@ -193,6 +183,13 @@ AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 addr, bool entry)
 		a.flags |= AF_F_NOT_JUDGED;
 		a.arg = (u32)target->not_judged;
 	}
+	if (in_batch == AF_PENDING_YES) {
+		/* what the thread with the batch may read as an object */
+		u64 id = ((u64)slot->tgid << 32) | slot->last_tid;
+		struct af_thread *holder = threads.lookup(&id);
+		if (holder && !holder->stale_slot)
+			holder->stale_slot = slot->addr;
+	}
 	bool registered = af_existing(slot, slot->live_from, slot->gen + 1, AF_WHENEVER, false, &s->reg);
 	if (registered || af_remembered(slot, &s->reg))
 		af_slot_waiter(slot, s->reg.ep, tid, AF_S_DESTROY_BY_OTHER);
@@ -208,7 +205,7 @@ AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 addr, bool entry)
 		af_suspect(AF_SUSPECT_FREED_IN_BATCH, &a, slot->tgid, target, t, slot, registered ? &s->reg : 0, 0);
 	}
 #if AF_OBJECT_OFFSET >= 0
-	if (slot->object && !slot->undispatched) {
+	if (slot->object && slot->undispatched <= slot->doubtful) {
 		/* its memory may be another slot's object soon, before that one is registered */
 		struct af_slot_key key = {.tgid = slot->tgid, .epoch = slot->epoch, .addr = slot->object};
 		u64 *owner = objects.lookup(&key);
@@ -233,7 +230,46 @@ AF_FN int af_hit_disown(struct pt_regs *ctx, u64 addr)
 	return 0;
 }
 
-AF_FN int af_hit_dispatch(struct pt_regs *ctx, u64 object)
+/* Is this a handler of `addr` called by the handler of another slot, and not by the loop? */
+AF_FN bool af_within_dispatch(struct af_thread *t, u64 addr, u64 sp)
+{
+	struct af_handling *h = &t->handling;
+	u64 ret = 0;
+	if (!h->ret || h->addr == addr || h->batch != t->batch || sp >= h->sp)
+		return false;
+	return !bpf_probe_read_user(&ret, sizeof(ret), (void *)h->sp) && ret == h->ret;
+}
+
+/* A handler was called for a live slot. It answers one delivery, unless it was called by another slot's handler, or
+ * from another place than the one before it, which may have answered the same one. */
+AF_FN void af_dispatched(struct af_target *target, struct af_thread *t, struct af_slot *slot, u64 site, u64 sp,
+			 bool entry, u64 now)
+{
+	bool within = af_within_dispatch(t, slot->addr, sp);
+	slot->dispatches += 1;
+	slot->last_dispatch = now;
+	if (!within) {
+		t->handling.addr = slot->addr;
+		t->handling.sp = sp;
+		t->handling.ret = entry ? site : 0;
+		t->handling.batch = t->batch;
+	}
+	if (!slot->undispatched)
+		return;
+	bool first = slot->undispatched == slot->batch_count;
+	if (within || (!first && site != slot->dispatch_site)) {
+		if (slot->doubtful < slot->undispatched)
+			slot->doubtful += 1;
+		return;
+	}
+	slot->dispatch_site = site;
+	target->answered |= AF_KIND(slot->last_events);
+	slot->undispatched -= 1;
+	if (slot->doubtful > slot->undispatched)
+		slot->doubtful = slot->undispatched;
+}
+
+AF_FN int af_hit_dispatch(struct pt_regs *ctx, u64 object, bool entry)
 {
 	u64 ip = ctx->ip;
 	struct af_target *target = af_target_now();
@@ -263,15 +299,17 @@ AF_FN int af_hit_dispatch(struct pt_regs *ctx, u64 object)
 	bool garbage = object < 4096 || (object >> 47) || (!known && af_slot_find(target, object));
 	if (!slot && garbage && t->stale_slot)
 		slot = af_slot_find(target, t->stale_slot);
+	if (slot && !known && slot->state != AF_SLOT_FREE)
+		slot = 0; /* given out again since */
 	/* quiet while its deliveries are (af_delivered) */
 	if (!slot || slot->consecutive < AF_QUIET_AFTER || af_worth_sending(slot->consecutive, true))
 		af_record(AF_DISPATCHED, known ? 0 : AF_F_UNKNOWN, now, ip, object, slot ? slot->gen : 0, -1,
 			  t->wait.epfd, 0, slot ? (u32)slot->addr : 0, -1);
 	if (known && slot->state == AF_SLOT_LIVE) {
-		slot->dispatches += 1;
-		slot->last_dispatch = now;
-		if (slot->undispatched)
-			slot->undispatched -= 1;
+		u64 site = ip;
+		if (entry)
+			bpf_probe_read_user(&site, sizeof(site), (void *)ctx->sp);
+		af_dispatched(target, t, slot, site, ctx->sp, entry, now);
 		return 0;
 	}
 	if (!garbage && !(slot && slot->state == AF_SLOT_FREE))
@@ -281,6 +319,21 @@ AF_FN int af_hit_dispatch(struct pt_regs *ctx, u64 object)
 		 * and not what the destroying call itself does to it */
 		if (!slot->undispatched || af_within_destroy(t, slot->addr, ctx->sp, 0))
 			return 0;
+		/* where its delivery may have been answered already, only a batch that still names it shows the opposite */
+		if (slot->undispatched <= slot->doubtful &&
+		    !(AF_OBJECT_IS_SLOT && AF_CREATE_COMPLETE &&
+		      af_batch_of(target, slot, slot->last_batch, slot->last_index, ctx->sp)))
+			return 0;
+		if (!slot->stale_dispatches && slot->destroy.ts > slot->last_delivery &&
+		    slot->last_tid == (u32)bpf_get_current_pid_tgid() && af_open_batch(t, slot->last_batch)) {
+			struct af_at *freed = &slot->destroy;
+			struct af_trigger_args a = {.ts = freed->ts, .enter = freed->ip, .addr = slot->addr,
+						    .gen = slot->gen, .fd = slot->fd, .epfd = slot->epfd,
+						    .stack = freed->stack, .kind = AF_DESTROYED,
+						    .flags = AF_F_PROVEN, .tid = freed->tid};
+			bool known_reg = af_remembered(slot, &s->reg);
+			af_suspect(AF_SUSPECT_FREED_IN_BATCH, &a, slot->tgid, target, t, slot, known_reg ? &s->reg : 0, 0);
+		}
 		slot->undispatched -= 1;
 		af_flag(slot, AF_S_USED_AFTER);
 	}

@@ -7,7 +7,7 @@
 #ifndef AFTERFREE_ABI_H
 #define AFTERFREE_ABI_H
 
-#define AF_ABI_VERSION 2
+#define AF_ABI_VERSION 3
 
 /* kinds of stream records (struct af_rec.kind) */
 enum af_kind {
@@ -48,6 +48,7 @@ enum af_kind {
 #define AF_F_REFCOUNT 64u  /* a second destroy, and the slot was used as if alive between the two */
 #define AF_F_NESTED 128u   /* the batch may be over: a wait on another instance, as deep, came after it */
 #define AF_F_HELD 512u      /* a free within an outer batch: the inner one delivered the slot as well */
+#define AF_F_PROVEN 1024u    /* a free within a batch: the loop came to the delivery afterwards */
 #define AF_F_HOPELESS 256u /* hot: no call can make progress on it (only HUP or ERR, or its fd is closed) */
 
 /* one fact; 64 bytes. ts is the exit (or the hit) and enter the entry of the call, CLOCK_MONOTONIC ns. */
@@ -101,6 +102,7 @@ enum af_slot_state { AF_SLOT_UNKNOWN = 0, AF_SLOT_LIVE = 1, AF_SLOT_FREE = 2 };
 #define AF_S_LINKS_FULL 524288ull /* more registrations at once than AF_SLOT_LINKS: the rest is not followed */
 #define AF_S_EDGE 1048576ull      /* registered edge-triggered or one-shot: it cannot spin */
 #define AF_S_NOT_JUDGED 2097152ull /* freed within a batch: how far its loop was is not known */
+#define AF_S_DOUBLED 4194304ull  /* this or an older life was destroyed twice: the pool may give it out twice */
 
 #define AF_SLOT_LINKS 4
 
@@ -165,6 +167,9 @@ struct af_slot {
 	__u32 adder;                 /* thread that registered it before a create gave it out; 0 none */
 	__u32 held_batch;            /* of last_tid: an outer batch that holds an undispatched delivery of it; 0 none */
 	__u32 held_index;
+	__u32 last_events;           /* of the last delivery: EPOLL… */
+	__u64 dispatch_site;         /* of the first dispatch since the last batch: where it was called from */
+	__u32 doubtful;              /* of `undispatched`: a handler called by another one, or a second one, may have answered */
 	__u32 reserved;
 	struct af_link links[AF_SLOT_LINKS];
 };

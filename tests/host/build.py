@@ -21,7 +21,7 @@ AFTER = ("kernel.c", "truth.c", "verdicts.c", "player.c", "steps.c", "steps_fds.
 READERS = """
 int af_site_create(struct pt_regs *ctx) { return af_hit_create(ctx, ctx->ax); }
 int af_site_destroy(struct pt_regs *ctx) { return af_hit_destroy(ctx, ctx->di, 1); }
-int af_site_dispatch(struct pt_regs *ctx) { return af_hit_dispatch(ctx, ctx->di); }
+int af_site_dispatch(struct pt_regs *ctx) { return af_hit_dispatch(ctx, ctx->di, 1); }
 """
 
 SHAPES: dict[str, dict[str, object]] = {

@@ -27,7 +27,7 @@
 
 struct sim_node { struct sim_node *next, **pprev; };
 struct sim_head { struct sim_node *first; struct sim_head *free_next; };
-struct sim_inode { u64 i_ino; };
+struct sim_inode { u64 i_ino; u64 i_mode; };
 struct sim_filefd { struct sim_file *file; s32 fd; } __attribute__((packed));
 struct sim_event { u32 events; u64 data; } __attribute__((packed));
 

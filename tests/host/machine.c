@@ -118,7 +118,7 @@ static void machine_end(void)
 		epoch = target->epoch;
 	sim.current = &session;
 	truth_step_begins();
-	truth_settle(0, true);
+	truth_settle(0, true, 0);
 	for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
 		for (s32 slot = 0; slot < SIM_SLOTS; slot++) {
 			struct af_settle_args args = {.tgid_epoch = (u64)tgid << 32 | epoch, .addr = SIM_SLOT_AT(slot)};

@@ -17,6 +17,8 @@
 #define AF_FILE_EP __builtin_offsetof(struct sim_file, f_ep)
 #define AF_FILE_INODE __builtin_offsetof(struct sim_file, f_inode)
 #define AF_INODE_INO __builtin_offsetof(struct sim_inode, i_ino)
+#define AF_INODE_MODE __builtin_offsetof(struct sim_inode, i_mode)
+#define AF_SOCKET_TYPE 0 /* no file here is a socket */
 #define AF_ITEM_LINK __builtin_offsetof(struct sim_epitem, fllink)
 #define AF_ITEM_FFD __builtin_offsetof(struct sim_epitem, ffd)
 #define AF_ITEM_EP __builtin_offsetof(struct sim_epitem, ep)

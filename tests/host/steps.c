@@ -200,7 +200,8 @@ static void step_wait(struct player *p, const struct op *op, u32 step)
 		if (p->missed)
 			truth_may_all(AF_SUSPECT_FAILED_REMOVAL);
 		p->missed = 0;
-		truth_settle(playing, false);
+		struct sim_file *poll = sim_file_of(sim.current->files, p->epfd);
+		truth_settle(playing, false, poll && poll->poll ? poll->private_data : (void *)-1);
 		probe_enter(af_enter_wait, p->epfd, array, most, 0);
 	} else if (step == STEP_EFFECT) {
 		p->ret = sim_epoll_wait(sim.current->files, p->epfd, array, most);
@@ -232,8 +233,10 @@ static void step_hit(struct player *p, const struct op *op)
 		truth_create(op->a);
 		probe_run(af_site_create, regs);
 	} else if (op->kind == OP_DISPATCH) {
-		if (truth_is_free(op->a))
+		if (truth_is_free(op->a)) {
 			truth_may(AF_SUSPECT_STALE_DISPATCH, op->a);
+			truth_may(AF_SUSPECT_FREED_IN_BATCH, op->a); /* that it was freed there is proven now */
+		}
 		probe_run(af_site_dispatch, regs);
 	} else {
 		bool nested = false;

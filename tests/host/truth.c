@@ -138,13 +138,13 @@ static struct truth_reg *truth_known(s32 slot, u32 from, u32 to)
 	return 0;
 }
 
-/* One of the lives that end with the slot's last destroy, that will deliver. */
-static bool truth_armed(s32 slot)
+/* One of the lives that end with the slot's last destroy, that will deliver; `ep`: in that instance. */
+static bool truth_armed(s32 slot, struct sim_eventpoll *ep)
 {
 	struct truth_slot *s = &truth.slots[slot];
 	for (u32 i = 0; i < truth.count; i++) {
 		struct truth_reg *r = &truth.regs[i];
-		if (truth_knows(r, slot, s->from, s->life) && !(AF_ASK && sim_disarmed(i)))
+		if (truth_knows(r, slot, s->from, s->life) && !(AF_ASK && sim_disarmed(i)) && (!ep || r->ep == ep))
 			return true;
 	}
 	return false;
@@ -164,8 +164,9 @@ static void truth_must(u32 what, s32 slot)
 	truth.must[slot] |= TRUTH_BITS(what);
 }
 
-/* A destroy is judged now: its call is over, or its slot is used again. */
-static bool truth_judge(s32 slot)
+/* A destroy is judged now: its call is over, or its slot is used again. `ep`: its thread waits there, and need not be
+ * asked yet of what is registered elsewhere. */
+static bool truth_judge_at(s32 slot, struct sim_eventpoll *ep)
 {
 	struct truth_slot *s = &truth.slots[slot];
 	if (s->state != TRUTH_FREE)
@@ -173,12 +174,15 @@ static bool truth_judge(s32 slot)
 	s->judged_from = s->from;
 	s->judged_to = s->life;
 	truth_may(AF_SUSPECT_FREED_REGISTERED, slot);
-	bool registered = s->pending && truth_armed(slot);
+	bool registered = s->pending && truth_armed(slot, ep);
 	if (registered)
 		truth_must(AF_SUSPECT_FREED_REGISTERED, slot);
-	s->pending = 0;
+	if (registered || !ep || !truth_armed(slot, 0))
+		s->pending = 0;
 	return registered;
 }
+
+static bool truth_judge(s32 slot) { return truth_judge_at(slot, 0); }
 
 /* Nothing is expected of what registers another object's memory. */
 static void truth_others(s32 slot)
@@ -205,17 +209,17 @@ static void truth_judge_added(s32 slot, u32 thread, bool told)
 	s->stale = 0;
 }
 
-static void truth_settle(u32 thread, bool all)
+static void truth_settle(u32 thread, bool all, struct sim_eventpoll *ep)
 {
 	for (s32 slot = 0; slot < SIM_SLOTS; slot++) {
 		struct truth_slot *s = &truth.slots[slot];
-		bool told = (all || s->destroyer == thread) && truth_judge(slot);
+		bool told = (all || s->destroyer == thread) && truth_judge_at(slot, ep);
 		truth_judge_added(slot, all ? s->adder - 1 : thread, told);
 	}
 	for (u32 i = 0; i < truth.count; i++) {
 		struct truth_reg *r = &truth.regs[i];
 		if (r->live && r->noted && r->due && !r->told && (all || r->closer == thread) && r->slot >= 0 &&
-		    truth.slots[r->slot].life == r->due_life)
+		    truth.slots[r->slot].life == r->due_life && (!ep || r->ep == ep))
 			truth_must(AF_SUSPECT_OUTLIVES_CLOSE, r->slot);
 	}
 }

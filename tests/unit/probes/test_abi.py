@@ -123,7 +123,18 @@ def test_scalar_limits_agree(compiled: dict[str, int]) -> None:
 
 
 PRIVATE = {
-    "af_target": ("armed", "epoch", "flags", "forks", "last_child", "forked_at", "not_judged", "spin_said"),
+    "af_target": (
+        "armed",
+        "epoch",
+        "flags",
+        "forks",
+        "last_child",
+        "forked_at",
+        "not_judged",
+        "spin_said",
+        "answered",
+        "unanswered",
+    ),
     "af_slot_key": ("tgid", "epoch", "addr"),
     "af_fd_key": ("tgid", "epoch", "fd"),
     "af_reg_key": ("ep", "file", "fd", "gap"),

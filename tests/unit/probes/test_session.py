@@ -154,7 +154,7 @@ def test_what_a_process_left_behind_goes_and_what_its_successor_has_stays(again:
     for number, (tgid, epoch) in enumerate(((TGID, 5), (TGID, 7), (TGID + 1, 5))):
         regs[bytes((number,)) * 24] = bytes(abi.Reg(tgid=tgid, epoch=epoch))
     maps["regs"] = FakeMap(regs)
-    target = TARGET.pack(1, 7 if again else 5, 0, 0, 0, 0, 0, 0)
+    target = TARGET.pack(1, 7 if again else 5, 0, 0, 0, 0, 0, 0, 0, 0)
     maps["targets"] = FakeMap({TGID.to_bytes(4, "little"): target})
     session = object.__new__(LiveSession)
     session._maps = maps  # type: ignore[assignment]

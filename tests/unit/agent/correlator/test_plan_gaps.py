@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agent.correlator import Finding
-from probes.abi import RecordFlag
+from probes.abi import RecordFlag, SlotFlag
 from symbols.plan import Role
 from symbols.resolve import resolve
 from symbols.serial import plan_to_json
@@ -82,7 +82,11 @@ NEEDS: tuple[tuple[str, Role, Callable[[Life], Any]], ...] = (
         lambda story: story.destroyed(50).destroy_again(60, memory=freed_bytes()),
     ),
     ("stale-dispatch", Role.CREATE, lambda story: story.destroyed(50).stale_dispatch(60, 0x7F00_0000_9000)),
-    ("aliased-slot", Role.DESTROY, lambda story: story.given_out_again(50).aliased_by(60)),
+    (
+        "aliased-slot",
+        Role.DESTROY,
+        lambda story: story.given_out_again(50).flagged(SlotFlag.DOUBLED).aliased_by(60),
+    ),
     ("leaked-slot", Role.DESTROY, lambda story: story.has(hup_since=40).lingering(40 * SECOND)),
 )
 
@@ -139,11 +143,6 @@ class TestFreedInOpenBatch:
         watching(play, NO_DISPATCH) >> event << info("freed-in-open-batch", "uncertain")
         assert "whether the loop had already come to this delivery is not known" in reasons(play.last)
 
-    def test_what_the_kernel_side_could_judge_without_a_dispatch_probe(self, play: Playbook) -> None:
-        """It saw the loop's own index: then no dispatch is needed."""
-        watching(play, NO_DISPATCH) >> life().delivered(40).freed_in_batch(50, LOOP)
-        play << high("freed-in-open-batch")
-
     def test_all_dispatches_are_probed(self, play: Playbook) -> None:
-        watching(play, COMPLETE) >> life().delivered(40).freed_in_batch(50, LOOP)
-        play << high("freed-in-open-batch")
+        event = life().delivered(40).freed_in_batch(50, LOOP, flags=RecordFlag.PROVEN)
+        watching(play, COMPLETE) >> event << high("freed-in-open-batch")

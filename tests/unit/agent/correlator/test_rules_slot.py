@@ -120,7 +120,7 @@ class TestAliasedSlot:
         return life().given_out_again(50)
 
     def test_given_out_twice_and_both_owners_register_it(self, play: Playbook) -> None:
-        play >> attached() >> self.twice().aliased_by(60)
+        play >> attached() >> self.twice().flagged(SlotFlag.DOUBLED).aliased_by(60)
         play << critical("aliased-slot", "confirmed", fd=12, sub_class="created-twice")
         assert play.last is not None
         assert [(a.role, a.moment.ts, a.note) for a in play.last.actors] == [
@@ -129,6 +129,11 @@ class TestAliasedSlot:
             ("registered", 60, "fd 12"),
         ]
         assert "when the slot's second owner registered it" in reasons(play)
+
+    def test_a_create_that_is_a_look_up(self, play: Playbook) -> None:
+        """Nothing broke the pool: one owner asks for its object a second time, and registers a second fd."""
+        play >> attached() >> self.twice().aliased_by(60) << warning("aliased-slot", "uncertain")
+        assert "`create` may be a look-up" in reasons(play)
 
     def test_one_owner_may_register_several_files(self, play: Playbook) -> None:
         play >> attached() >> life().aliased_by(60) << nothing
@@ -154,12 +159,12 @@ class TestAliasedSlot:
         assert play.correlator.stats.dropped == {reason: 1}
 
     def test_a_reused_number_is_another_connection(self, play: Playbook) -> None:
-        story = self.twice()
+        story = self.twice().flagged(SlotFlag.DOUBLED)
         play >> attached() >> story.aliased_by(60, fd=9, state=RegState.ORPHAN, file=FILE + 99)
         play << critical("aliased-slot", "confirmed")
 
     def test_without_btf_nothing_was_asked(self, play: Playbook) -> None:
-        story = self.twice()
+        story = self.twice().flagged(SlotFlag.DOUBLED)
         play >> attached() >> story.aliased_by(60, flags=RegFlag.NOT_ASKED)
         play << critical("aliased-slot", "inferred")
 
@@ -280,12 +285,18 @@ class TestFreedWhileRegistered:
 class TestFreedInOpenBatch:
     def test_by_the_thread_that_holds_the_batch(self, play: Playbook) -> None:
         play >> attached() >> life().delivered(40).has(last_index=3).freed_in_batch(50)
-        play << high("freed-in-open-batch", sub_class="same-thread", window_ns=10)
+        play << warning("freed-in-open-batch", "uncertain", sub_class="same-thread", window_ns=10)
+        assert "no handler has been called for it since" in reasons(play)
         assert "entry 3 of the batch in user memory still names the slot" in reasons(play)
 
     def test_by_another_thread(self, play: Playbook) -> None:
         play >> attached() >> life().delivered(40).freed_in_batch(50, WORKER)
-        play << high("freed-in-open-batch", sub_class="other-thread")
+        play << warning("freed-in-open-batch", "uncertain", sub_class="other-thread")
+
+    def test_the_loop_came_to_it_afterwards(self, play: Playbook) -> None:
+        play >> attached() >> life().delivered(40).freed_in_batch(50, flags=RecordFlag.PROVEN)
+        play << high("freed-in-open-batch", sub_class="same-thread", window_ns=10)
+        assert "the loop came to the delivery afterwards" in reasons(play)
 
     @pytest.mark.parametrize("by", [LOOP, WORKER])
     def test_without_a_usable_dispatch_it_is_counted_and_never_an_alarm(
@@ -296,6 +307,11 @@ class TestFreedInOpenBatch:
         play << info("freed-in-open-batch", "uncertain", sub_class="not-judged", sites=())
         assert "name the handler as `dispatch` in the profile" in reasons(play)
         assert "still names the slot" not in reasons(play)
+
+    def test_events_that_other_functions_answer_are_not_judged(self, play: Playbook) -> None:
+        event = life().delivered(40).freed_in_batch(50, flags=RecordFlag.NOT_JUDGED)
+        play >> attached() >> event << info("freed-in-open-batch", "uncertain", sub_class="not-judged")
+        assert "by other functions than the profile's `dispatch`" in reasons(play)
 
     def test_what_was_not_judged_is_counted_by_the_total_that_it_carries(self, play: Playbook) -> None:
         """The kernel side tells at each doubling how many there were of the target so far, in `arg`."""
