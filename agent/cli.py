@@ -126,6 +126,9 @@ def run(args: Sequence[str] | None = None) -> int:
             args=list(args) if args is not None else None, prog_name="afterfree", standalone_mode=False
         )
         sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx is not None else "afterfree --help", err=True)
+        return int(ExitCode.USAGE)
     except click.UsageError as error:
         context = error.ctx.command_path if error.ctx is not None else "afterfree"
         message = Message(title=error.format_message(), remedy=f"{context} --help", code=int(ExitCode.USAGE))

@@ -65,6 +65,12 @@ class Proc:
         except ProcessLookupError as error:
             raise no_such_process(pid) from error
         except PermissionError as error:
+            if os.geteuid() == 0:
+                raise NoSuchTarget(
+                    f"the kernel lets not even root look at process {pid}",
+                    detail="It is outside this container's namespaces, or a security module guards it.",
+                    remedy=f"run afterfree on the node itself, or where this works: readlink /proc/{pid}/exe",
+                ) from error
             raise PrerequisiteMissing(
                 f"not allowed to look at process {pid}",
                 detail="It belongs to another user, and attaching needs root in any case.",

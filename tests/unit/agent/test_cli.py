@@ -369,3 +369,10 @@ def test_the_daemon_loads_no_heavy_module() -> None:
     )
     assert result.stderr == ""
     assert result.stdout.strip() == ""
+
+
+def test_a_bare_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([]) == ExitCode.USAGE
+    said = capsys.readouterr().err
+    assert said.startswith("Usage: afterfree")
+    assert "\\x0a" not in said
