@@ -119,6 +119,8 @@ class SlotFlag(IntFlag):
     EDGE = 1048576
     NOT_JUDGED = 2097152
     DOUBLED = 4194304
+    FREED_TOLD = 8388608
+    REARMED = 16777216
 
 
 class RegState(IntEnum):

@@ -71,6 +71,7 @@ class SessionOptions:
     ring_records: int = 32768
     lifetime_records: int = 4096
     max_slots: int = 32768
+    urgent_pages: int = 2048
     empty: bool = False
     ask: bool = True  # False: as on a kernel without BTF
 
@@ -179,6 +180,7 @@ class LiveSession:
                     ring_records=options.ring_records,
                     lifetime_records=options.lifetime_records,
                     max_slots=options.max_slots,
+                    urgent_pages=options.urgent_pages,
                     empty=options.empty,
                     ask=options.ask,
                 ),

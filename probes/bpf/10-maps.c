@@ -40,7 +40,8 @@
 #define AF_DESTROYS 4
 #define AF_BATCHES 4          /* open batches of one thread: nested waits */
 #define AF_EXITS 1
-#define AF_EXITS_SOLE 2 /* nobody waits on its instance any more: the look from outside judges */
+#define AF_EXITS_SOLE 2 /* nobody waits on its instance any more: the look from outside judges what it freed just now */
+#define AF_LEFT_NS 1000000000ull /* as SETTLE_NS of probes/leftovers.py */
 #define AF_PENDING 1024       /* slots of one thread that wait to be judged */
 #define AF_SETTLE_AT_ONCE 4   /* of these, by one program of the tail-call chain */
 #define AF_MANY_WAITERS 0xffffffffu

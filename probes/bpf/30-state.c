@@ -614,7 +614,10 @@ AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, u64 judge, bool
 	if ((was & AF_S_PENDING) && (__sync_fetch_and_and(&slot->flags, ~AF_S_PENDING) & AF_S_PENDING)) {
 		registered = af_existing(slot, slot->live_from, slot->gen + 1,
 					 added ? slot->destroy.ts : AF_WHENEVER, true, &s->reg);
-		af_lifetime_out(slot, af_signature(slot, registered));
+		if (!(slot->flags & AF_S_REARMED))
+			af_lifetime_out(slot, af_signature(slot, registered));
+		if (registered)
+			af_flag(slot, AF_S_FREED_TOLD);
 	}
 	if (added && waited)
 		slot->adder = 0;

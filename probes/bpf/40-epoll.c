@@ -273,6 +273,12 @@ AF_FN void af_modified(struct af_target *target, struct af_thread *t, struct af_
 	slot->idle = 0;
 	af_edge(slot, t->events);
 	af_used_after(t, slot, false);
+	/* a one-shot that had fired told nothing of its slot's end: it will deliver again */
+	if (slot->state == AF_SLOT_FREE && note->gen >= slot->live_from && note->gen <= slot->gen && !slot->adder &&
+	    !(slot->flags & (AF_S_PENDING | AF_S_FREED_TOLD | AF_S_REARMED))) {
+		af_flag(slot, AF_S_PENDING | AF_S_REARMED);
+		af_put_off(t, slot, AF_S_PENDING);
+	}
 }
 
 AF_FN void af_removed(struct af_target *target, struct af_thread *t, struct af_at *at)

@@ -66,6 +66,7 @@ AF_FN void af_settle_pending(void *ctx)
 		af_missed_sent(target, t, s);
 	struct af_slot *told = 0;
 	u32 send = 0;
+	u64 now = bpf_ktime_get_ns();
 	/* The file of a close may hang on this very wait until it is back in user mode (epi_fget; fput leaves the rest to
 	 * task work): whether a registration outlived its close is asked at the next wait's entry. */
 	u64 judged = t->call == AF_CALL_WAIT ? AF_S_PENDING | AF_S_CLOSE_PENDING : AF_S_PENDING;
@@ -82,10 +83,10 @@ AF_FN void af_settle_pending(void *ctx)
 		u64 addr = p->addr, judge = p->judge;
 		u32 gen = p->gen, epoch = p->epoch;
 		pending.delete(&key);
-		if (t->exiting == AF_EXITS_SOLE)
-			continue;
 		struct af_slot *slot = af_slot_of(af_tgid(), epoch, addr);
 		if (!slot || slot->gen != gen)
+			continue;
+		if (t->exiting == AF_EXITS_SOLE && now - slot->destroy.ts < AF_LEFT_NS)
 			continue;
 		if (t->call == AF_CALL_WAIT && !t->exiting && !slot->adder &&
 		    af_waits_elsewhere(slot, t, (u32)key.id)) {

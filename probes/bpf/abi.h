@@ -102,6 +102,8 @@ enum af_slot_state { AF_SLOT_UNKNOWN = 0, AF_SLOT_LIVE = 1, AF_SLOT_FREE = 2 };
 #define AF_S_LINKS_FULL 524288ull /* more registrations at once than AF_SLOT_LINKS: the rest is not followed */
 #define AF_S_EDGE 1048576ull      /* registered edge-triggered or one-shot: it cannot spin */
 #define AF_S_NOT_JUDGED 2097152ull /* freed within a batch: how far its loop was is not known */
+#define AF_S_FREED_TOLD 8388608ull /* that it was freed while registered was told */
+#define AF_S_REARMED 16777216ull /* freed, judged, and then a MOD armed its registration again */
 #define AF_S_DOUBLED 4194304ull  /* this or an older life was destroyed twice: the pool may give it out twice */
 
 #define AF_SLOT_LINKS 4

@@ -124,6 +124,8 @@ static void step_ctl_returns(struct player *p, const struct op *op, bool began)
 		if (truth.regs[p->reg].moving && truth.regs[p->reg].slot == op->c)
 			truth.regs[p->reg].life = truth.slots[op->c].life;
 		truth.regs[p->reg].moving = 0;
+		if (op->kind == OP_MOD && truth_is_free(op->c))
+			truth_rearmed(op->c, playing);
 		truth.regs[p->reg].removed |= op->kind == OP_DEL;
 		truth.regs[p->reg].ended = op->kind == OP_DEL && truth.regs[p->reg].begun < p->entered;
 	} else if (p->ret == SIM_ENOENT && op->kind == OP_MOD) {

@@ -33,6 +33,7 @@ struct truth_slot {
 	u32 judged_from, judged_to;
 	u32 inferred;           /* born unseen, known by a registration */
 	u32 stale, recycled;
+	u32 rearmed;            /* bits of threads that have modified its registration since it was freed */
 };
 
 struct truth {
@@ -213,7 +214,7 @@ static void truth_settle(u32 thread, bool all, struct sim_eventpoll *ep)
 {
 	for (s32 slot = 0; slot < SIM_SLOTS; slot++) {
 		struct truth_slot *s = &truth.slots[slot];
-		bool told = (all || s->destroyer == thread) && truth_judge_at(slot, ep);
+		bool told = (all || s->destroyer == thread || s->rearmed & 1u << thread) && truth_judge_at(slot, ep);
 		truth_judge_added(slot, all ? s->adder - 1 : thread, told);
 	}
 	for (u32 i = 0; i < truth.count; i++) {
@@ -330,8 +331,15 @@ static void truth_destroy(s32 slot, u32 thread, bool nested, bool adding)
 	s->pending = adding || truth_known(slot, s->from, s->life);
 	s->state = TRUTH_FREE;
 	s->destroyer = thread;
+	s->rearmed = 0;
 	s->adder = 0;
 	truth.destroys++;
+}
+
+/* A freed slot's registration was modified: its events may come again, and it is judged again. */
+static void truth_rearmed(s32 slot, u32 thread)
+{
+	truth.slots[slot].rearmed |= 1u << thread;
 }
 
 /* -- deliveries, at the wait's return: what was told of, by the registrations that told it */

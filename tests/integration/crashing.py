@@ -114,7 +114,8 @@ def assert_like_truth(item: Explanation, truth: Truth, switch: Switch) -> None:
         assert item.rule == "recycled-delivery"
         return
     real = life(truth, item.slot, item.generation)
-    assert item.cause is (Cause.DESTROYED_TWICE if switch.name == "double" else cause(real))
+    expected = Cause.DESTROYED_TWICE if switch.name == "double" else cause(real)
+    assert item.cause is expected, (item.cause, expected, real, item)
     assert item.destroyer == real.get("destroy_tid", 0)
     if switch.name == "double":
         assert (item.rule, item.fix_kind) == ("double-destroy", "destroy-once")

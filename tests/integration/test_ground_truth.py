@@ -18,6 +18,7 @@ import pytest
 from agent.correlator.core import Correlator, CorrelatorOptions
 from agent.correlator.findings import Finding, RuleId, Severity
 from probes.abi import Signature
+from probes.session import SessionOptions
 from tests.integration.harness import Run, Watch, conclude, drive, load, pump_until, watching
 
 pytestmark = [pytest.mark.bpf, pytest.mark.slow]
@@ -300,7 +301,9 @@ def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
 
 @pytest.fixture(scope="module", params=MODES)
 def watch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
-    with watching(request.param, tmp_path_factory.mktemp("watched")) as watch:
+    # a busy machine may keep the reader away for a second, and nothing may be lost
+    options = SessionOptions(lifetime_records=8192, urgent_pages=8192)
+    with watching(request.param, tmp_path_factory.mktemp("watched"), options) as watch:
         yield watch
 
 
