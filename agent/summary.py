@@ -35,6 +35,7 @@ _LOSSES = {
     "nested-waits-beyond-limit": "waits within waits were more than are kept",
     "objects-map-full": "objects could not be tied to their slots: the map is full",
     "tail-call": "deliveries of a batch were not looked at to its end: a tail call failed",
+    "processes-beyond-limit": "processes were not watched: more run at once than there is room for",
     "threads-map-full": "threads could not be tracked: the map is full",
     "progress-not-watched": "spins cannot be told from work: the calls that make progress cannot be traced "
     "(afterfree doctor)",

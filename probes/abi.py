@@ -121,6 +121,7 @@ class SlotFlag(IntFlag):
     DOUBLED = 4194304
     FREED_TOLD = 8388608
     REARMED = 16777216
+    TWICE_PENDING = 33554432
 
 
 class RegState(IntEnum):
@@ -291,6 +292,7 @@ class Slot(ctypes.LittleEndianStructure):
         ("close", At),
         ("destroy", At),
         ("prev_destroy", At),
+        ("again", At),
         ("first_delivery", _U64),
         ("last_delivery", _U64),
         ("last_delivery_enter", _U64),
@@ -330,7 +332,7 @@ class Slot(ctypes.LittleEndianStructure):
         ("last_events", _U32),
         ("dispatch_site", _U64),
         ("doubtful", _U32),
-        ("reserved", _U32),
+        ("progressed", _U32),
         ("links", Link * SLOT_LINKS),
     ]
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 from collections.abc import Callable, Iterator
 
@@ -13,13 +14,14 @@ from probes.sysbpf import Map
 _FIELDS = {
     name: getattr(abi.Slot, name).offset
     for name in (
-        "addr", "tgid", "epoch", "state", "flags", "close", "destroy", "stale", "stale_reported", "idle",
-        "idle_reported", "hup_since", "last_delivery", "waiter",
+        "addr", "tgid", "epoch", "state", "flags", "close", "destroy", "again", "stale", "stale_reported",
+        "idle", "idle_reported", "hup_since", "last_delivery", "waiter",
     )
 }  # fmt: skip
 _CLOSE_TS = _FIELDS["close"] + abi.At.ts.offset
 _CLOSE_TID = _FIELDS["close"] + abi.At.tid.offset
 _DESTROY_TS = _FIELDS["destroy"] + abi.At.ts.offset
+_AGAIN_TS = _FIELDS["again"] + abi.At.ts.offset
 _DESTROY_TID = _FIELDS["destroy"] + abi.At.tid.offset
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -30,7 +32,7 @@ SETTLE_NS = (
 HUP_STILL_NS = 5_000_000_000  # a HUP reported within that time is one that is still reported
 MAX_REPORTED = 256  # slots of each kind named in one scan
 _NO_SLOT = abi.SlotFlag.UNBORN
-_PUT_OFF = abi.SlotFlag.PENDING | abi.SlotFlag.CLOSE_PENDING
+_PUT_OFF = abi.SlotFlag.PENDING | abi.SlotFlag.CLOSE_PENDING | abi.SlotFlag.TWICE_PENDING
 
 
 class Leftovers:
@@ -79,7 +81,9 @@ class Leftovers:
         begun, by = _U64.unpack_from(raw, _DESTROY_TS)[0], _U32.unpack_from(raw, _DESTROY_TID)[0]
         if not begun:
             begun, by = _U64.unpack_from(raw, _CLOSE_TS)[0], _U32.unpack_from(raw, _CLOSE_TID)[0]
-        if begun and now - begun > SETTLE_NS and by != _u32(raw, "waiter"):
+        again = _U64.unpack_from(raw, _AGAIN_TS)[0] if _u64(raw, "flags") & abi.SlotFlag.TWICE_PENDING else 0
+        late = begun and now - begun > SETTLE_NS and (by != _u32(raw, "waiter") or not _lives(raw, by))
+        if late or (again and now - again > SETTLE_NS):
             self._settle(_u32(raw, "tgid"), _u32(raw, "epoch"), _u64(raw, "addr"))
 
     @staticmethod
@@ -107,6 +111,11 @@ def _lingers(raw: bytes, now: int) -> int:
     elif now - _u64(raw, "last_delivery") < HUP_STILL_NS:
         since = _u64(raw, "hup_since")
     return since if since and now - since >= LINGER_NS else 0
+
+
+def _lives(raw: bytes, tid: int) -> bool:
+    """Whether the thread can still wait."""
+    return os.path.exists(f"/proc/{_u32(raw, 'tgid')}/task/{tid}")
 
 
 def _u32(raw: bytes, name: str) -> int:

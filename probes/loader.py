@@ -42,6 +42,7 @@ class LoadOptions:
     max_slots: int = 32768
     max_threads: int = 8192
     urgent_pages: int = 2048
+    max_targets: int = 4096
     empty: bool = False
     ask: bool = True  # False: as on a kernel without BTF, where registrations cannot be asked for
 
@@ -104,7 +105,7 @@ def defines(plan: ProbePlan, options: LoadOptions) -> tuple[str, ...]:
         mask=plan.userdata.mask,
         reserved=plan.userdata.reserved,
         offset=plan.userdata.offset,
-        embedded=() if plan.userdata.offset else slot.embedded[:MAX_EMBEDDED],
+        embedded=tuple(o for o in slot.embedded if o != plan.userdata.offset)[:MAX_EMBEDDED],
         have_create=create,
         create_complete=create and not any(gap.role is Role.CREATE for gap in plan.unprobed),
         object_delta=slot.object_delta if dispatch and slot.object_is_slot else None,
@@ -143,6 +144,7 @@ def plain_defines(
         f"-DAF_MAX_SLOTS={options.max_slots}",
         f"-DAF_MAX_THREADS={options.max_threads}",
         f"-DAF_URGENT_PAGES={options.urgent_pages}",
+        f"-DAF_MAX_TARGETS={options.max_targets}",
         f"-DAF_CPUS={possible_cpus()}",
         f"-DAF_UD_MASK={mask:#x}ull",
         f"-DAF_UD_OFFSET={offset}",

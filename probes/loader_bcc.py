@@ -81,6 +81,7 @@ LENT = (
     "af_progress_recvmsg",
     "af_progress_accept",
     "af_progress_two",
+    "af_progress_pair",
 )
 """Programs whose descriptors the daemon holds as well, to run or to attach them at need."""
 

@@ -23,10 +23,11 @@ CALLS = {
     "recvmsg": "af_progress_recvmsg", "recvmmsg": "af_progress_read",
     "write": "af_progress", "writev": "af_progress", "pwrite64": "af_progress", "pwritev": "af_progress",
     "pwritev2": "af_progress", "sendto": "af_progress", "sendmsg": "af_progress", "sendmmsg": "af_progress",
-    "sendfile64": "af_progress", "tee": "af_progress", "vmsplice": "af_progress",
+    "sendfile64": "af_progress_pair", "tee": "af_progress_pair", "vmsplice": "af_progress",
     "splice": "af_progress_two", "copy_file_range": "af_progress_two",
     "accept": "af_progress_accept", "accept4": "af_progress_accept",
     "timerfd_settime": "af_progress_accept", "connect": "af_progress_accept",
+    "epoll_wait": "af_progress", "epoll_pwait": "af_progress", "epoll_pwait2": "af_progress",
     "mq_timedsend": "af_progress_accept", "mq_timedreceive": "af_progress_accept",
 }  # fmt: skip
 """System calls that consume from a file or produce on it, and the program for their exit (55-progress.c)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import select
 import struct
@@ -109,6 +110,7 @@ class LiveSession:
         self._urgent = Urgent(maps["urgent"], sizes.urgent_pages * 4096)
         self._counters = PerCpuCounters(maps["counters"], len(abi.Counter))
         self._leftovers = Leftovers(self._maps["slots"], self._settle)
+        self._crowded = 0  # processes that there was no room for
         self._progress = ProgressWatch(self._maps["control"], maps)
         self._helper = ProcHelper()
         self._context = Context(
@@ -211,25 +213,33 @@ class LiveSession:
 
     def _attach(self, pid: int, *, late: bool, required: bool = False) -> Iterator[events.Event]:
         looked = time.monotonic_ns()
+        key = pid.to_bytes(4, "little")
         who = self._helper.identity(pid)
         if who is None:
             if self._helper.silent and (required or self._helper.ended):
                 raise self._helper.refusal(pid)
             if required:
                 raise errors.TargetGoneWhileAttaching(pid, "exited")
+            self._maps["targets"].delete(key)  # a forked child was there since its birth
             return
         if self._image is not None and (who.device, who.inode) != self._image:
-            self._maps["targets"].delete(pid.to_bytes(4, "little"))
+            self._maps["targets"].delete(key)
             if required:
                 raise errors.TargetGoneWhileAttaching(pid, "executed another program")
             return
         now = time.monotonic_ns()
         flags = (abi.TargetFlag.LATE if late else 0) | (abi.TargetFlag.FOLLOW if self._follow else 0)
-        key = pid.to_bytes(4, "little")
         # one that was seen starting is there already, and has been counting since
-        self._maps["targets"].put(
-            key, TARGET.pack(now, epoch_of(now), flags, 0, 0, 0, 0, 0, 0, 0), 0 if late else 1
-        )
+        try:
+            self._maps["targets"].put(
+                key, TARGET.pack(now, epoch_of(now), flags, 0, 0, 0, 0, 0, 0, 0), 0 if late else 1
+            )
+        except OSError as error:
+            if error.errno != errno.E2BIG:
+                raise
+            self._crowded += 1
+            yield from self._loss("processes-beyond-limit", self._crowded)
+            return
         entry = self._maps["targets"].get(key)
         self._epochs[pid] = TARGET.unpack(entry)[1] if entry is not None else epoch_of(now)
         self._looked[pid] = looked

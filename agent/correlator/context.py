@@ -101,6 +101,7 @@ class LossWindows:
             "suspicions-of-one-batch",
             "tail-call",
             "progress-not-watched",
+            "processes-beyond-limit",
         }
     )
 

@@ -132,10 +132,10 @@ def stale_dispatch(evidence: SuspicionRaised, context: Context) -> Finding | Dro
     slot, trigger = evidence.slot, evidence.trigger
     doubts = Doubts(context=context)
     kind = _object_kind(trigger.addr)
+    if slot is None:
+        doubts.doubt("the slot of the object is not known")
     if kind != "null-object":
-        if slot is None:
-            doubts.doubt("the slot of the object is not known")
-        elif slot.state is not SlotState.FREE:
+        if slot is not None and slot.state is not SlotState.FREE:
             doubts.doubt("the slot was not free when the evidence was taken")
         # An unseen create would make the object a new connection's.
         doubts.needs(Role.CREATE)
@@ -180,7 +180,7 @@ def hot_redelivery(evidence: SuspicionRaised, context: Context) -> Finding | Dro
     minute of it is high.
     """
     slot, trigger, reg = evidence.slot, evidence.trigger, evidence.reg
-    if reg is not None and reg.events & (_PRIVATE & ~(1 << 29) & ~(1 << 28)):
+    if reg is not None and reg.events & (_PRIVATE & ~(7 << 28)):  # EPOLLET
         return Dropped("hot-but-not-level-triggered")
     doubts = Doubts(context=context)
     if slot is None and reg is None:

@@ -2,7 +2,7 @@
  *
  * Maps and configuration. The files of this folder are one program, read in the order of their names;
  * the generated argument readers follow them. Configuration comes as -D from the loader:
- *   AF_RING_RECORDS, AF_LIFE_RECORDS (per CPU), AF_MAX_SLOTS, AF_MAX_THREADS, AF_URGENT_PAGES, AF_CPUS
+ *   AF_RING_RECORDS, AF_LIFE_RECORDS (per CPU), AF_MAX_SLOTS, AF_MAX_THREADS, AF_MAX_TARGETS, AF_URGENT_PAGES, AF_CPUS
  *   AF_UD_MASK, AF_UD_OFFSET, AF_IS_RESERVED(u), AF_EMBEDDED(x) (x(offset) for each place within a slot that
  *   userdata may point at instead), AF_HAVE_CREATE, AF_CREATE_COMPLETE, AF_HAVE_DISPATCH,
  *   AF_OBJECT_IS_SLOT, AF_OBJECT_DELTA, AF_OBJECT_OFFSET, AF_SLOT_SIZE, AF_CRASH_SLOT_SIZE,
@@ -38,9 +38,8 @@
 #define AF_ITEMS 16           /* registrations of one file that are looked at */
 #define AF_CLOSING 4          /* registrations of one number that a close is accounted for */
 #define AF_DESTROYS 4
+#define AF_MISSED 4           /* failed MODs and DELs of a thread that an ADD may still explain */
 #define AF_BATCHES 4          /* open batches of one thread: nested waits */
-#define AF_EXITS 1
-#define AF_EXITS_SOLE 2 /* nobody waits on its instance any more: the look from outside judges what it freed just now */
 #define AF_LEFT_NS 1000000000ull /* as SETTLE_NS of probes/leftovers.py */
 #define AF_PENDING 1024       /* slots of one thread that wait to be judged */
 #define AF_SETTLE_AT_ONCE 4   /* of these, by one program of the tail-call chain */
@@ -113,6 +112,9 @@ struct af_destroy {
 
 struct af_reg_key { u64 ep; u64 file; s32 fd; u32 gap; };
 
+/* an EPOLL_CTL_MOD or DEL that found nothing: an ADD that follows makes it an idiom */
+struct af_missed { u64 at; u64 enter; u64 slot; s32 fd; s32 epfd; s32 stack; u32 op; };
+
 /* the dispatch that may be under way */
 struct af_handling { u64 addr; u64 sp; u64 ret; u32 batch; u32 gap; };
 
@@ -128,10 +130,7 @@ struct af_thread {
 	u64 fault_ts;
 	u64 hit_ip;          /* the last uprobe this thread ran into */
 	u64 crashed_at;      /* of the first of the fatal signals counted in `crashed` */
-	u64 outlived;        /* slot whose registration outlived the close under way; 0 none */
-	u64 missed_at;       /* of an EPOLL_CTL_MOD that found nothing: an ADD that follows makes it an idiom */
-	u64 missed_enter;
-	u64 missed_userdata;
+	struct af_missed missed[AF_MISSED];
 	struct af_handling handling;
 	struct af_destroy destroys[AF_DESTROYS]; /* the calls of destroy that were entered last */
 	struct af_batch wait;               /* of the wait under way, or the newest batch */
@@ -155,14 +154,14 @@ struct af_thread {
 	u32 crashed;
 	u32 waits;           /* it has entered a wait on wait.epfd since the target was armed */
 	u32 destroyed;       /* calls of destroy so far */
-	s32 missed_fd;
-	s32 missed_epfd;
-	s32 missed_stack;
-	u32 duplicated;      /* and a duplicate of its fd is open in this process */
+	s32 closed_fd;       /* the number of its last close */
+	u32 closed_up;       /* closes of one number after the other, up to it */
+	u32 closed_down;
+	u32 missed_count;
 	u32 pending_first;   /* of its entries in `pending`: [first, next) */
 	u32 pending_next;
 	u32 pending_until;   /* of them, judged by the chain of programs under way */
-	u32 exiting;         /* AF_EXITS… */
+	u32 exiting;         /* it is ending */
 	u32 settle;          /* the batch has a slot whose judgement was put off */
 };
 
@@ -233,7 +232,7 @@ BPF_F_TABLE("array", int, struct af_slot, empty_slot, 1, 0);
 BPF_F_TABLE("array", int, struct af_reg, empty_reg, 1, 0);
 BPF_F_TABLE("array", int, struct af_thread, empty_thread, 1, 0);
 BPF_F_TABLE("array", int, struct af_control, control, 1, 0);
-BPF_F_TABLE("hash", u32, struct af_target, targets, 256, 0);
+BPF_F_TABLE("hash", u32, struct af_target, targets, AF_MAX_TARGETS, 0);
 BPF_F_TABLE("hash", u64, struct af_thread, threads, AF_MAX_THREADS, 0);
 BPF_F_TABLE("hash", struct af_slot_key, struct af_slot, slots, AF_MAX_SLOTS, 0);
 BPF_F_TABLE("hash", struct af_reg_key, struct af_reg, regs, AF_MAX_SLOTS, 0);

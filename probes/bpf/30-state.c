@@ -459,6 +459,13 @@ AF_FN bool af_holds_object(struct af_slot *slot)
 /* What an event is about, as one of 64 bits: IN, PRI, OUT, ERR, HUP and RDHUP. */
 #define AF_KIND(events) (1ull << (((events) & 31) | ((events) >> 13 & 1) << 5))
 
+/* Do dispatches tell of events of the slot's last kind? Not of those that other functions answer, as far as seen. */
+AF_FN bool af_tells(struct af_target *target, struct af_slot *slot)
+{
+	u64 kind = AF_KIND(slot->last_events);
+	return (target->answered & kind) && !(target->unanswered & kind);
+}
+
 AF_FN u64 af_signature(struct af_slot *slot, bool registered)
 {
 	u64 f = slot->flags;
@@ -510,6 +517,7 @@ AF_FN void af_slot_counts_cleared(struct af_slot *slot)
 	slot->last_after_close = 0;
 	slot->object = 0;
 	slot->idle = 0;
+	slot->progressed = 0;
 	slot->idle_since = 0;
 	slot->idle_reported = 0;
 	slot->hup_since = 0;
@@ -574,11 +582,13 @@ AF_FN void af_slot_foreign(struct af_slot *slot)
 
 #define AF_SETTLED_OUTLIVES 1u /* s->other: the registration that outlived its close */
 #define AF_SETTLED_FREED 2u    /* s->reg: the one that existed when the destroying call was over */
+#define AF_SETTLED_TWICE 4u    /* destroyed while it was free; s->reg: what is remembered of it */
+#define AF_S_PUT_OFF (AF_S_PENDING | AF_S_CLOSE_PENDING | AF_S_TWICE_PENDING)
 
 /* Judge what was put off: a close that the registration outlived, a destroy while it was registered. Called when the
  * calls are over: at the thread's next wait, when the slot is born again or delivered, or from outside. `waited`: the
  * thread that registered a free slot waits, so that no create is under way that would give it out. `judge`: which of
- * AF_S_PENDING and AF_S_CLOSE_PENDING, since a destroy of another thread may still be under way. Returns what is to
+ * AF_S_PUT_OFF, since a destroy of another thread may still be under way. Returns what is to
  * be sent; deciding and sending are apart, since the verifier cannot join states that differ by a ring entry. */
 AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, u64 judge, bool waited)
 {
@@ -619,6 +629,12 @@ AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, u64 judge, bool
 		if (registered)
 			af_flag(slot, AF_S_FREED_TOLD);
 	}
+	if (was & AF_S_TWICE_PENDING) {
+		af_unflag(slot, AF_S_TWICE_PENDING);
+		if (!registered && !af_remembered(slot, &s->reg))
+			s->reg.state = AF_REG_NONE;
+		send |= AF_SETTLED_TWICE;
+	}
 	if (added && waited)
 		slot->adder = 0;
 	/* a destroy that is still to be judged covers it */
@@ -630,31 +646,33 @@ AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, u64 judge, bool
 AF_FN void af_send_settled(struct af_target *target, struct af_slot *slot, struct af_scratch *s, u32 send)
 {
 	AF_LOOP
-	for (u32 which = AF_SETTLED_OUTLIVES; which <= AF_SETTLED_FREED; which++) {
+	for (u32 which = AF_SETTLED_OUTLIVES; which <= AF_SETTLED_TWICE; which <<= 1) {
 		if (!(send & which))
 			continue;
-		bool freed = which == AF_SETTLED_FREED;
+		bool freed = which != AF_SETTLED_OUTLIVES, twice = which == AF_SETTLED_TWICE;
 		struct af_reg *reg = freed ? &s->reg : &s->other;
-		struct af_at *at = freed ? &slot->destroy : &reg->end;
+		struct af_at *at = twice ? &slot->again : freed ? &slot->destroy : &reg->end;
 		struct af_trigger_args *a = &s->args;
 		__builtin_memset(a, 0, sizeof(*a));
 		a->ts = at->ts;
 		a->enter = freed ? at->ip : at->enter;
 		a->addr = slot->addr;
-		a->gen = reg->gen;
-		a->fd = reg->fd;
-		a->epfd = reg->epfd;
+		a->gen = twice ? slot->gen : reg->gen;
+		a->fd = twice ? slot->fd : reg->fd;
+		a->epfd = twice ? slot->epfd : reg->epfd;
+		a->flags = twice && (slot->flags & AF_S_USED_AFTER) ? AF_F_REFCOUNT : 0;
 		a->stack = at->stack;
 		a->kind = freed ? AF_DESTROYED : AF_CLOSED;
 		a->tid = at->tid;
-		af_suspect(freed ? AF_SUSPECT_FREED_REGISTERED : AF_SUSPECT_OUTLIVES_CLOSE, a, slot->tgid, target, 0,
-			   slot, reg, 0);
+		af_suspect(twice ? AF_SUSPECT_DOUBLE_DESTROY
+				 : freed ? AF_SUSPECT_FREED_REGISTERED : AF_SUSPECT_OUTLIVES_CLOSE,
+			   a, slot->tgid, target, 0, slot, reg, 0);
 	}
 }
 
 AF_FN void af_settle(struct af_target *target, struct af_slot *slot, struct af_scratch *s, bool waited)
 {
-	u32 send = af_settled(slot, s, AF_S_PENDING | AF_S_CLOSE_PENDING, waited);
+	u32 send = af_settled(slot, s, AF_S_PUT_OFF, waited);
 	if (send)
 		af_send_settled(target, slot, s, send);
 }

@@ -44,10 +44,17 @@ AF_FN struct af_slot *af_slot_for_add(struct af_target *target, u64 addr, struct
 
 AF_FN void af_edge(struct af_slot *slot, u32 events)
 {
-	if (events & (AF_EPOLLET | AF_EPOLLONESHOT))
-		af_flag(slot, AF_S_EDGE);
-	else
+	bool several = false;
+	if (!(events & AF_EPOLLET)) {
 		af_unflag(slot, AF_S_EDGE);
+		return;
+	}
+	for (u32 i = 0, links = 0; i < AF_SLOT_LINKS; i++) {
+		links += slot->links[i].ep != 0;
+		several |= links > 1;
+	}
+	if (!several) /* another one of the slot's may be level-triggered */
+		af_flag(slot, AF_S_EDGE);
 }
 
 AF_FN void af_add_begun(struct af_target *target, struct af_thread *t, struct af_scratch *s)
@@ -75,7 +82,16 @@ AF_FN void af_add_begun(struct af_target *target, struct af_thread *t, struct af
 	af_record(AF_ADD_BEGUN, 0, t->enter, t->enter, t->userdata, gen, t->fd, t->epfd, 0, t->events, t->stack);
 }
 
-AF_FN void af_missed_sent(struct af_target *target, struct af_thread *t, struct af_scratch *s);
+/* MOD first, ADD where there is nothing to modify; DEL first, whatever the number was before: idioms. */
+AF_FN void af_missed_explained(struct af_target *target, struct af_thread *t)
+{
+	u64 addr = af_slot_behind(target, t->userdata, false);
+	for (u32 i = 0; i < AF_MISSED; i++) {
+		struct af_missed *m = &t->missed[i];
+		if (m->at && m->fd == t->fd && m->epfd == t->epfd && (m->op == AF_CTL_MOD || m->slot == addr))
+			m->at = 0;
+	}
+}
 
 int af_enter_ctl(struct af_sys_enter *ctx)
 {
@@ -109,13 +125,8 @@ int af_enter_ctl(struct af_sys_enter *ctx)
 	}
 	t->file = af_file(t->fd);
 	t->ep = af_eventpoll(t->epfd);
-	if (t->missed_at) {
-		/* MOD first, ADD where there is nothing to modify: an idiom */
-		if (t->op == AF_CTL_ADD && t->missed_fd == t->fd && t->missed_epfd == t->epfd)
-			t->missed_at = 0;
-		else
-			af_missed_sent(target, t, s);
-	}
+	if (t->missed_count && t->op == AF_CTL_ADD)
+		af_missed_explained(target, t);
 	if (t->op != AF_CTL_DEL && (AF_IS_RESERVED(t->userdata)))
 		return 0;
 	struct af_epoll_event made = {};
@@ -204,6 +215,7 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 	slot->epfd = t->epfd;
 	slot->add = *at;
 	slot->idle = 0;
+	slot->progressed = 0;
 	slot->hup_since = 0;
 	af_unflag(slot, AF_S_CLOSED | AF_S_DELETED);
 	af_slot_waiter(slot, t->ep, tid, AF_S_ADD_BY_OTHER);
@@ -247,9 +259,10 @@ AF_FN void af_modified(struct af_target *target, struct af_thread *t, struct af_
 		return; /* begun later: the MOD was through before it */
 	u64 addr = af_slot_behind(target, t->userdata, true);
 	struct af_slot *slot = af_slot_find(target, addr);
+	bool moved = addr != note->slot, changed = note->events != t->events;
 	note->mod = *at;
 	note->events = t->events;
-	if (addr != note->slot) {
+	if (moved) {
 		struct af_slot *old = af_note_slot(note);
 		if (old)
 			af_unlink(old, note);
@@ -265,12 +278,22 @@ AF_FN void af_modified(struct af_target *target, struct af_thread *t, struct af_
 				slot->add = *at;
 			slot->fd = t->fd;
 			slot->epfd = t->epfd;
+			af_unflag(slot, AF_S_CLOSED | AF_S_DELETED);
+			if (slot->state == AF_SLOT_FREE && AF_CREATE_COMPLETE) {
+				/* as with an ADD: a create may be about to give it out, or its memory is another object's */
+				slot->adder = (u32)bpf_get_current_pid_tgid();
+				af_flag(slot, AF_S_ADD_FREED);
+				af_put_off(t, slot, 0);
+			}
 		}
 	}
 	note->userdata = t->userdata;
 	if (!slot)
 		return;
-	slot->idle = 0;
+	if (moved || changed) {
+		slot->idle = 0;
+		slot->progressed = 0;
+	}
 	af_edge(slot, t->events);
 	af_used_after(t, slot, false);
 	/* a one-shot that had fired told nothing of its slot's end: it will deliver again */
@@ -334,18 +357,36 @@ AF_FN void af_failed_removal(struct af_target *target, struct af_thread *t, stru
 	af_suspect(AF_SUSPECT_FAILED_REMOVAL, &a, af_tgid(), target, t, slot, &s->reg, 0);
 }
 
-/* No ADD followed the MOD: it was meant for a registration that is gone. */
+AF_FN void af_missed(struct af_thread *t, struct af_at *at, u64 slot)
+{
+	struct af_missed *m = &t->missed[t->missed_count & (AF_MISSED - 1)];
+	if (t->missed_count >= AF_MISSED) {
+		af_count(AF_C_NOT_REGISTERED); /* one too many before the next wait */
+		return;
+	}
+	t->missed_count += 1;
+	m->at = at->ts;
+	m->enter = at->enter;
+	m->slot = slot;
+	m->fd = t->fd;
+	m->epfd = t->epfd;
+	m->stack = at->stack;
+	m->op = t->op;
+}
+
+/* No ADD followed before the wait: it was meant for a registration that is gone. One at a time. */
 AF_FN void af_missed_sent(struct af_target *target, struct af_thread *t, struct af_scratch *s)
 {
 	struct af_at at;
-	struct af_reg *last = af_number(target, t->missed_fd);
-	af_at_set(&at, t->missed_enter, t->missed_at, 0, (u32)bpf_get_current_pid_tgid(), t->missed_stack);
-	t->missed_at = 0;
-	if (!last)
+	t->missed_count -= 1;
+	struct af_missed *m = &t->missed[t->missed_count & (AF_MISSED - 1)];
+	struct af_reg *last = m->at ? af_number(target, m->fd) : 0;
+	if (!last || last->slot != m->slot)
 		return;
+	af_at_set(&at, m->enter, m->at, 0, (u32)bpf_get_current_pid_tgid(), m->stack);
 	af_copy(&s->reg, last, sizeof(s->reg));
 	s->reg.state = AF_REG_ENDED;
-	af_failed_removal(target, t, &at, AF_MODIFIED, AF_ENOENT, s);
+	af_failed_removal(target, t, &at, m->op == AF_CTL_MOD ? AF_MODIFIED : AF_REMOVED, AF_ENOENT, s);
 }
 
 int af_exit_ctl(struct af_sys_exit *ctx)
@@ -400,13 +441,10 @@ int af_exit_ctl(struct af_sys_exit *ctx)
 		af_count(AF_C_NOT_REGISTERED);
 		return 0;
 	}
-	if (t->op == AF_CTL_MOD && ret == AF_ENOENT) {
+	/* a DEL on a number that is another file's by now may be to make sure, before the ADD of a new connection */
+	if (ret == AF_ENOENT && (t->op == AF_CTL_MOD || (AF_ASK && t->file != s->reg.file))) {
 		af_number_keep(&s->reg);
-		t->missed_at = at.ts;
-		t->missed_enter = at.enter;
-		t->missed_fd = t->fd;
-		t->missed_epfd = t->epfd;
-		t->missed_stack = at.stack;
+		af_missed(t, &at, s->reg.slot);
 		return 0;
 	}
 	af_failed_removal(target, t, &at, kind, ret, s);

@@ -44,7 +44,8 @@ AF_FN bool af_waits_elsewhere(struct af_slot *slot, struct af_thread *t, u32 tid
 		u64 ep = slot->links[i].ep;
 		if (!ep)
 			continue;
-		if (ep == t->wait.ep || af_waiter(ep) != tid)
+		u32 *waiter = waiters.lookup(&ep); /* null: whoever waited there has ended */
+		if (ep == t->wait.ep || (waiter && *waiter != tid))
 			return false;
 		elsewhere = true;
 	}
@@ -62,14 +63,14 @@ AF_FN void af_settle_pending(void *ctx)
 	struct af_scratch *s = scratch.lookup(&zero);
 	if (!t || !s)
 		return;
-	if (t->missed_at)
+	if (t->missed_count)
 		af_missed_sent(target, t, s);
 	struct af_slot *told = 0;
 	u32 send = 0;
 	u64 now = bpf_ktime_get_ns();
 	/* The file of a close may hang on this very wait until it is back in user mode (epi_fget; fput leaves the rest to
 	 * task work): whether a registration outlived its close is asked at the next wait's entry. */
-	u64 judged = t->call == AF_CALL_WAIT ? AF_S_PENDING | AF_S_CLOSE_PENDING : AF_S_PENDING;
+	u64 judged = t->call == AF_CALL_WAIT ? AF_S_PUT_OFF : AF_S_PENDING;
 	AF_LOOP
 	for (u32 i = 0; i < AF_SETTLE_AT_ONCE; i++) {
 		if (t->pending_first == t->pending_until)
@@ -86,12 +87,16 @@ AF_FN void af_settle_pending(void *ctx)
 		struct af_slot *slot = af_slot_of(af_tgid(), epoch, addr);
 		if (!slot || slot->gen != gen)
 			continue;
-		if (t->exiting == AF_EXITS_SOLE && now - slot->destroy.ts < AF_LEFT_NS)
-			continue;
+		/* who ends may leave the closing to who joins it: what was freed just now is judged from outside */
+		u64 begun = slot->destroy.ts > slot->close.ts ? slot->destroy.ts : slot->close.ts;
+		if (t->exiting && now - begun < AF_LEFT_NS)
+			judge &= ~(AF_S_PENDING | AF_S_CLOSE_PENDING);
 		if (t->call == AF_CALL_WAIT && !t->exiting && !slot->adder &&
 		    af_waits_elsewhere(slot, t, (u32)key.id)) {
-			af_put_off(t, slot, judge);
-			continue;
+			u64 later = judge & ~AF_S_TWICE_PENDING;
+			if (later)
+				af_put_off(t, slot, later);
+			judge &= AF_S_TWICE_PENDING;
 		}
 		if (judge & slot->flags & ~judged)
 			af_put_off(t, slot, judge & ~judged);
@@ -103,7 +108,7 @@ AF_FN void af_settle_pending(void *ctx)
 	}
 	if (told && send)
 		af_send_settled(target, told, s, send);
-	if (t->pending_first != t->pending_until)
+	if (t->missed_count || t->pending_first != t->pending_until)
 		prog.call(ctx, AF_PROG_SETTLE);
 	if (t->exiting) {
 		u64 id = bpf_get_current_pid_tgid();
@@ -150,7 +155,7 @@ int af_enter_wait(struct af_sys_enter *ctx)
 	t->stale_slot = 0;
 	t->batch_slots = 0;
 	t->pending_until = t->pending_next;
-	if (t->missed_at || t->pending_first != t->pending_until)
+	if (t->missed_count || t->pending_first != t->pending_until)
 		prog.call(ctx, AF_PROG_SETTLE);
 	return 0;
 }
@@ -176,6 +181,7 @@ AF_FN void af_idle(struct af_target *target, struct af_slot *slot, u32 events, s
 		return;
 	if (!slot->idle || (!hopeless && slot->idle_since < since)) {
 		slot->idle = 0;
+		slot->progressed = 0;
 		slot->idle_reported = 0;
 		slot->idle_since = now;
 	}

@@ -39,24 +39,11 @@ AF_FN void af_note_closed(struct af_target *target, struct af_thread *t, struct 
 	af_number_keep(note);
 	if (!slot)
 		return;
+	/* What keeps the file may be a call under way on another thread (fdget, epi_fget), a forked child on its way to
+	 * executing another program, or a duplicate that is closed next: asked again before the thread waits. */
 	af_flag(slot, AF_S_CLOSE_PENDING);
 	/* its destroy may be under way on another thread, which judges that itself */
 	af_put_off(t, slot, AF_S_CLOSE_PENDING);
-	t->outlived = slot->addr;
-	u64 file = note->file;
-	struct af_dup *dup = dups.lookup(&file);
-	t->duplicated = dup && dup->newfd != note->fd && af_file(dup->newfd) == file;
-}
-
-/* A duplicate that is seen in the table is certain. Otherwise what keeps the file may be a call under way on another
- * thread (fdget, epi_fget), or a forked child on its way to executing another program: that is asked again later. */
-AF_FN void af_outlived(struct af_target *target, struct af_thread *t, struct af_scratch *s)
-{
-	struct af_slot *slot = t->outlived ? af_slot_find(target, t->outlived) : 0;
-	if (!slot)
-		return;
-	if (t->duplicated && slot->state == AF_SLOT_LIVE)
-		af_settle(target, slot, s, false);
 }
 
 /* A close after EPOLL_CTL_DEL ends no registration any more; it is still the end of the slot's descriptor. */
@@ -143,11 +130,14 @@ AF_FN void af_bad_close(void *ctx, struct af_target *target, struct af_thread *t
 	s32 stack = af_stack_id(ctx);
 	af_record(AF_CLOSED, AF_F_UNKNOWN, now, t->enter, 0, 0, fd, -1, AF_EBADF, 0, stack);
 	struct af_reg *last = fd < 0 ? 0 : af_number(target, fd);
-	if (!last) { /* a loop over all numbers, as before an exec: nobody's connection was ever there */
+	struct af_slot *slot = last ? af_note_slot(last) : 0;
+	bool recent = slot && slot->gen == last->gen && (slot->state == AF_SLOT_LIVE || slot->destroy.ts >= t->wait.exit);
+	/* nobody's connection was ever there, or long ago: a loop over all numbers, as before an exec */
+	if (!last || t->closed_up || t->closed_down >= 3 || (t->closed_down && !recent)) {
 		af_count(AF_C_BAD_CLOSES);
 		return;
 	}
-	struct af_slot *slot = 0;
+	slot = 0;
 	struct af_trigger_args a = {.ts = now, .enter = t->enter, .fd = fd, .epfd = -1, .ret = AF_EBADF,
 				    .stack = stack, .kind = AF_CLOSED};
 	if (last) {
@@ -162,8 +152,6 @@ AF_FN void af_bad_close(void *ctx, struct af_target *target, struct af_thread *t
 
 AF_FN void af_close_ended(struct af_target *target, struct af_thread *t, s32 ret, u64 now, struct af_scratch *s)
 {
-	t->outlived = 0;
-	t->duplicated = 0;
 	struct af_at at;
 	af_at_set(&at, t->enter, now, t->ip, (u32)bpf_get_current_pid_tgid(), t->stack);
 	AF_LOOP
@@ -179,7 +167,6 @@ AF_FN void af_close_ended(struct af_target *target, struct af_thread *t, s32 ret
 	}
 	struct af_reg *last = t->closings ? 0 : af_removed_before(target, t->fd, t->file);
 	t->closings = 0;
-	af_outlived(target, t, s);
 	if (!last)
 		return;
 	struct af_slot *slot = af_note_slot(last);
@@ -200,6 +187,10 @@ int af_enter_close(struct af_sys_enter *ctx)
 		return 0;
 	t->call = AF_CALL_CLOSE;
 	t->enter = bpf_ktime_get_ns();
+	s32 number = (s32)ctx->args[0];
+	t->closed_up = number == t->closed_fd + 1 ? t->closed_up + 1 : 0;
+	t->closed_down = number == t->closed_fd - 1 ? t->closed_down + 1 : 0;
+	t->closed_fd = number;
 	af_close_begun(ctx, target, t, (s32)ctx->args[0]);
 	return 0;
 }

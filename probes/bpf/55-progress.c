@@ -5,28 +5,40 @@
  * these kinds; 0: of all.
  */
 #define AF_EAGAIN (-11)
+#define AF_PROGRESS_ITEMS 64 /* registrations of one file: of a listener, in the instances of many loops */
+#define AF_WASTED 16         /* deliveries for each call that made progress, beyond which they are a spin */
 #define AF_READABLE 0x41u /* EPOLLIN, EPOLLRDNORM */
 AF_FN int af_progressed(s32 fd, u32 only)
 {
-	struct af_target *target = af_target_now();
-	if (!target)
-		return 0;
 #if AF_ASK
-	u64 node = af_first_item(af_file(fd));
+	u64 file = af_file(fd), node = af_first_item(file);
 	AF_LOOP
-	for (u32 i = 0; i < AF_ITEMS; i++) {
+	for (u32 i = 0; i < AF_PROGRESS_ITEMS; i++) {
 		if (!node)
 			break;
-		u64 userdata = af_word(node - AF_ITEM_LINK + AF_ITEM_EVENT + 4);
+		/* of the process that registered it: a child may read what its parent is told of */
+		u64 item = node - AF_ITEM_LINK;
+		struct af_filefd ffd = {};
+		bpf_probe_read_kernel(&ffd, sizeof(ffd), (void *)(item + AF_ITEM_FFD));
+		struct af_reg *note = af_note(af_word(item + AF_ITEM_EP), file, ffd.fd);
 		node = af_word(node);
-		struct af_slot *slot = af_slot_find(target, af_slot_behind(target, userdata, false));
+		struct af_target *target = note ? 0 : af_target_now(); /* made before the attach, and not used since */
+		u64 userdata = target ? af_word(item + AF_ITEM_EVENT + 4) : 0;
+		struct af_slot *slot = note ? af_note_slot(note) : 0;
+		if (target)
+			slot = af_slot_find(target, af_slot_behind(target, userdata, false));
 		if (!slot || !slot->idle || (only && (slot->last_events & ~only)))
+			continue;
+		/* a little progress among very many deliveries is that of another descriptor, or direction */
+		slot->progressed += 1;
+		if (slot->idle > AF_WASTED * (u64)slot->progressed)
 			continue;
 		u64 now = bpf_ktime_get_ns();
 		if (slot->idle >= AF_QUIET_AFTER)
 			af_record(AF_PROGRESS, 0, now, now, slot->addr, slot->gen, fd, slot->epfd, 0,
 				  (u32)slot->idle, -1);
 		slot->idle = 0;
+		slot->progressed = 0;
 		slot->idle_reported = 0;
 	}
 #endif
@@ -88,6 +100,15 @@ int af_progress_accept(struct af_sys_exit *ctx)
 	if (ctx->ret >= 0)
 		return af_progressed(fd, 0);
 	return ctx->ret == AF_EAGAIN ? af_progressed(fd, AF_READABLE) : 0;
+}
+
+/* tee(2) and sendfile(2) name both descriptors first */
+int af_progress_pair(struct af_sys_exit *ctx)
+{
+	if (ctx->ret <= 0)
+		return 0;
+	af_progressed((s32)AF_USER(di), 0);
+	return af_progressed((s32)AF_USER(si), 0);
 }
 
 /* splice(2) and copies between descriptors make progress on both */

@@ -115,22 +115,20 @@ int af_exited(void *ctx)
 	if (!targets.lookup(&tgid))
 		return 0;
 	struct af_thread *t = threads.lookup(&id);
-	bool sole = false;
 	if (t) { /* it did something that a report may tell */
 		struct af_name name = {};
 		bpf_get_current_comm(&name.comm, sizeof(name.comm));
 		names.update(&id, &name);
 		u64 ep = t->wait.ep;
 		u32 *waiter = ep ? waiters.lookup(&ep) : 0;
-		sole = waiter && *waiter == (u32)id;
-		if (sole)
+		if (waiter && *waiter == (u32)id)
 			waiters.delete(&ep); /* nobody waits there any more */
 	}
 	if (t && t->pending_first != t->pending_next) {
 		/* a thread that ends is through with what it destroyed; its entry goes with the last of that */
-		t->exiting = sole ? AF_EXITS_SOLE : AF_EXITS;
+		t->exiting = 1;
 		t->call = AF_CALL_WAIT;
-		t->missed_at = 0;
+		t->missed_count = 0;
 		t->pending_until = t->pending_next;
 		prog.call(ctx, AF_PROG_SETTLE);
 	}

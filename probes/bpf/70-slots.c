@@ -10,14 +10,37 @@ AF_FN struct af_thread *af_hit_thread(u64 ip)
 	return t;
 }
 
+/* A create gave out nothing. What this thread destroyed last, and was free, it had taken itself: it gave it back. */
+AF_FN void af_create_failed(struct af_target *target)
+{
+	struct af_thread *t = af_thread_now();
+	if (!t || t->pending_first == t->pending_next)
+		return;
+	struct af_pending_key key = {.id = bpf_get_current_pid_tgid(), .index = (t->pending_next - 1) & (AF_PENDING - 1)};
+	struct af_pending_slot *p = pending.lookup(&key);
+	if (!p || p->judge != AF_S_TWICE_PENDING)
+		return;
+	struct af_slot *slot = af_slot_find(target, p->addr);
+	if (!slot || slot->gen != p->gen || !(slot->flags & AF_S_TWICE_PENDING))
+		return;
+	af_unflag(slot, AF_S_TWICE_PENDING | AF_S_DOUBLED);
+	slot->double_destroys -= 1;
+	pending.delete(&key);
+	t->pending_next -= 1;
+}
+
 AF_FN int af_hit_create(struct pt_regs *ctx, u64 addr)
 {
 	u64 ip = ctx->ip;
 	struct af_target *target = af_target_now();
 	int zero = 0;
 	struct af_scratch *s = scratch.lookup(&zero);
-	if (!target || !s || addr < 4096)
+	if (!target || !s)
 		return 0;
+	if (addr < 4096) {
+		af_create_failed(target);
+		return 0;
+	}
 	u64 now = bpf_ktime_get_ns();
 	af_hit_thread(ip);
 	struct af_slot *slot = af_slot_find(target, addr);
@@ -87,10 +110,7 @@ AF_FN u32 af_undispatched(struct af_target *target, struct af_slot *slot, bool h
 		return AF_PENDING_UNTOLD;
 	if (!slot->undispatched)
 		return AF_PENDING_NO;
-	/* nor of events that other functions answer, as far as has been seen */
-	u64 kind = AF_KIND(slot->last_events);
-	bool tells = (target->answered & kind) && !(target->unanswered & kind);
-	return tells && slot->undispatched > slot->doubtful ? AF_PENDING_YES : AF_PENDING_UNTOLD;
+	return af_tells(target, slot) && slot->undispatched > slot->doubtful ? AF_PENDING_YES : AF_PENDING_UNTOLD;
 #endif
 	/* the first event of a batch is being worked on, as far as anybody can tell */
 	return slot->last_index || slot->last_tid != (u32)bpf_get_current_pid_tgid() ? AF_PENDING_UNKNOWN
@@ -158,13 +178,17 @@ AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 addr, bool entry)
 	af_record(AF_DESTROYED, flags, now, ip, addr, slot->gen, slot->fd, slot->epfd, 0, holds, stack);
 	struct af_trigger_args a = {.ts = now, .enter = ip, .addr = addr, .gen = slot->gen, .fd = slot->fd,
 				    .epfd = slot->epfd, .stack = stack, .kind = AF_DESTROYED};
+	/* no create gave it out, nobody registered it: another kind of object, which the same code ends */
+	if (slot->state == AF_SLOT_FREE && AF_CREATE_COMPLETE && (slot->flags & AF_S_INFERRED) && !slot->add.ts)
+		return 0;
 	if (slot->state == AF_SLOT_FREE) {
 		slot->double_destroys += 1;
 		af_flag(slot, AF_S_DOUBLED);
-		if (slot->flags & AF_S_USED_AFTER)
-			a.flags = AF_F_REFCOUNT;
-		af_suspect(AF_SUSPECT_DOUBLE_DESTROY, &a, slot->tgid, target, t, slot,
-			   af_remembered(slot, &s->reg) ? &s->reg : 0, 0);
+		slot->again = at;
+		if (!(slot->flags & AF_S_TWICE_PENDING)) {
+			af_flag(slot, AF_S_TWICE_PENDING);
+			af_put_off(t, slot, AF_S_TWICE_PENDING);
+		}
 		return 0;
 	}
 	u32 nested = 0;
@@ -172,6 +196,8 @@ AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 addr, bool entry)
 	slot->state = AF_SLOT_FREE;
 	slot->adder = 0;
 	slot->destroy = at;
+	if (in_batch == AF_PENDING_NO && !AF_OBJECT_IS_SLOT)
+		slot->undispatched = 0; /* its object's memory may be another's from now on */
 	if (in_batch == AF_PENDING_HELD)
 		a.flags |= AF_F_HELD;
 	if (in_batch == AF_PENDING_UNKNOWN || in_batch == AF_PENDING_UNTOLD) {
@@ -297,10 +323,13 @@ AF_FN int af_hit_dispatch(struct pt_regs *ctx, u64 object, bool entry)
 #endif
 	/* null, not canonical (0xaa fill), or itself a slot's address: a free-list link read as an object */
 	bool garbage = object < 4096 || (object >> 47) || (!known && af_slot_find(target, object));
-	if (!slot && garbage && t->stale_slot)
+	if (!slot && garbage && t->stale_slot) {
 		slot = af_slot_find(target, t->stale_slot);
-	if (slot && !known && slot->state != AF_SLOT_FREE)
-		slot = 0; /* given out again since */
+		/* given out again since, or taken out of the batch by the loop */
+		if (slot && (slot->state != AF_SLOT_FREE ||
+			     !af_batch_of(target, slot, slot->last_batch, slot->last_index, ctx->sp)))
+			return 0;
+	}
 	/* quiet while its deliveries are (af_delivered) */
 	if (!slot || slot->consecutive < AF_QUIET_AFTER || af_worth_sending(slot->consecutive, true))
 		af_record(AF_DISPATCHED, known ? 0 : AF_F_UNKNOWN, now, ip, object, slot ? slot->gen : 0, -1,
@@ -318,6 +347,9 @@ AF_FN int af_hit_dispatch(struct pt_regs *ctx, u64 object, bool entry)
 		/* the memory of a freed object may be a new one's by now: only what a delivery is pending for counts,
 		 * and not what the destroying call itself does to it */
 		if (!slot->undispatched || af_within_destroy(t, slot->addr, ctx->sp, 0))
+			return 0;
+		/* it may have been answered by a function that is not probed, and the memory be another one's by now */
+		if (slot->destroy.ts > slot->last_delivery && !af_tells(target, slot))
 			return 0;
 		/* where its delivery may have been answered already, only a batch that still names it shows the opposite */
 		if (slot->undispatched <= slot->doubtful &&

@@ -104,6 +104,7 @@ enum af_slot_state { AF_SLOT_UNKNOWN = 0, AF_SLOT_LIVE = 1, AF_SLOT_FREE = 2 };
 #define AF_S_NOT_JUDGED 2097152ull /* freed within a batch: how far its loop was is not known */
 #define AF_S_FREED_TOLD 8388608ull /* that it was freed while registered was told */
 #define AF_S_REARMED 16777216ull /* freed, judged, and then a MOD armed its registration again */
+#define AF_S_TWICE_PENDING 33554432ull /* destroyed while free: to be judged, unless the create under way fails */
 #define AF_S_DOUBLED 4194304ull  /* this or an older life was destroyed twice: the pool may give it out twice */
 
 #define AF_SLOT_LINKS 4
@@ -133,6 +134,7 @@ struct af_slot {
 	struct af_at close;
 	struct af_at destroy;
 	struct af_at prev_destroy;   /* of the generation before this one */
+	struct af_at again;          /* the last destroy while it was free */
 	__u64 first_delivery;        /* wait exit */
 	__u64 last_delivery;         /* wait exit */
 	__u64 last_delivery_enter;   /* wait enter of the same call */
@@ -172,7 +174,7 @@ struct af_slot {
 	__u32 last_events;           /* of the last delivery: EPOLL… */
 	__u64 dispatch_site;         /* of the first dispatch since the last batch: where it was called from */
 	__u32 doubtful;              /* of `undispatched`: a handler called by another one, or a second one, may have answered */
-	__u32 reserved;
+	__u32 progressed;            /* calls that made progress since `idle` began to count */
 	struct af_link links[AF_SLOT_LINKS];
 };
 

@@ -54,6 +54,8 @@ struct scenario {
 };
 
 struct player {
+	s32 closed_fd;
+	u32 run;
 	u32 op, step, depth, calls;
 	s32 fd, epfd, ret, slot;
 	u32 life;

@@ -88,7 +88,9 @@ static void step_removal_failed(struct player *p, bool del)
 	struct truth_reg *r = truth.last[p->fd] ? &truth.regs[truth.last[p->fd] - 1] : 0;
 	if (r && r->removed && p->meant == r->file)
 		return; /* removed twice: nobody else's registration can have been meant */
-	if (!del || !r || r->live || !r->ended || !r->noted || r->loose || r->moving || r->slot < 0 ||
+	if (p->ret == SIM_ENOENT && r && p->meant != r->file)
+		p->missed = 1; /* the number is another file's: an ADD may explain it, until the thread waits */
+	if (!del || p->missed || !r || r->live || !r->ended || !r->noted || r->loose || r->moving || r->slot < 0 ||
 	    truth.named[p->fd] != 1u << r->slot)
 		return;
 	for (u32 i = 0; i < SIM_THREADS; i++)
@@ -163,9 +165,6 @@ static void step_ctl(struct player *p, const struct op *op, u32 step)
 		u64 at = SIM_STACK_AT(playing, p->depth + 1) + 16;
 		*(struct sim_event *)(sim.user + (at - SIM_USER)) = event;
 		step_registers(p, p->epfd, number, p->fd);
-		if (p->missed)
-			truth_may_all(AF_SUSPECT_FAILED_REMOVAL);
-		p->missed = 0;
 		if (number == 1)
 			step_add_begins(p, op->c);
 		probe_enter(af_enter_ctl, p->epfd, number, p->fd, at);

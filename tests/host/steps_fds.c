@@ -60,6 +60,8 @@ static void step_close(struct player *p, const struct op *op, u32 step)
 {
 	if (step == STEP_ENTER) {
 		p->fd = vars[op->a];
+		p->run = p->fd == p->closed_fd + 1 || p->fd == p->closed_fd - 1; /* as in a loop over all numbers */
+		p->closed_fd = p->fd;
 		p->closing = step_registered_under(p->fd);
 		step_registers(p, p->fd, 0, 0);
 		probe_enter(af_enter_close, p->fd, 0, 0, 0);
@@ -74,7 +76,7 @@ static void step_close(struct player *p, const struct op *op, u32 step)
 	} else {
 		if (p->ret) {
 			truth_may_all(AF_SUSPECT_BAD_CLOSE);
-			if (step_number_known(p->fd))
+			if (step_number_known(p->fd) && !p->run)
 				truth.must_any |= TRUTH_BITS(AF_SUSPECT_BAD_CLOSE);
 			p->closing = 0;
 		}

@@ -33,6 +33,8 @@ struct truth_slot {
 	u32 judged_from, judged_to;
 	u32 inferred;           /* born unseen, known by a registration */
 	u32 stale, recycled;
+	u32 twice;              /* bits of threads that destroyed it while it was free, and have not waited since */
+	u32 stray;              /* no create gave it out */
 	u32 rearmed;            /* bits of threads that have modified its registration since it was freed */
 };
 
@@ -210,10 +212,21 @@ static void truth_judge_added(s32 slot, u32 thread, bool told)
 	s->stale = 0;
 }
 
+static void truth_judge_twice(s32 slot, u32 threads)
+{
+	struct truth_slot *s = &truth.slots[slot];
+	if (s->twice & threads)
+		truth_must(AF_SUSPECT_DOUBLE_DESTROY, slot);
+	else if (s->state == TRUTH_FREE && s->stray)
+		truth_may(AF_SUSPECT_DOUBLE_DESTROY, slot); /* if it was registered once */
+	s->twice &= ~threads;
+}
+
 static void truth_settle(u32 thread, bool all, struct sim_eventpoll *ep)
 {
 	for (s32 slot = 0; slot < SIM_SLOTS; slot++) {
 		struct truth_slot *s = &truth.slots[slot];
+		truth_judge_twice(slot, all ? ~0u : 1u << thread);
 		bool told = (all || s->destroyer == thread || s->rearmed & 1u << thread) && truth_judge_at(slot, ep);
 		truth_judge_added(slot, all ? s->adder - 1 : thread, told);
 	}
@@ -231,6 +244,7 @@ static void truth_born_again(s32 slot)
 {
 	struct truth_slot *s = &truth.slots[slot];
 	truth_judge(slot);
+	truth_judge_twice(slot, ~0u);
 	if (s->stale)
 		truth_may(AF_SUSPECT_STALE_DELIVERY, slot); /* those that were only counted */
 	for (u32 i = 0; i < truth.count; i++) {
@@ -324,10 +338,11 @@ static void truth_destroy(s32 slot, u32 thread, bool nested, bool adding)
 		s->inferred = 1;
 	}
 	if (s->state == TRUTH_FREE) {
-		if (!nested)
-			truth_must(AF_SUSPECT_DOUBLE_DESTROY, slot);
+		if (!nested && !s->stray)
+			s->twice |= s->twice ? 0 : 1u << thread; /* whoever comes later is only counted */
 		return;
 	}
+	s->stray = s->state != TRUTH_LIVE && AF_CREATE_COMPLETE;
 	s->pending = adding || truth_known(slot, s->from, s->life);
 	s->state = TRUTH_FREE;
 	s->destroyer = thread;

@@ -13,7 +13,7 @@ from probes.decode import BadRecord
 from probes.events import Moment, Registration, SlotLife, SuspicionRaised
 
 NOT_DECODED = {
-    "held_batch", "held_index", "last_events", "dispatch_site", "doubtful",
+    "held_batch", "held_index", "last_events", "dispatch_site", "doubtful", "again", "progressed",
     "epoch", "idle_reported", "adder", "reserved", "links",  # of a slot: for the kernel side alone
 }  # fmt: skip
 RENAMED = {"del_": "removed"}

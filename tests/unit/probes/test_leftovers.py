@@ -16,7 +16,8 @@ from probes.leftovers import HUP_STILL_NS, LINGER_NS, MAX_REPORTED, SETTLE_NS, L
 from probes.sysbpf import Map
 
 NOW = 1_000_000_000_000
-TGID, EPOCH, LOOP, WORKER = 4711, 9, 4711, 4713
+TGID = LOOP = 1  # a thread that lives
+EPOCH, WORKER = 9, TGID + 1
 
 
 class FakeMap:
@@ -54,7 +55,7 @@ class World:
         made = abi.Slot()
         for name, value in (whole | fields).items():
             moment, _, member = name.partition("_")
-            if moment in ("close", "destroy") and member in ("ts", "tid"):
+            if moment in ("close", "destroy", "again") and member in ("ts", "tid"):
                 setattr(getattr(made, moment), member, value)
             else:
                 setattr(made, name, value)
@@ -205,6 +206,18 @@ class TestPutOff:
     def test_of_the_only_thread_that_waits_it_is_left_to_that_wait(self, world: World) -> None:
         self.destroyed(world, LOOP, 100 * SETTLE_NS)
         assert world.settled == []
+
+    def test_of_a_thread_that_has_ended(self, world: World) -> None:
+        ended = 0x7FFF_FFFF  # above pid_max
+        self.destroyed(world, ended, SETTLE_NS + 1, waiter=ended)
+        assert world.settled == [(TGID, EPOCH, 0x1000)]
+
+    def test_a_second_destroy_by_the_thread_that_waits(self, world: World) -> None:
+        flags = SlotFlag.TWICE_PENDING
+        self.destroyed(world, LOOP, 100 * SETTLE_NS, flags=flags, again_ts=NOW - SETTLE_NS)
+        assert world.settled == []
+        self.destroyed(world, LOOP, 100 * SETTLE_NS, flags=flags, again_ts=NOW - SETTLE_NS - 1)
+        assert world.settled == [(TGID, EPOCH, 0x1000)]
 
     @pytest.mark.parametrize("waiter", [0xFFFF_FFFF, 0])
     def test_where_several_wait_or_nobody_is_known_to(self, world: World, waiter: int) -> None:
