@@ -38,7 +38,7 @@
 #define AF_ITEMS 16           /* registrations of one file that are looked at */
 #define AF_CLOSING 4          /* registrations of one number that a close is accounted for */
 #define AF_DESTROYS 4
-#define AF_MISSED 4           /* failed MODs and DELs of a thread that an ADD may still explain */
+#define AF_MISSED 8           /* failed MODs and DELs of a thread that an ADD may still explain */
 #define AF_BATCHES 4          /* open batches of one thread: nested waits */
 #define AF_LEFT_NS 1000000000ull /* as SETTLE_NS of probes/leftovers.py */
 #define AF_PENDING 1024       /* slots of one thread that wait to be judged */
@@ -130,6 +130,7 @@ struct af_thread {
 	u64 fault_ts;
 	u64 hit_ip;          /* the last uprobe this thread ran into */
 	u64 crashed_at;      /* of the first of the fatal signals counted in `crashed` */
+	u64 outlived;        /* slot whose registration outlived the close under way, by a duplicate; 0 none */
 	struct af_missed missed[AF_MISSED];
 	struct af_handling handling;
 	struct af_destroy destroys[AF_DESTROYS]; /* the calls of destroy that were entered last */

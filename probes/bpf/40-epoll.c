@@ -91,6 +91,9 @@ AF_FN void af_missed_explained(struct af_target *target, struct af_thread *t)
 		if (m->at && m->fd == t->fd && m->epfd == t->epfd && (m->op == AF_CTL_MOD || m->slot == addr))
 			m->at = 0;
 	}
+	for (u32 i = 0; i < AF_MISSED; i++)
+		if (t->missed_count && !t->missed[(t->missed_count - 1) & (AF_MISSED - 1)].at)
+			t->missed_count -= 1;
 }
 
 int af_enter_ctl(struct af_sys_enter *ctx)
@@ -360,10 +363,6 @@ AF_FN void af_failed_removal(struct af_target *target, struct af_thread *t, stru
 AF_FN void af_missed(struct af_thread *t, struct af_at *at, u64 slot)
 {
 	struct af_missed *m = &t->missed[t->missed_count & (AF_MISSED - 1)];
-	if (t->missed_count >= AF_MISSED) {
-		af_count(AF_C_NOT_REGISTERED); /* one too many before the next wait */
-		return;
-	}
 	t->missed_count += 1;
 	m->at = at->ts;
 	m->enter = at->enter;
@@ -442,7 +441,8 @@ int af_exit_ctl(struct af_sys_exit *ctx)
 		return 0;
 	}
 	/* a DEL on a number that is another file's by now may be to make sure, before the ADD of a new connection */
-	if (ret == AF_ENOENT && (t->op == AF_CTL_MOD || (AF_ASK && t->file != s->reg.file))) {
+	if (ret == AF_ENOENT && t->missed_count < AF_MISSED &&
+	    (t->op == AF_CTL_MOD || (AF_ASK && t->file != s->reg.file))) {
 		af_number_keep(&s->reg);
 		af_missed(t, &at, s->reg.slot);
 		return 0;

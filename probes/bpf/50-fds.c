@@ -44,6 +44,18 @@ AF_FN void af_note_closed(struct af_target *target, struct af_thread *t, struct 
 	af_flag(slot, AF_S_CLOSE_PENDING);
 	/* its destroy may be under way on another thread, which judges that itself */
 	af_put_off(t, slot, AF_S_CLOSE_PENDING);
+	u64 file = note->file;
+	struct af_dup *dup = dups.lookup(&file);
+	if (dup && dup->newfd != note->fd && af_waiter(note->ep) != at->tid && af_file(dup->newfd) == file)
+		t->outlived = slot->addr;
+}
+
+/* A duplicate that is seen in the table is certain, and another thread may be told of it right now. */
+AF_FN void af_outlived(struct af_target *target, struct af_thread *t, struct af_scratch *s)
+{
+	struct af_slot *slot = t->outlived ? af_slot_find(target, t->outlived) : 0;
+	if (slot && slot->state == AF_SLOT_LIVE)
+		af_settle(target, slot, s, false);
 }
 
 /* A close after EPOLL_CTL_DEL ends no registration any more; it is still the end of the slot's descriptor. */
@@ -152,6 +164,7 @@ AF_FN void af_bad_close(void *ctx, struct af_target *target, struct af_thread *t
 
 AF_FN void af_close_ended(struct af_target *target, struct af_thread *t, s32 ret, u64 now, struct af_scratch *s)
 {
+	t->outlived = 0;
 	struct af_at at;
 	af_at_set(&at, t->enter, now, t->ip, (u32)bpf_get_current_pid_tgid(), t->stack);
 	AF_LOOP
@@ -167,6 +180,7 @@ AF_FN void af_close_ended(struct af_target *target, struct af_thread *t, s32 ret
 	}
 	struct af_reg *last = t->closings ? 0 : af_removed_before(target, t->fd, t->file);
 	t->closings = 0;
+	af_outlived(target, t, s);
 	if (!last)
 		return;
 	struct af_slot *slot = af_note_slot(last);
