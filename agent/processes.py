@@ -74,7 +74,7 @@ class Proc:
             raise PrerequisiteMissing(
                 f"not allowed to look at process {pid}",
                 detail="It belongs to another user, and attaching needs root in any case.",
-                remedy=f"sudo afterfree watch --pid {pid}",
+                remedy="run the same command with sudo",
             ) from error
         identity = FileId(status.st_dev, status.st_ino)
         try:

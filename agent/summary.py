@@ -247,7 +247,10 @@ def _not_judged(stats: Stats) -> list[str]:
         rows.append(f"{number(never)} removals failed of what was never seen registered: no harm known")
     bad = stats.counters.get("bad_closes", 0)
     if bad:
-        rows.append(f"{number(bad)} closes failed (EBADF) of numbers never seen registered: no harm known")
+        rows.append(
+            f"{number(bad)} closes failed (EBADF), of one number after the other or of what was never seen "
+            "registered: counted only"
+        )
     return rows
 
 

@@ -220,5 +220,5 @@ class Context:
             fd=reg.fd,
             userdata=reg.userdata,
             present=present,
-            holders=tuple(holders or ()),
+            holders=tuple(holders) if holders is not None else None,
         )

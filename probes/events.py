@@ -339,7 +339,8 @@ class FdinfoChecked:
     fd: int
     userdata: int
     present: bool | None  # None: could not be read
-    holders: tuple[tuple[int, int, str], ...] = ()  # (pid, fd, comm) of who else has the description open
+    # (pid, fd, comm) of who else has the description open; None: not looked at
+    holders: tuple[tuple[int, int, str], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

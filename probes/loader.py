@@ -253,6 +253,10 @@ def _answered(request: dict[str, Any], lent: Sequence[int] = ()) -> tuple[dict[s
         return message, fds
     for fd in fds:
         os.close(fd)
+    if not message and (
+        child.returncode == -signal.SIGINT or child.last_words().endswith("KeyboardInterrupt")
+    ):
+        raise KeyboardInterrupt  # Ctrl-C was for both of us
     raise _failure(message, child, limit)
 
 

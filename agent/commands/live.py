@@ -231,6 +231,11 @@ def _attach_lines(supervisor: Supervisor) -> list[str]:
             f"afterfree: {printable(plan.get('image', '?'))}: profile {printable(plan.get('profile', '?'))}, "
             f"{len(sites or ())} sites{missing}"
         )
+        lines += [
+            f"afterfree: warning: {printable(text)} (afterfree symbols lists what is there)"
+            for text in plan.get("warnings") or ()
+            if str(text).startswith(("create:", "destroy:", "dispatch:"))
+        ]
     count = len(supervisor.targets)
     waiting = "" if count else ", waiting for the first"
     lines.append(f"afterfree: watching {count} process{'es' if count != 1 else ''}{waiting}. Ctrl-C ends.")

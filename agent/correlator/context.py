@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agent.correlator.bounded import BoundedMap
@@ -142,7 +142,11 @@ class FdinfoLog:
         return len(self._answers)
 
     def add(self, check: FdinfoChecked) -> None:
-        self._answers.put((check.tgid, check.epfd, check.fd, check.userdata), check)
+        key = (check.tgid, check.epfd, check.fd, check.userdata)
+        before = self._answers.get(key)
+        if check.holders is None and before is not None and before.holders:
+            check = replace(check, holders=before.holders)  # that is looked at now and then only
+        self._answers.put(key, check)
 
     def present(self, key: tuple[int, int, int, int], since: int) -> bool | None:
         """Was (tgid, epfd, fd, userdata) registered when read at or after `since`? None: not known."""

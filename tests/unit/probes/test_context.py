@@ -122,7 +122,7 @@ def test_who_holds_a_description_is_asked_where_the_fd_is_closed(
     assert (check.present, check.holders) == (True, ((4711, 3, "child"),))
     assert helper.asked == [(INODE + 9, TGID, 9)]
     (check,) = checks(list(context.of_suspicion(life().freed_registered(50))))
-    assert (check.present, check.holders) == (True, ()), "its fd is open: nobody else is wanted"
+    assert (check.present, check.holders) == (True, None), "its fd is open: nobody else is wanted"
     assert len(helper.asked) == 1
 
 
