@@ -179,7 +179,7 @@ AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 addr, bool entry)
 	struct af_trigger_args a = {.ts = now, .enter = ip, .addr = addr, .gen = slot->gen, .fd = slot->fd,
 				    .epfd = slot->epfd, .stack = stack, .kind = AF_DESTROYED};
 	/* no create gave it out, nobody registered it: another kind of object, which the same code ends */
-	if (slot->state == AF_SLOT_FREE && AF_CREATE_COMPLETE && (slot->flags & AF_S_INFERRED) && !slot->add.ts)
+	if (slot->state == AF_SLOT_FREE && AF_CREATE_COMPLETE && !slot->gen && slot->fd < 0 && !slot->add.ts)
 		return 0;
 	if (slot->state == AF_SLOT_FREE) {
 		slot->double_destroys += 1;

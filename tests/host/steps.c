@@ -96,6 +96,9 @@ static void step_removal_failed(struct player *p, bool del)
 	for (u32 i = 0; i < SIM_THREADS; i++)
 		if (players[i].adding && players[i].fd == p->fd)
 			return;
+	for (u32 i = 0; i < truth.count; i++)
+		if (truth.regs[i].fd == p->fd && truth.regs[i].slot == r->slot && truth.regs[i].life != r->life)
+			return; /* of two lives in two instances: which one ended last is remembered */
 	struct truth_slot *s = &truth.slots[r->slot];
 	if (s->state == TRUTH_LIVE && s->life == r->life)
 		truth_must(AF_SUSPECT_FAILED_REMOVAL, r->slot);
@@ -123,10 +126,16 @@ static void step_ctl_returns(struct player *p, const struct op *op, bool began)
 			truth.regs[p->reg].noted = 0;
 		if (truth.regs[p->reg].moving && truth.slots[op->c].state == TRUTH_UNSEEN)
 			truth_inferred(op->c);
-		if (truth.regs[p->reg].moving && truth.regs[p->reg].slot == op->c)
+		if (truth.regs[p->reg].moving && truth.regs[p->reg].slot == op->c) {
 			truth.regs[p->reg].life = truth.slots[op->c].life;
+			if (AF_CREATE_COMPLETE && truth_is_free(op->c)) {
+				/* as with an ADD: another object's memory, or what a create is about to give out */
+				truth_add_begun(op->c, playing);
+				truth.regs[p->reg].loose = 1;
+			}
+		}
 		truth.regs[p->reg].moving = 0;
-		if (op->kind == OP_MOD && truth_is_free(op->c))
+		if (op->kind == OP_MOD && truth_is_free(op->c) && !truth.slots[op->c].adder)
 			truth_rearmed(op->c, playing);
 		truth.regs[p->reg].removed |= op->kind == OP_DEL;
 		truth.regs[p->reg].ended = op->kind == OP_DEL && truth.regs[p->reg].begun < p->entered;

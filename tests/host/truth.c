@@ -338,6 +338,7 @@ static void truth_destroy(s32 slot, u32 thread, bool nested, bool adding)
 		s->inferred = 1;
 	}
 	if (s->state == TRUTH_FREE) {
+		truth_may(AF_SUSPECT_DOUBLE_DESTROY, slot); /* of an earlier one, if this life is taken for another */
 		if (!nested && !s->stray)
 			s->twice |= s->twice ? 0 : 1u << thread; /* whoever comes later is only counted */
 		return;
@@ -354,7 +355,8 @@ static void truth_destroy(s32 slot, u32 thread, bool nested, bool adding)
 /* A freed slot's registration was modified: its events may come again, and it is judged again. */
 static void truth_rearmed(s32 slot, u32 thread)
 {
-	truth.slots[slot].rearmed |= 1u << thread;
+	if (!truth.slots[slot].pending) /* else its destroyer is still to judge it */
+		truth.slots[slot].rearmed |= 1u << thread;
 }
 
 /* -- deliveries, at the wait's return: what was told of, by the registrations that told it */

@@ -31,7 +31,8 @@ static bool truth_true(struct af_suspicion *m, s32 slot)
 	case AF_SUSPECT_RECYCLED_DELIVERY:
 		if ((m->reg.flags & AF_R_NOT_ASKED) && player_is_adding(slot, &m->reg))
 			return true; /* it says itself that it could not be asked */
-		return may && r && r->live && r->slot == slot && r->life < s->from;
+		/* as above: an ADD that was to fail may bring an identity back */
+		return r && r->live && r->slot == slot && ((may && r->life < s->from) || (!r->noted && !r->returned));
 	default:
 		return may;
 	}
