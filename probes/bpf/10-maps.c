@@ -42,7 +42,7 @@
 #define AF_BATCHES 4          /* open batches of one thread: nested waits */
 #define AF_LEFT_NS 1000000000ull /* as SETTLE_NS of probes/leftovers.py */
 #define AF_PENDING 1024       /* slots of one thread that wait to be judged */
-#define AF_SETTLE_AT_ONCE 4   /* of these, by one program of the tail-call chain */
+#define AF_SETTLE_AT_ONCE 5   /* of these, by one program of the tail-call chain */
 #define AF_MANY_WAITERS 0xffffffffu
 #define AF_STACK_DEPTH 32
 #define AF_MAX_STACKS 16384
@@ -112,6 +112,9 @@ struct af_destroy {
 
 struct af_reg_key { u64 ep; u64 file; s32 fd; u32 gap; };
 
+/* a close that failed within closes of one number after the other; at 0: none */
+struct af_bad_close { u64 at; u64 enter; s32 fd; s32 stack; };
+
 /* an EPOLL_CTL_MOD or DEL that found nothing: an ADD that follows makes it an idiom */
 struct af_missed { u64 at; u64 enter; u64 slot; s32 fd; s32 epfd; s32 stack; u32 op; };
 
@@ -156,6 +159,7 @@ struct af_thread {
 	u32 waits;           /* it has entered a wait on wait.epfd since the target was armed */
 	u32 destroyed;       /* calls of destroy so far */
 	s32 closed_fd;       /* the number of its last close */
+	struct af_bad_close bad;
 	u32 closed_up;       /* closes of one number after the other, up to it */
 	u32 closed_down;
 	u32 missed_count;

@@ -301,8 +301,9 @@ AF_FN void af_modified(struct af_target *target, struct af_thread *t, struct af_
 	af_used_after(t, slot, false);
 	/* a one-shot that had fired told nothing of its slot's end: it will deliver again */
 	if (slot->state == AF_SLOT_FREE && note->gen >= slot->live_from && note->gen <= slot->gen && !slot->adder &&
-	    !(slot->flags & (AF_S_PENDING | AF_S_FREED_TOLD | AF_S_REARMED))) {
-		af_flag(slot, AF_S_PENDING | AF_S_REARMED);
+	    !(slot->flags & (AF_S_FREED_TOLD | AF_S_REARMED))) {
+		if (!(slot->flags & AF_S_PENDING))
+			af_flag(slot, AF_S_PENDING | AF_S_REARMED);
 		af_put_off(t, slot, AF_S_PENDING);
 	}
 }

@@ -34,6 +34,8 @@ AF_FN void af_batches_over(struct af_thread *t, u64 ep, u64 sp, u64 now)
 	t->depth = keep;
 }
 
+AF_FN void af_bad_close_sent(struct af_target *target, struct af_thread *t, struct af_bad_close *bad, struct af_scratch *s);
+
 /* Is the slot registered only where this thread alone waits, and not where it waits now? Nothing can be delivered before
  * it waits there. */
 AF_FN bool af_waits_elsewhere(struct af_slot *slot, struct af_thread *t, u32 tid)
@@ -65,6 +67,8 @@ AF_FN void af_settle_pending(void *ctx)
 		return;
 	if (t->missed_count)
 		af_missed_sent(target, t, s);
+	if (t->bad.at)
+		af_bad_close_sent(target, t, &t->bad, s);
 	struct af_slot *told = 0;
 	u32 send = 0;
 	u64 now = bpf_ktime_get_ns();
@@ -155,7 +159,7 @@ int af_enter_wait(struct af_sys_enter *ctx)
 	t->stale_slot = 0;
 	t->batch_slots = 0;
 	t->pending_until = t->pending_next;
-	if (t->missed_count || t->pending_first != t->pending_until)
+	if (t->missed_count || t->bad.at || t->pending_first != t->pending_until)
 		prog.call(ctx, AF_PROG_SETTLE);
 	return 0;
 }
@@ -452,8 +456,15 @@ int af_exit_wait(struct af_sys_exit *ctx)
 	if (t->call != AF_CALL_WAIT)
 		af_wait_entered_unseen(target, t);
 	t->call = AF_CALL_NONE;
-	if (ctx->ret <= 0)
+	if (t->pending_first != t->pending_until)
+		t->settle = 1; /* more than one chain of programs can judge: the rest before the thread goes on */
+	if (ctx->ret <= 0) {
+		if (t->settle) {
+			t->settle = 0;
+			prog.call(ctx, AF_PROG_SETTLE);
+		}
 		return 0;
+	}
 	u32 count = ctx->ret;
 	if (count > AF_MAX_EVENTS) {
 		af_count(AF_C_EVENTS_TRUNCATED);

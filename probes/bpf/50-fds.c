@@ -136,30 +136,49 @@ AF_FN void af_close_begun(void *ctx, struct af_target *target, struct af_thread 
 			  t->stack);
 }
 
+AF_FN void af_bad_close_sent(struct af_target *target, struct af_thread *t, struct af_bad_close *bad, struct af_scratch *s)
+{
+	struct af_reg *last = af_number(target, bad->fd);
+	struct af_trigger_args a = {.ts = bad->at, .enter = bad->enter, .fd = bad->fd, .epfd = -1, .ret = AF_EBADF,
+				    .stack = bad->stack, .kind = AF_CLOSED};
+	bad->at = 0;
+	if (!last)
+		return;
+	af_copy(&s->reg, last, sizeof(s->reg));
+	s->reg.state = AF_REG_ENDED;
+	struct af_slot *slot = af_note_slot(last);
+	if (slot && slot->gen != last->gen)
+		slot = 0;
+	af_suspect(AF_SUSPECT_BAD_CLOSE, &a, af_tgid(), target, t, slot, &s->reg, 0);
+}
+
 AF_FN void af_bad_close(void *ctx, struct af_target *target, struct af_thread *t, s32 fd, u64 now,
 			struct af_scratch *s)
 {
 	s32 stack = af_stack_id(ctx);
 	af_record(AF_CLOSED, AF_F_UNKNOWN, now, t->enter, 0, 0, fd, -1, AF_EBADF, 0, stack);
-	struct af_reg *last = fd < 0 ? 0 : af_number(target, fd);
-	struct af_slot *slot = last ? af_note_slot(last) : 0;
-	bool recent = slot && slot->gen == last->gen && (slot->state == AF_SLOT_LIVE || slot->destroy.ts >= t->wait.exit);
-	/* nobody's connection was ever there, or long ago: a loop over all numbers, as before an exec */
-	if (!last || t->closed_up || t->closed_down >= 3 || (t->closed_down && !recent)) {
+	/* nobody's connection was ever there; or a loop over all numbers, as before an exec */
+	if (fd < 0 || !af_number(target, fd) || t->closed_up >= 8 || t->closed_down >= 8) {
 		af_count(AF_C_BAD_CLOSES);
 		return;
 	}
-	slot = 0;
-	struct af_trigger_args a = {.ts = now, .enter = t->enter, .fd = fd, .epfd = -1, .ret = AF_EBADF,
-				    .stack = stack, .kind = AF_CLOSED};
-	if (last) {
-		af_copy(&s->reg, last, sizeof(s->reg));
-		s->reg.state = AF_REG_ENDED;
-		slot = af_note_slot(last);
-		if (slot && slot->gen != last->gen)
-			slot = 0;
+	t->bad.fd = fd;
+	t->bad.at = now;
+	t->bad.enter = t->enter;
+	t->bad.stack = stack;
+	if (!t->closed_up && !t->closed_down)
+		af_bad_close_sent(target, t, &t->bad, s); /* else the next close tells */
+}
+
+/* Another close, or a wait: does the loop over numbers go on from the one that was not open? */
+AF_FN void af_bad_close_judged(struct af_target *target, struct af_thread *t, s32 fd, struct af_scratch *s)
+{
+	if ((t->closed_up && fd == t->bad.fd + 1) || (t->closed_down && fd == t->bad.fd - 1)) {
+		t->bad.at = 0;
+		af_count(AF_C_BAD_CLOSES);
+	} else {
+		af_bad_close_sent(target, t, &t->bad, s);
 	}
-	af_suspect(AF_SUSPECT_BAD_CLOSE, &a, af_tgid(), target, t, slot, last ? &s->reg : 0, 0);
 }
 
 AF_FN void af_close_ended(struct af_target *target, struct af_thread *t, s32 ret, u64 now, struct af_scratch *s)
@@ -202,6 +221,10 @@ int af_enter_close(struct af_sys_enter *ctx)
 	t->call = AF_CALL_CLOSE;
 	t->enter = bpf_ktime_get_ns();
 	s32 number = (s32)ctx->args[0];
+	int zero = 0;
+	struct af_scratch *s = t->bad.at ? scratch.lookup(&zero) : 0;
+	if (s)
+		af_bad_close_judged(target, t, number, s);
 	t->closed_up = number == t->closed_fd + 1 ? t->closed_up + 1 : 0;
 	t->closed_down = number == t->closed_fd - 1 ? t->closed_down + 1 : 0;
 	t->closed_fd = number;

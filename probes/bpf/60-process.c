@@ -129,6 +129,7 @@ int af_exited(void *ctx)
 		t->exiting = 1;
 		t->call = AF_CALL_WAIT;
 		t->missed_count = 0;
+		t->bad.at = 0;
 		t->pending_until = t->pending_next;
 		prog.call(ctx, AF_PROG_SETTLE);
 	}

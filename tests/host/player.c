@@ -55,7 +55,7 @@ struct scenario {
 
 struct player {
 	s32 closed_fd;
-	u32 run;
+	u32 run, bad; /* a close in a run over numbers; one that failed there */
 	u32 op, step, depth, calls;
 	s32 fd, epfd, ret, slot;
 	u32 life;

@@ -209,7 +209,9 @@ static void step_wait(struct player *p, const struct op *op, u32 step)
 		step_registers(p, p->epfd, array, most);
 		if (p->missed)
 			truth_may_all(AF_SUSPECT_FAILED_REMOVAL);
-		p->missed = 0;
+		if (p->bad)
+			truth_may_all(AF_SUSPECT_BAD_CLOSE);
+		p->missed = p->bad = 0;
 		struct sim_file *poll = sim_file_of(sim.current->files, p->epfd);
 		truth_settle(playing, false, poll && poll->poll ? poll->private_data : (void *)-1);
 		probe_enter(af_enter_wait, p->epfd, array, most, 0);

@@ -60,6 +60,9 @@ static void step_close(struct player *p, const struct op *op, u32 step)
 {
 	if (step == STEP_ENTER) {
 		p->fd = vars[op->a];
+		if (p->bad)
+			truth_may_all(AF_SUSPECT_BAD_CLOSE);
+		p->bad = 0;
 		p->run = p->fd == p->closed_fd + 1 || p->fd == p->closed_fd - 1; /* as in a loop over all numbers */
 		p->closed_fd = p->fd;
 		p->closing = step_registered_under(p->fd);
@@ -76,6 +79,7 @@ static void step_close(struct player *p, const struct op *op, u32 step)
 	} else {
 		if (p->ret) {
 			truth_may_all(AF_SUSPECT_BAD_CLOSE);
+			p->bad = p->run;
 			if (step_number_known(p->fd) && !p->run)
 				truth.must_any |= TRUTH_BITS(AF_SUSPECT_BAD_CLOSE);
 			p->closing = 0;

@@ -355,8 +355,7 @@ static void truth_destroy(s32 slot, u32 thread, bool nested, bool adding)
 /* A freed slot's registration was modified: its events may come again, and it is judged again. */
 static void truth_rearmed(s32 slot, u32 thread)
 {
-	if (!truth.slots[slot].pending) /* else its destroyer is still to judge it */
-		truth.slots[slot].rearmed |= 1u << thread;
+	truth.slots[slot].rearmed |= 1u << thread;
 }
 
 /* -- deliveries, at the wait's return: what was told of, by the registrations that told it */
