@@ -50,7 +50,7 @@ AF_FN void af_edge(struct af_slot *slot, u32 events)
 		return;
 	}
 	for (u32 i = 0, links = 0; i < AF_SLOT_LINKS; i++) {
-		links += slot->links[i].ep != 0;
+		links += slot->links[i].ep && slot->links[i].file; /* one from fdinfo may be the same */
 		several |= links > 1;
 	}
 	if (!several) /* another one of the slot's may be level-triggered */
