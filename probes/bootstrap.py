@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from probes import abi
 from probes.procfs import EpollEntry
@@ -15,6 +15,7 @@ SLOT_KEY = struct.Struct("<IIQ")
 TARGET = struct.Struct("<QIIIIQQQQQ")
 """struct af_target: armed, epoch, flags, forks, last_child, forked_at, not_judged, spin_said, answered,
 unanswered."""
+_EPOLLET = 1 << 31
 _UNRESOLVED = 1  # af_link.ep of a link whose file is not known yet
 
 
@@ -35,29 +36,35 @@ class Bootstrap:
 
     def insert(self, tgid: int, epoch: int, entries: Iterable[EpollEntry]) -> int:
         """Number of registrations taken over. What events already cover is left alone."""
-        return sum(
-            self._insert_one(tgid, epoch, entry) for entry in entries if is_slot(self._userdata, entry.data)
-        )
+        ours = [entry for entry in entries if is_slot(self._userdata, entry.data)]
+        level = {self._address(entry.data) for entry in ours if not entry.events & _EPOLLET}
+        return sum(self._insert_one(tgid, epoch, entry, level) for entry in ours)
 
     def _address(self, data: int) -> int:
         return (data & self._userdata.mask) - self._userdata.offset & 0xFFFF_FFFF_FFFF_FFFF
 
-    def _insert_one(self, tgid: int, epoch: int, entry: EpollEntry) -> bool:
+    def _insert_one(self, tgid: int, epoch: int, entry: EpollEntry, level: Container[int]) -> bool:
+        """level: addresses of slots with a level-triggered registration."""
         address = self._address(entry.data)
         survivor = not entry.open  # its number names something else by now
+        flags = abi.SlotFlag.INFERRED
+        if survivor:
+            flags |= abi.SlotFlag.CLOSED | abi.SlotFlag.ORPHANED
+        if address not in level:
+            flags |= abi.SlotFlag.EDGE
         slot = abi.Slot(
             addr=address,
             tgid=tgid,
             epoch=epoch,
             gen=0,
             state=abi.SlotState.LIVE,
-            flags=abi.SlotFlag.INFERRED | (abi.SlotFlag.CLOSED | abi.SlotFlag.ORPHANED if survivor else 0),
+            flags=flags,
             fd=-1 if survivor else entry.fd,
             epfd=entry.epfd,
             old_fd=-1,
             old_epfd=-1,
         )
-        for at in (slot.create, slot.add, slot.del_, slot.close, slot.destroy, slot.prev_destroy):
+        for at in (slot.create, slot.add, slot.del_, slot.close, slot.destroy, slot.prev_destroy, slot.again):
             at.stack = -1
         if not survivor:
             slot.links[0] = abi.Link(

@@ -220,7 +220,8 @@ class LiveSession:
                 raise self._helper.refusal(pid)
             if required:
                 raise errors.TargetGoneWhileAttaching(pid, "exited")
-            self._maps["targets"].delete(key)  # a forked child was there since its birth
+            if not self._helper.silent:
+                self._forget(pid)  # a forked child was there since its birth
             return
         if self._image is not None and (who.device, who.inode) != self._image:
             self._maps["targets"].delete(key)
@@ -301,7 +302,9 @@ class LiveSession:
     def _forget(self, tgid: int) -> None:
         """Empty the maps of a process that is gone. The same number may be another program's by now: that one
         has another epoch."""
-        epoch = self._epochs.pop(tgid, 0)
+        number = tgid.to_bytes(4, "little")
+        entry = self._maps["targets"].get(number)
+        epoch = self._epochs.pop(tgid, 0) or (TARGET.unpack(entry)[1] if entry is not None else 0)
         wanted = struct.pack("<II", tgid, epoch)
         for name in _BY_PROCESS:
             held = self._maps[name]
@@ -311,8 +314,6 @@ class LiveSession:
         mine = [key for key, raw in held.entries() if raw[_REG_TGID : _REG_TGID + 8] == owner]
         for key in mine:
             held.delete(key)
-        number = tgid.to_bytes(4, "little")
-        entry = self._maps["targets"].get(number)
         if entry is not None and TARGET.unpack(entry)[1] == epoch:
             self._maps["targets"].delete(number)
 

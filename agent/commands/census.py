@@ -47,7 +47,7 @@ def command(
     """Count slot lifetimes by what happened to them, with the hazard each carries.
 
     \b
-      afterfree census node.afrec
+      afterfree census run.afrec
       afterfree census --pid 4711 --duration 30
     """
     from agent.correlator.census import Census

@@ -40,7 +40,7 @@ def command(
     """Record everything that is seen, and judge it meanwhile; `afterfree replay` judges it again.
 
     \b
-      afterfree record --exe /usr/local/bin/node -o node.afrec --duration 60
+      afterfree record --exe /usr/local/bin/server -o run.afrec --duration 60
     """
     from agent.commands.live import LiveOptions, run_live, threshold
     from agent.errors import ExitCode, RecordingError

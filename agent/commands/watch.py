@@ -53,7 +53,7 @@ def command(
 
     \b
       afterfree watch --pid 4711
-      afterfree watch --exe /usr/local/bin/node --fail-on high --format json
+      afterfree watch --exe /usr/local/bin/server --fail-on high --format json
     """
     from agent.commands.live import CrashOptions, LiveOptions, run_live, threshold
     from agent.errors import Misused

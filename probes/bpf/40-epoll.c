@@ -260,6 +260,15 @@ AF_FN void af_modified(struct af_target *target, struct af_thread *t, struct af_
 	struct af_reg *note = af_note(t->ep, t->file, t->fd);
 	if (!note || note->add.enter > at->enter)
 		return; /* begun later: the MOD was through before it */
+	if (note->mod.ts > at->enter || af_slot_behind(target, t->userdata, false) != note->slot) {
+		/* another MOD of it may be under way or have come back meanwhile: who was last is asked, not guessed */
+		struct af_epoll_event made = {};
+		u64 item = af_find_item(t->ep, t->file, t->fd, &made);
+		if (item && item != AF_TOO_MANY) {
+			t->userdata = made.data;
+			t->events = made.events;
+		}
+	}
 	u64 addr = af_slot_behind(target, t->userdata, true);
 	struct af_slot *slot = af_slot_find(target, addr);
 	bool moved = addr != note->slot, changed = note->events != t->events;
@@ -293,7 +302,8 @@ AF_FN void af_modified(struct af_target *target, struct af_thread *t, struct af_
 	note->userdata = t->userdata;
 	if (!slot)
 		return;
-	if (moved || changed) {
+	/* armed again by another thread, it is how that one wakes the loop */
+	if (moved || changed || slot->last_tid != at->tid) {
 		slot->idle = 0;
 		slot->progressed = 0;
 	}

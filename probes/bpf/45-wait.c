@@ -222,7 +222,7 @@ AF_FN void af_delivered(struct af_target *target, struct af_thread *t, u32 tid, 
 	}
 #if AF_HAVE_DISPATCH
 	else if (!same && slot->undispatched && slot->state == AF_SLOT_LIVE && af_holds_object(slot))
-		target->unanswered |= AF_KIND(slot->last_events);
+		__sync_fetch_and_or(&target->unanswered, AF_KIND(slot->last_events));
 #endif
 	slot->consecutive = same ? slot->consecutive : consecutive ? slot->consecutive + 1 : 0;
 	slot->batch_count = same ? slot->batch_count + 1 : 1;

@@ -289,7 +289,7 @@ AF_FN void af_dispatched(struct af_target *target, struct af_thread *t, struct a
 		return;
 	}
 	slot->dispatch_site = site;
-	target->answered |= AF_KIND(slot->last_events);
+	__sync_fetch_and_or(&target->answered, AF_KIND(slot->last_events));
 	slot->undispatched -= 1;
 	if (slot->doubtful > slot->undispatched)
 		slot->doubtful = slot->undispatched;

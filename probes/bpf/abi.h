@@ -100,7 +100,7 @@ enum af_slot_state { AF_SLOT_UNKNOWN = 0, AF_SLOT_LIVE = 1, AF_SLOT_FREE = 2 };
 #define AF_S_ENDED_AFTER 131072ull /* its registration was ended after the destroy had begun, before it was judged */
 #define AF_S_USED_AFTER 262144ull /* epoll_ctl, close or dispatch on it after its destroy */
 #define AF_S_LINKS_FULL 524288ull /* more registrations at once than AF_SLOT_LINKS: the rest is not followed */
-#define AF_S_EDGE 1048576ull      /* registered edge-triggered or one-shot: it cannot spin */
+#define AF_S_EDGE 1048576ull      /* all of its registrations are edge-triggered: it cannot spin */
 #define AF_S_NOT_JUDGED 2097152ull /* freed within a batch: how far its loop was is not known */
 #define AF_S_FREED_TOLD 8388608ull /* that it was freed while registered was told */
 #define AF_S_REARMED 16777216ull /* freed, judged, and then a MOD armed its registration again */

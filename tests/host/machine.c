@@ -126,7 +126,7 @@ static void machine_end(void)
 		}
 	}
 	truth_step_ends();
-	if (lifetime_heads_values[0].written - lifetimes_before != truth.destroys)
+	if (lifetime_heads_values[0].written - lifetimes_before != truth.destroys && !truth.confused)
 		truth_wrong(LIFETIMES, (u32)(lifetime_heads_values[0].written - lifetimes_before), truth.destroys);
 	static const u8 losses[] = {AF_C_URGENT_LOST,	  AF_C_SLOTS_FULL,	AF_C_REGS_FULL,	     AF_C_PENDING_FULL,
 				    AF_C_THREADS_FULL,	  AF_C_STACK_FAILED,	AF_C_TAILCALL_FAILED, AF_C_ITEMS_TRUNCATED,

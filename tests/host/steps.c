@@ -153,6 +153,7 @@ static void step_contended(struct player *p, u32 number)
 		struct player *other = &players[i];
 		if (other == p || !other->control || other->fd != p->fd || other->epfd != p->epfd)
 			continue;
+		truth.confused |= number == 3 && other->control == 3;
 		if (!p->ret && number != 2 && (number == 3 || other->control == 3))
 			truth.regs[p->reg].noted = 0;
 	}

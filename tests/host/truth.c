@@ -44,6 +44,7 @@ struct truth {
 	s32 last[SIM_FDS]; /* 1 + the last registration under a number */
 	u32 named[SIM_FDS]; /* slots ever registered under it */
 	u32 count, destroys;
+	u32 confused; /* two MODs of one registration at once: what is known of the slots depends on who is believed */
 	/* of the step: what must be told of each slot, and what may be */
 	u32 must[SIM_SLOTS], may[SIM_SLOTS], told[SIM_SLOTS];
 	u32 must_any, may_any, told_any; /* of no slot in particular */
@@ -164,7 +165,8 @@ static void truth_may(u32 what, s32 slot) { truth.may[slot] |= TRUTH_BITS(what);
 static void truth_must(u32 what, s32 slot)
 {
 	truth_may(what, slot);
-	truth.must[slot] |= TRUTH_BITS(what);
+	if (!truth.confused)
+		truth.must[slot] |= TRUTH_BITS(what);
 }
 
 /* A destroy is judged now: its call is over, or its slot is used again. `ep`: its thread waits there, and need not be
