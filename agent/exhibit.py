@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from agent.correlator.findings import Actor, Finding
-from agent.scene import Scene, Target
+from agent.scene import PlanSite, Scene, Target
 from agent.symbolize import Answer, Question
 from probes.events import CrashSeen, Moment
 
@@ -57,6 +57,7 @@ class Step:
     pcs: tuple[Pc, ...]  # by frame pointers
     unwound: Question | None = None  # the whole stack by call frame information, where its bytes were kept
     identity: str = ""  # of the executable
+    site: PlanSite | None = None  # the probed instance, of a step that a probe saw
 
     def questions(self) -> Iterator[Question]:
         if self.unwound is not None:
@@ -68,8 +69,21 @@ class Step:
         answer = answers.answer(self.unwound) if self.unwound is not None else None
         rows = answer.get("stack") if answer is not None else None
         if isinstance(rows, list) and rows:
-            return [frame for row in rows for frame in _unwound(row, self.identity)]
-        return [frame for pc in self.pcs for frame in _frames(pc, answers)]
+            stack = [_unwound(row, self.identity) for row in rows]
+        else:
+            stack = [_frames(pc, answers) for pc in self.pcs]
+        if self.site is not None and stack:
+            stack[0] = _of_instance(self.site, _frames(self.pcs[0], answers) if self.pcs else [], stack[0])
+        return [frame for physical in stack for frame in physical]
+
+    def known(self) -> list[SourceFrame]:
+        """What the plan alone says of where it was, before anything was asked: the probed function's call."""
+        if self.site is None:
+            return []
+        site, ip = self.site, self.actor.moment.ip
+        if not site.inlined or not site.file:
+            return [SourceFrame(ip, site.function)]
+        return [SourceFrame(ip, site.function, site.file, site.line, site.column)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,10 +174,14 @@ def crash_exhibit(crash: CrashSeen, scene: Scene) -> CrashExhibit:
 def _step(actor: Actor, tgid: int, target: Target | None, scene: Scene) -> Step:
     moment: Moment = actor.moment
     exact = actor.role in _UPROBE_ROLES
+    site = target.site(moment.ip) if target is not None and exact and moment.ip else None
     pcs = tuple(
         _pc(ip, target, scene, exact=exact and index == 0)
         for index, ip in enumerate(scene.stack(tgid, moment)[:_MOST_PCS])
     )
+    if site is not None and target is not None and target.identity and pcs and pcs[0].ip == moment.ip:
+        # the line of the instance, wherever its probe was put
+        pcs = (Pc(moment.ip, Question("frames", target.identity, (site.inside,))), *pcs[1:])
     kept, unwound = scene.kept(tgid, moment), None
     if kept and target is not None and target.identity:
         unwound = Question("unwind", target.identity, (tgid, moment.stack, kept))
@@ -174,6 +192,7 @@ def _step(actor: Actor, tgid: int, target: Target | None, scene: Scene) -> Step:
         pcs=pcs,
         unwound=unwound,
         identity=target.identity if target is not None else "",
+        site=site,
     )
 
 
@@ -197,6 +216,29 @@ def _frames(pc: Pc, answers: Answers) -> list[SourceFrame]:
         reason = "its file cannot be read" if pc.module else "outside of every mapped file"
         return [SourceFrame(pc.ip, "?", reason=reason, module=pc.module)]
     return _source_frames(pc.ip, pc.module, answers.answer(pc.question) or {})
+
+
+def _of_instance(site: PlanSite, within: list[SourceFrame], probed: list[SourceFrame]) -> list[SourceFrame]:
+    """The frames of a probed instance: from the function that the profile names outwards, its call site as
+    the plan has it. within: frames of an address in the instance's own code; probed: of where the probe is."""
+    frames = within if within and not within[0].reason else probed
+    if not frames or frames[0].reason:
+        return frames
+    names = [frame.function for frame in frames]
+    if site.function in names:
+        frames = frames[names.index(site.function) :]
+    if not site.inlined or not site.file or not site.line:
+        return frames
+    if frames[0].function == site.function:
+        called, callers = frames[:1], frames[1:]
+    elif any((frame.file, frame.line) == (site.file, site.line) for frame in frames):
+        return frames  # the instance goes by another form of its name
+    else:  # the probe lies before the instance, and where its own code is was not kept
+        called, callers = [SourceFrame(frames[0].ip, site.function, inlined=True)], frames
+    if callers:
+        caller = replace(callers[0], file=site.file, line=site.line, column=site.column)
+        callers = [caller, *callers[1:]]
+    return called + callers
 
 
 def _unwound(row: Any, own: str) -> list[SourceFrame]:

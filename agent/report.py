@@ -31,19 +31,41 @@ _VERBS = {
 }
 
 
-def report(item: Exhibit, answers: Answers) -> list[Line]:
-    """What happened, to which slot, who did what and when, what the memory holds, how sure, what to do."""
+_FOLLOWS = "are being looked up: this finding follows once more, with its source lines"
+_AGAIN = "   as told above, now with its symbols"
+
+
+def report(item: Exhibit, answers: Answers, *, told: bool = False) -> list[Line]:
+    """What happened, to which slot, who did what and when, what the memory holds, how sure, what to do.
+
+    told: people have had `early` of it already.
+    """
     finding = item.finding
-    rows: list[Line] = [line(Span(_BAR, "dim")), *_headline(finding), line("")]
+    rows: list[Line] = [line(Span(_BAR, "dim")), *_headline(finding, told=told), line("")]
     rows += _subject(item)
     rows.append(line(""))
     for step in item.steps:
-        rows += _step(step, item, answers)
+        rows += _step(step, item, step.frames(answers))
     rows += _measures(finding)
     rows += _candidates(finding)
     rows += _memory(item, answers)
     rows += _paragraphs("how sure", [f"{finding.confidence}: {_first(finding)}", *finding.reasons[1:]])
     rows += _paragraphs("do", list(finding.advice))
+    rows.append(line(Span(_BAR, "dim")))
+    return rows
+
+
+def early(item: Exhibit) -> list[Line]:
+    """The report before anything was asked of symbols: of the source only what the plan says."""
+    finding = item.finding
+    rows: list[Line] = [line(Span(_BAR, "dim")), *_headline(finding), line("")]
+    rows += _subject(item)
+    rows.append(line(""))
+    for step in item.steps:
+        rows += _step(step, item, step.known())
+    rows += _measures(finding)
+    rows += _paragraphs("how sure", [f"{finding.confidence}: {_first(finding)}"])
+    rows += _paragraphs("symbols", [_FOLLOWS])
     rows.append(line(Span(_BAR, "dim")))
     return rows
 
@@ -60,26 +82,34 @@ def update(finding: Finding) -> list[Line]:
     ]
 
 
-def crash(item: CrashExhibit, answers: Answers) -> list[Line]:
-    """The target got a fatal signal: one line of what, one of where."""
+def crash(item: CrashExhibit, answers: Answers, *, told: bool = False) -> list[Line]:
+    """The target got a fatal signal: one line of what, one of where. told: after `crash_early`."""
+    return [*_signalled(item, _AGAIN if told else ""), *_stack(item.frames(answers), indent=4)]
+
+
+def crash_early(item: CrashExhibit) -> list[Line]:
+    """The same before symbols were asked."""
+    return [*_signalled(item), line("    at         ", f"{item.crash.ip:#x}; its symbols follow")]
+
+
+def _signalled(item: CrashExhibit, note: str = "") -> list[Line]:
     seen = item.crash
     try:
         name = signal.Signals(seen.signal).name
     except ValueError:
         name = f"signal {seen.signal}"
-    frames = item.frames(answers)
     where = "" if seen.accessed is None else f" at address {seen.accessed:#x}"
     if seen.signal == signal.SIGSEGV and seen.accessed is None:
         where = " (general protection: the address is not canonical)"
     who = f"target {seen.tgid} {printable(item.target.comm) if item.target else ''}".rstrip()
-    rows = [
+    return [
         line(
             Span(" CRASH ", "critical"),
             f" {who} got {name}{where}, ",
             f"thread {seen.tid} {_quoted(seen.comm)}, batch {seen.batch}",
+            Span(note, "dim"),
         )
     ]
-    return [*rows, *_stack(frames, indent=4)]
 
 
 def bundle(done: BundleDone) -> list[Line]:
@@ -93,7 +123,7 @@ def bundle(done: BundleDone) -> list[Line]:
     return [*rows, line(f"    afterfree report {printable(done.path)}")]
 
 
-def _headline(finding: Finding) -> list[Line]:
+def _headline(finding: Finding, *, told: bool = False) -> list[Line]:
     kind = f" · {printable(finding.sub_class)}" if finding.sub_class else ""
     count = f"   {number(finding.count)} {printable(finding.unit)}" if finding.count > 1 else ""
     group = f"   #{printable(finding.group)}" if finding.group else ""
@@ -103,7 +133,7 @@ def _headline(finding: Finding) -> list[Line]:
         " ",
         Span(f"{finding.rule}{kind}", "label"),
         count,
-        Span(group, "dim"),
+        Span(group + (_AGAIN if told else ""), "dim"),
     )
     title = printable(finding.title)
     return [first, *(line(" ", Span(text, "label")) for text in textwrap.wrap(title, WIDTH - 2))]
@@ -136,7 +166,7 @@ def _subject(item: Exhibit) -> list[Line]:
     return rows
 
 
-def _step(step: Step, item: Exhibit, answers: Answers) -> list[Line]:
+def _step(step: Step, item: Exhibit, frames: list[SourceFrame]) -> list[Line]:
     actor = step.actor
     verb = _VERBS.get(actor.role, printable(actor.role))
     if not actor.moment.seen:
@@ -161,7 +191,7 @@ def _step(step: Step, item: Exhibit, answers: Answers) -> list[Line]:
             Span(note, "dim"),
         )
     ]
-    rows += _stack(step.frames(answers))
+    rows += _stack(frames)
     return rows
 
 

@@ -29,6 +29,8 @@ _POLL = 0.2
 _POLL_BUSY = 0.02  # while symbols are under way
 _MOST_PENDING = 4096
 _SETTLE = 30.0
+EARLY = 0.15
+"""Seconds that symbols have before a finding is told without them."""
 _BUNDLES = 120.0  # seconds that the end waits for bundles under way
 
 
@@ -62,6 +64,14 @@ class Stop:
         if self.signal:
             signal.signal(number, signal.SIG_DFL)
         self.signal = number
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What waits for its symbols."""
+
+    item: Exhibit | CrashExhibit
+    due: float  # when it is told without them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +109,13 @@ class Runner:
         scene: Scene | None = None,
         desk: CrashDesk | None = None,
         duration: float | None = None,
+        early: float | None = None,
         stop: Stop | None = None,
         on_notice: Callable[[str], None] = lambda _text: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """desk: makes bundles of crashes. duration: seconds after which a live run ends by itself."""
+        """desk: makes bundles of crashes. duration: seconds after which a live run ends by itself.
+        early: seconds after which people are told of a finding whose symbols have not come; None: never."""
         self.stats = Stats()
         self.scene = scene or Scene()
         self._source = source
@@ -119,7 +131,9 @@ class Runner:
         self._stop = stop or Stop()
         self._notice = on_notice
         self._clock = clock
-        self._pending: deque[Exhibit | CrashExhibit] = deque()
+        self._early = early
+        self._pending: deque[_Pending] = deque()
+        self._untold: deque[_Pending] = deque()  # of them, those that may still be told early
         self._emitted = 0
         self._titled = False
 
@@ -144,8 +158,7 @@ class Runner:
             self._drain()
             for finding in self._judge.last_words():
                 self._queue(exhibit(finding, self.scene))
-        self._symbols.settle(_SETTLE)
-        self._emit()
+        self._settle()
         self._draw()
         if self._desk is not None:
             self._desk.finish(_BUNDLES)
@@ -196,18 +209,30 @@ class Runner:
     def _queue(self, item: Exhibit | CrashExhibit) -> None:
         for question in item.questions():
             self._symbols.ask(question)
-        self._pending.append(item)
+        waiting = _Pending(item, self._clock() + (self._early or 0.0))
+        self._pending.append(waiting)
+        if self._early is not None and not (isinstance(item, Exhibit) and item.finding.update):
+            self._untold.append(waiting)
         if len(self._pending) >= _MOST_PENDING:
             # More findings than symbols can keep up with: wait rather than grow.
-            self._symbols.settle(_SETTLE)
+            self._settle()
+
+    def _settle(self) -> None:
+        """Hand out everything that is pending, which may take symbols long."""
+        while self._untold:
+            self._symbols.pump(max(0.0, min(_POLL, self._untold[0].due - self._clock())))
             self._emit()
+            self._tell_early()
+        self._symbols.settle(_SETTLE)
+        self._emit()
 
     def _after_poll(self) -> None:
         self._symbols.pump()
         self._emit()
+        self._tell_early()
         self._draw()
         if self._desk is not None:
-            self._desk.pump(waiting=frozenset(item.tgid for item in self._pending))
+            self._desk.pump(waiting=frozenset(waiting.item.tgid for waiting in self._pending))
         if self._recorder is not None and self._recorder.notice and not self._recorder_said:
             self._recorder_said = True
             self._notice(f"{self._recorder.notice}; watching goes on without recording")
@@ -215,10 +240,12 @@ class Runner:
     def _emit(self) -> None:
         """Hand out pending findings in the order in which they fired, as far as symbols have come."""
         while self._pending:
-            item = self._pending[0]
+            item = self._pending[0].item
             if any(self._symbols.answer(question) is None for question in item.questions()):
                 break
-            self._pending.popleft()
+            waiting = self._pending.popleft()
+            if self._untold and self._untold[0] is waiting:
+                self._untold.popleft()
             if self._recorder is not None:
                 self._recorder.write_answers(self._symbols.drain())
             for sink in self._sinks:
@@ -230,6 +257,13 @@ class Runner:
                 self._emitted += 1
                 if self._desk is not None:
                     self._desk.finding(item.finding.tgid, json_line(item, self._symbols))
+
+    def _tell_early(self) -> None:
+        """Findings whose symbols take long, as far as they are known: before their reports, in order."""
+        while self._untold and self._untold[0].due <= self._clock():
+            item = self._untold.popleft().item
+            for sink in self._sinks:
+                sink.early(item)
 
     def _draw(self) -> None:
         if self._timeline is None or self._printer is None:

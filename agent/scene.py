@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from agent.snapshots import fingerprint
 from probes.abi import Kind
@@ -48,6 +48,17 @@ class Bounded(OrderedDict[K, V], Generic[K, V]):
             self.popitem(last=False)
 
 
+class PlanSite(NamedTuple):
+    """A probed instance as its plan has it. The probe itself may sit before the instance or within it."""
+
+    function: str  # that the profile names
+    inlined: bool
+    file: str  # of the call site of an inlined instance; "" unknown
+    line: int
+    column: int
+    inside: int  # an image address within the instance's own code, the probe's where that is
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """One attached process, with what of its plan the reports use."""
@@ -75,6 +86,35 @@ class Target:
             if start <= address < start + int(segment.get("memsz", 0)):
                 return address
         return None
+
+    def site(self, ip: int) -> PlanSite | None:
+        """The probed instance whose probe is at run-time address `ip`."""
+        address = ip - self.bias
+        sites = self.plan.get("sites")
+        for site in sites if isinstance(sites, Sequence) else ():
+            if isinstance(site, Mapping) and site.get("address") == address:
+                return _plan_site(site, address)
+        return None
+
+
+def _plan_site(site: Mapping[str, Any], address: int) -> PlanSite:
+    ranges = [
+        (pair[0], pair[1])
+        for pair in site.get("ranges") or ()
+        if isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(end, int) for end in pair)
+    ]
+    within = not ranges or any(low <= address < high for low, high in ranges)
+    call = site.get("call_site")
+    call = call if isinstance(call, Mapping) else {}
+    line, column = call.get("line"), call.get("column")
+    return PlanSite(
+        function=str(site.get("function", "?")),
+        inlined=site.get("kind") == "inlined",
+        file=str(call.get("file", "")),
+        line=line if isinstance(line, int) else 0,
+        column=column if isinstance(column, int) else 0,
+        inside=address if within else ranges[0][0],
+    )
 
 
 class Scene:

@@ -21,6 +21,10 @@ class Sink(Protocol):
 
     failures: int  # writes that did not succeed
 
+    def early(self, item: Exhibit | CrashExhibit) -> None:
+        """It fired, and its symbols take their time: `finding` or `crash` follows with them."""
+        ...
+
     def finding(self, item: Exhibit, answers: Answers) -> None: ...
 
     def crash(self, item: CrashExhibit, answers: Answers) -> None: ...
@@ -38,25 +42,48 @@ class ConsoleSink:
         self.failures = 0
         self._printer = printer
         self._brief = brief
+        self._told: list[
+            Exhibit | CrashExhibit
+        ] = []  # early, in order; what follows on them is still to come
+
+    def early(self, item: Exhibit | CrashExhibit) -> None:
+        if isinstance(item, CrashExhibit):
+            self._told.append(item)
+            self._printer.lines(report.crash_early(item))
+        elif not _not_judged(item):
+            self._told.append(item)
+            self._printer.lines([brief(item)] if self._brief else report.early(item))
 
     def finding(self, item: Exhibit, answers: Answers) -> None:
-        if item.finding.severity is Severity.INFO and item.finding.confidence is Confidence.UNCERTAIN:
-            return  # not judged: the summary says how often
+        told = self._was_told(item)
+        if _not_judged(item):
+            return
         if item.finding.update:
             self._printer.lines(report.update(item.finding))
         elif self._brief:
-            self._printer.lines([brief(item)])
+            self._printer.lines([] if told else [brief(item)])
         else:
-            self._printer.lines(report.report(item, answers))
+            self._printer.lines(report.report(item, answers, told=told))
 
     def crash(self, item: CrashExhibit, answers: Answers) -> None:
-        self._printer.lines(report.crash(item, answers))
+        self._printer.lines(report.crash(item, answers, told=self._was_told(item)))
+
+    def _was_told(self, item: Exhibit | CrashExhibit) -> bool:
+        told = bool(self._told) and self._told[0] is item
+        if told:
+            del self._told[0]
+        return told
 
     def bundle(self, done: BundleDone) -> None:
         self._printer.lines(report.bundle(done))
 
     def close(self) -> None:
         """The stream belongs to the caller."""
+
+
+def _not_judged(item: Exhibit) -> bool:
+    """The summary says how often."""
+    return item.finding.severity is Severity.INFO and item.finding.confidence is Confidence.UNCERTAIN
 
 
 class JsonConsoleSink:
@@ -66,6 +93,9 @@ class JsonConsoleSink:
         self.failures = 0
         self._stream = stream if stream is not None else sys.stdout
         self._notices = notices or Printer(sys.stderr)
+
+    def early(self, item: Exhibit | CrashExhibit) -> None:
+        """A script gets each finding once, with its symbols: as in a replay."""
 
     def finding(self, item: Exhibit, answers: Answers) -> None:
         self._stream.write(json_line(item, answers) + "\n")
@@ -90,6 +120,9 @@ class JsonFileSink:
         self._path = path
         self._notice = on_notice
         self._file: BinaryIO = private_file(path)
+
+    def early(self, item: Exhibit | CrashExhibit) -> None:
+        """As JsonConsoleSink."""
 
     def finding(self, item: Exhibit, answers: Answers) -> None:
         try:

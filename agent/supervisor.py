@@ -135,6 +135,7 @@ class Supervisor:
         self._gone_counters: Counter[str] = Counter()
         self._last_tick = 0
         self._seen: set[str] = set()  # of the programs that are followed: those with a process so far
+        self._closing: list[threading.Thread] = []
         self._closed = False
         self.plans: list[dict[str, Any]] = []  # every plan that was resolved, newest last
 
@@ -303,7 +304,15 @@ class Supervisor:
                 yield TargetGone(ts=self._clock_ns(), tgid=tgid, reason="detached")
         self._gone_counters.update(entry.session.counters())
         self._sessions.remove(entry)
-        entry.session.close()
+        self._let_go(entry.session)
+
+    def _let_go(self, session: Session) -> None:
+        """Close it beside the loop: detaching waits for a grace period of the kernel per point, seconds in
+        all, and what was found must not wait for that."""
+        self._closing = [thread for thread in self._closing if thread.is_alive()]
+        thread = threading.Thread(target=session.close, name="detach")
+        thread.start()
+        self._closing.append(thread)
 
     def drain(self) -> Iterator[Event]:
         """What the sessions still hold, without waiting: the last events before `close`."""
@@ -319,6 +328,9 @@ class Supervisor:
         sessions, self._sessions = self._sessions, []
         for entry in sessions:
             entry.session.close()
+        closing, self._closing = self._closing, []
+        for thread in closing:
+            thread.join()
 
     # -- replaced binaries ----------------------------------------------------------------------
 

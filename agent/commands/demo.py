@@ -164,7 +164,7 @@ def _watch(
     from agent.forensics.desk import CrashDesk
     from agent.forensics.store import BundleStore
     from agent.plan_text import plan_lines
-    from agent.runner import Runner, Stop
+    from agent.runner import EARLY, Runner, Stop
     from agent.sinks import brief
     from agent.summary import summary
     from agent.supervisor import Wanted
@@ -180,15 +180,33 @@ def _watch(
         """The stale delivery in full, everything else in a line."""
 
         failures = 0
+        told = 0  # findings and crashes that came early, and not yet with their symbols
+
+        def early(self, item: Exhibit | CrashExhibit) -> None:
+            self.told += 1
+            if isinstance(item, CrashExhibit):
+                out.lines(report.crash_early(item))
+            else:
+                out.lines(report.early(item) if self._whole(item) else [brief(item)])
 
         def finding(self, item: Exhibit, answers: Answers) -> None:
             if item.finding.update:
                 return
-            whole = item.finding.rule is RuleId.STALE_DELIVERY
-            out.lines(report.report(item, answers) if whole else [brief(item)])
+            told = self._was_told()
+            if self._whole(item):
+                out.lines(report.report(item, answers, told=told))
+            elif not told:
+                out.lines([brief(item)])
 
         def crash(self, item: CrashExhibit, answers: Answers) -> None:
-            out.lines(report.crash(item, answers))
+            out.lines(report.crash(item, answers, told=self._was_told()))
+
+        def _was_told(self) -> bool:
+            told, self.told = self.told > 0, max(0, self.told - 1)
+            return told
+
+        def _whole(self, item: Exhibit) -> bool:
+            return item.finding.rule is RuleId.STALE_DELIVERY
 
         def bundle(self, done: BundleDone) -> None:
             bundles.append(done)
@@ -219,6 +237,7 @@ def _watch(
             sinks=[show],
             desk=desk,
             duration=_DEADLINE,
+            early=EARLY,
             stop=stop,
         ).run()
     out.lines(summary(outcome.stats, outcome.findings))

@@ -15,7 +15,7 @@ from agent.forensics.capture import CaptureControl, CaptureMode
 from agent.forensics.desk import BundleDone, CrashDesk
 from agent.forensics.store import DEFAULT, BundleStore, Limits
 from agent.recording import RecordingWriter
-from agent.runner import Outcome, Runner, Stop
+from agent.runner import EARLY, Outcome, Runner, Stop
 from agent.sanitize import printable
 from agent.scene import Scene
 from agent.sinks import ConsoleSink, JsonConsoleSink, JsonFileSink, Sink
@@ -143,6 +143,7 @@ def run_live(options: LiveOptions) -> Outcome:
             timeline=TimelineModel(scene, per_second=options.lines_per_second) if options.timeline else None,
             timeline_printer=Printer(),
             duration=options.duration,
+            early=EARLY,
             stop=stop,
             on_notice=lambda text: printer.text(f"afterfree: {printable(text)}"),
         )

@@ -196,3 +196,58 @@ def test_a_summary_of_nothing_is_no_clean_one() -> None:
     idle = ListSource((ATTACHED,), (CountersRead(ts=SECOND, counters={"deliveries": 0}),))
     _, runner = run(idle)
     assert "there was nothing to judge" in plain(summary(runner.outcome.stats, ()))
+
+
+class Late(FakeSymbols):
+    """Symbols whose answers come at a time of a clock that each look moves on."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(delay=1 << 30)
+        self.now, self._seconds = 0.0, seconds
+
+    def clock(self) -> float:
+        self.now += 0.01
+        return self.now
+
+    def pump(self, timeout: float = 0.0) -> None:
+        if self.now >= self._seconds:
+            self.settle(0)
+
+
+def _told(seconds: float, *, early: float | None, brief: bool = False) -> tuple[str, str]:
+    """What people and scripts read when the symbols take that long."""
+    people, scripts, late = io.StringIO(), io.StringIO(), Late(seconds)
+    Runner(
+        ListSource(*LIVE),
+        judge=OnTick(),
+        symbols=cast("SymbolClient", late),
+        sinks=[ConsoleSink(Printer(people, colour=False), brief=brief), JsonConsoleSink(scripts)],
+        early=early,
+        clock=late.clock,
+    ).run()
+    return people.getvalue(), scripts.getvalue()
+
+
+def test_a_finding_is_told_before_its_symbols_and_again_with_them() -> None:
+    people, scripts = _told(5.0, early=0.15)
+    first, second = people.split("CRITICAL")[1:]
+    assert "are being looked up: this finding follows once more" in first
+    assert 'destroyed  by loop 4711 "srv-loop"' in first
+    assert "worker.zig:640" not in first
+    assert "as told above, now with its symbols" in second
+    assert "worker.zig:640" in second
+    assert scripts.count("\n") == 1
+
+
+def test_symbols_that_come_soon_make_one_report() -> None:
+    people, scripts = _told(0.1, early=0.15)
+    assert people.count("CRITICAL") == 1
+    assert "looked up" not in people
+    assert "as told above" not in people
+    assert scripts.count("\n") == 1
+
+
+def test_without_early_reports_and_in_brief_there_is_one() -> None:
+    assert _told(5.0, early=None)[0].count("CRITICAL") == 1
+    assert _told(5.0, early=0.15, brief=True)[0].count("CRITICAL") == 1
+    assert _told(5.0, early=0.15)[1] == _told(5.0, early=None)[1]
