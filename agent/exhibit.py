@@ -220,7 +220,7 @@ def _frames(pc: Pc, answers: Answers) -> list[SourceFrame]:
 
 def _of_instance(site: PlanSite, within: list[SourceFrame], probed: list[SourceFrame]) -> list[SourceFrame]:
     """The frames of a probed instance: from the function that the profile names outwards, its call site as
-    the plan has it. within: frames of an address in the instance's own code; probed: of where the probe is."""
+    the plan has it. within: frames of an address in the instance's own code; probed: of the probe's place."""
     frames = within if within and not within[0].reason else probed
     if not frames or frames[0].reason:
         return frames
