@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,11 +120,17 @@ def explain(error: BaseException) -> Message:
     )
 
 
-def run(args: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code. Nothing but AFTERFREE_DEBUG=1 shows a traceback."""
+def run(args: Sequence[str] | None = None, *, whole: bool = False) -> int:
+    """Run one command line and return its exit code. Nothing but AFTERFREE_DEBUG=1 shows a traceback.
+
+    whole: the process ends with it (agent.stopping.Stop, `lasting`).
+    """
     try:
         result = cli.main(
-            args=list(args) if args is not None else None, prog_name="afterfree", standalone_mode=False
+            args=list(args) if args is not None else None,
+            prog_name="afterfree",
+            standalone_mode=False,
+            obj=whole,
         )
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
@@ -158,7 +165,12 @@ def _fail(message: Message) -> int:
 
 def main() -> NoReturn:
     """The process's whole life; the console script comes here by agent/entry.py."""
-    sys.exit(run())
+    code = run(whole=True)
+    # All is said and done: a signal that comes while the interpreter takes itself apart changes nothing. It
+    # would be the exit status, since Python gives its handlers up first (_PySignal_Fini in Py_FinalizeEx).
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,10 @@
 # The same loop runs live and in replay; decisions depend on events only. Must not attach or draw reports.
 from __future__ import annotations
 
-import contextlib
-import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Protocol
 
 from agent import recording
@@ -19,6 +16,7 @@ from agent.forensics.desk import CrashDesk
 from agent.recording import RecordingWriter
 from agent.scene import Scene
 from agent.sinks import Sink, json_line
+from agent.stopping import Stop
 from agent.summary import Stats
 from agent.symbolize import SymbolClient
 from agent.text import Line, Printer
@@ -42,28 +40,6 @@ class Judge(Protocol):
     def findings(self) -> tuple[Finding, ...]: ...
 
     def last_words(self) -> tuple[Finding, ...]: ...
-
-
-class Stop:
-    """A flag that SIGINT and SIGTERM raise; a second signal of the same kind ends at once."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[Stop]:
-        """Handlers for the time of the run. Only from the main thread."""
-        old = {number: signal.signal(number, self._raise) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
-
-    def _raise(self, number: int, _frame: FrameType | None) -> None:
-        if self.signal:
-            signal.signal(number, signal.SIG_DFL)
-        self.signal = number
 
 
 @dataclass(slots=True)
@@ -161,7 +137,8 @@ class Runner:
         self._settle()
         self._draw()
         if self._desk is not None:
-            self._desk.finish(_BUNDLES)
+            with self._stop.patience(_BUNDLES):
+                self._desk.finish(_BUNDLES)
         self._finish_recording()
         return Outcome(
             stats=self.stats,
@@ -180,6 +157,8 @@ class Runner:
 
     def _consume(self, events: Iterable[Event]) -> None:
         for whole in events:
+            if self._stop.signal:
+                self._stop.moved()
             for event in recording.chunks(whole):
                 self._take(event)
 
@@ -223,7 +202,8 @@ class Runner:
             self._symbols.pump(max(0.0, min(_POLL, self._untold[0].due - self._clock())))
             self._emit()
             self._tell_early()
-        self._symbols.settle(_SETTLE)
+        with self._stop.patience(_SETTLE):
+            self._symbols.settle(_SETTLE)
         self._emit()
 
     def _after_poll(self) -> None:
@@ -246,6 +226,7 @@ class Runner:
             waiting = self._pending.popleft()
             if self._untold and self._untold[0] is waiting:
                 self._untold.popleft()
+            self._stop.moved()
             if self._recorder is not None:
                 self._recorder.write_answers(self._symbols.drain())
             for sink in self._sinks:

@@ -5,6 +5,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from probes.abi import Signature
 if TYPE_CHECKING:
     from agent.correlator.census import Census
     from agent.correlator.histogram import Histogram
+    from agent.stopping import Stop
     from agent.supervisor import Wanted
     from probes.events import Event
 
@@ -50,11 +52,8 @@ def command(
       afterfree census run.afrec
       afterfree census --pid 4711 --duration 30
     """
-    from agent.correlator.census import Census
-    from agent.errors import Misused, NothingSeen
+    from agent.errors import Misused
     from agent.supervisor import Wanted
-    from agent.text import Printer
-    from probes.events import LifetimeEnded, LifetimesCounted, TargetAttached
 
     live = bool(pids or exes or units)
     if (file is None) == (not live):
@@ -62,17 +61,26 @@ def command(
             "name either a recording or processes",
             remedy="afterfree census FILE\nafterfree census --pid PID --duration 30",
         )
-    census = Census()
     wanted = Wanted(pids=pids, exes=exes, units=units, profile=profile, debug_file=debug_file)
+    if file is not None:
+        _census(_recorded(file), wanted, form)
+    else:
+        with options.stop().installed() as stop:
+            _census(_live(wanted, duration, stop, fresh=no_cache), wanted, form)
+    return 0
+
+
+def _census(source: AbstractContextManager[Iterable[Event]], wanted: Wanted, form: str) -> None:
+    """Count all of it, and print. Raises RecordingError, NothingSeen after that."""
+    from agent.correlator.census import Census
+    from agent.errors import NothingSeen, RecordingError
+    from agent.text import Printer
+    from probes.events import LifetimeEnded, LifetimesCounted, TargetAttached
+
+    census = Census()
     error = None
     processes = 0
-    with contextlib.ExitStack() as stack:
-        if file is not None:
-            events = stack.enter_context(_recorded(file))
-        else:
-            events = stack.enter_context(_live(wanted, duration, fresh=no_cache))
-        from agent.errors import RecordingError
-
+    with source as events:
         try:
             for event in events:
                 if isinstance(event, LifetimeEnded | LifetimesCounted):
@@ -90,13 +98,13 @@ def command(
             "failure": None if failure is None else failure.to_json(),
         }
         sys.stdout.write(json.dumps(value, indent=2) + "\n")
+        sys.stdout.flush()
     elif failure is None:
         Printer().lines(_lines(census))
     if error is not None:
         raise error
     if failure is not None:
         raise failure
-    return 0
 
 
 @contextlib.contextmanager
@@ -116,16 +124,17 @@ def _until_finished(source: Any) -> Iterator[Event]:
 
 
 @contextlib.contextmanager
-def _live(wanted: Wanted, duration: float | None, *, fresh: bool) -> Iterator[Iterable[Event]]:
+def _live(wanted: Wanted, duration: float | None, stop: Stop, *, fresh: bool) -> Iterator[Iterable[Event]]:
     import time
 
-    from agent.commands.live import LiveOptions, attached, notices
-    from agent.runner import Stop
+    from agent.commands.live import ATTACHING_S, LiveOptions, attached, notices
     from agent.symbolize import SymbolClient
 
-    stop, symbols = Stop(), SymbolClient(fresh=fresh)
+    symbols = SymbolClient(fresh=fresh)
     options_of_run = LiveOptions(wanted=wanted, fresh=fresh)
-    with stop.installed(), contextlib.closing(symbols), attached(options_of_run, symbols) as supervisor:
+    with contextlib.closing(symbols), contextlib.ExitStack() as stack:
+        with stop.patience(ATTACHING_S):
+            supervisor = stack.enter_context(attached(options_of_run, symbols))
         symbols.close()
         if duration is None:
             notices().text("afterfree: counting lifetimes. Ctrl-C ends and prints the census.")

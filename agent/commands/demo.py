@@ -156,6 +156,7 @@ def _watch(
 ) -> tuple[bool, list[BundleDone]]:
     """Attach, drive traffic, show what is found: (whether the stale delivery was proved, bundles)."""
     from agent import report
+    from agent.commands import options as command_options
     from agent.commands.live import LiveOptions, attached
     from agent.correlator.core import Correlator
     from agent.correlator.findings import RuleId, Severity
@@ -164,7 +165,7 @@ def _watch(
     from agent.forensics.desk import CrashDesk
     from agent.forensics.store import BundleStore
     from agent.plan_text import plan_lines
-    from agent.runner import EARLY, Runner, Stop
+    from agent.runner import EARLY, Runner
     from agent.sinks import brief
     from agent.summary import summary
     from agent.supervisor import Wanted
@@ -218,7 +219,7 @@ def _watch(
     store = BundleStore(Path(tempfile.mkdtemp(prefix="afterfree-demo-")))
     capture = CaptureControl(store.folder, CaptureMode.ON_SUSPICION, CaptureOptions())
     desk = CrashDesk(store, configuration={"demo": True}, on_bundle=show.bundle, capture=capture)
-    stop = Stop()
+    stop = command_options.stop()
     options = LiveOptions(wanted=Wanted(pids=(process.pid,)))
     with (
         stop.installed(),

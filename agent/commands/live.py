@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from agent.commands import options as command_options
 from agent.correlator.core import Correlator
 from agent.correlator.findings import Severity
 from agent.errors import NothingSeen
@@ -15,10 +16,11 @@ from agent.forensics.capture import CaptureControl, CaptureMode
 from agent.forensics.desk import BundleDone, CrashDesk
 from agent.forensics.store import DEFAULT, BundleStore, Limits
 from agent.recording import RecordingWriter
-from agent.runner import EARLY, Outcome, Runner, Stop
+from agent.runner import EARLY, Outcome, Runner
 from agent.sanitize import printable
 from agent.scene import Scene
 from agent.sinks import ConsoleSink, JsonConsoleSink, JsonFileSink, Sink
+from agent.stopping import Stop
 from agent.summary import summary
 from agent.supervisor import Session, Supervisor, Wanted
 from agent.symbolize import SymbolClient
@@ -26,6 +28,9 @@ from agent.text import Printer
 from agent.timeline import TimelineModel
 from probes.capture.facts import CaptureOptions
 from symbols.plan import ProbePlan
+
+ATTACHING_S = 30.0
+"""That long after its begin attaching may go on when a signal has come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,12 +118,22 @@ def sinks(options: LiveOptions) -> list[Sink]:
 
 def run_live(options: LiveOptions) -> Outcome:
     """Attach, run to the end, print the summary."""
-    stop = Stop()
+    with command_options.stop().installed() as stop:
+        outcome = _run(options, stop)
+        conclude(outcome, options.form)
+        if outcome.error is not None:
+            raise outcome.error
+        demand_process(outcome.stats.attached, options.wanted, options.form)
+        return outcome
+
+
+def _run(options: LiveOptions, stop: Stop) -> Outcome:
     printer = notices()
     symbols = SymbolClient(fresh=options.fresh)
-    with stop.installed(), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         stack.callback(symbols.close)
-        supervisor = stack.enter_context(attached(options, symbols))
+        with stop.patience(ATTACHING_S):
+            supervisor = stack.enter_context(attached(options, symbols))
         outputs = sinks(options)
         for sink in outputs:
             stack.callback(sink.close)
@@ -150,11 +165,7 @@ def run_live(options: LiveOptions) -> Outcome:
         outcome = runner.run()
         unseen = supervisor.unseen if outcome.stats.attached else ()
     notes = tuple(f"no process of {exe} was ever seen: nothing is known of it" for exe in unseen)
-    conclude(replace(outcome, notes=(*outcome.notes, *notes)), options.form)
-    if outcome.error is not None:
-        raise outcome.error
-    demand_process(outcome.stats.attached, options.wanted, options.form)
-    return outcome
+    return replace(outcome, notes=(*outcome.notes, *notes))
 
 
 def demand_process(count: int, wanted: Wanted | None, form: str) -> None:

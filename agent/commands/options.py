@@ -4,9 +4,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from agent.stopping import Stop
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -148,3 +151,11 @@ def crashes(function: F) -> F:
 max_size = click.option(
     "--max-size", type=Size(), default="4G", show_default=True, help="Stop recording at that many bytes."
 )
+
+
+def stop() -> Stop:
+    """What signals do to a run; until the end of the process where that is the end of the command."""
+    from agent.stopping import Stop
+
+    context = click.get_current_context(silent=True)
+    return Stop(lasting=context is not None and context.find_root().obj is True)

@@ -28,7 +28,7 @@ def command(
     from agent.correlator.core import Correlator
     from agent.errors import Misused
     from agent.replay_source import RecordingSource
-    from agent.runner import Runner, Stop
+    from agent.runner import Runner
     from agent.scene import Scene
     from agent.supervisor import Wanted
     from agent.symbolize import SymbolClient
@@ -37,33 +37,33 @@ def command(
 
     if timeline and form == "json":
         raise Misused("--timeline and --format json both want standard output", remedy="use --findings FILE")
-    stop = Stop()
-    with stop.installed(), contextlib.ExitStack() as stack:
-        source = RecordingSource.open(file)
-        stack.callback(source.close)
-        symbols = SymbolClient(stored=source.answers)
-        stack.callback(symbols.close)
-        outputs = sinks(LiveOptions(wanted=Wanted(), form=form, findings=findings))
-        for sink in outputs:
-            stack.callback(sink.close)
-        scene = Scene(
-            on_target=lambda target: symbols.know_image(target.identity, [target.image, target.exe])
-        )
-        outcome = Runner(
-            source,
-            judge=Correlator(),
-            symbols=symbols,
-            sinks=outputs,
-            scene=scene,
-            timeline=TimelineModel(scene, per_second=timeline_rate) if timeline else None,
-            timeline_printer=Printer(),
-            stop=stop,
-        ).run()
-    conclude(outcome, form)
-    if outcome.error is not None:
-        raise outcome.error
-    demand_process(outcome.stats.attached, None, form)
-    stopped = source.totals.get("stopped")
-    if stopped:
-        notices().text(f"afterfree: the recording ends early: {stopped}")
-    return outcome.exit_code(threshold(fail_on))
+    with options.stop().installed() as stop:
+        with contextlib.ExitStack() as stack:
+            source = RecordingSource.open(file)
+            stack.callback(source.close)
+            symbols = SymbolClient(stored=source.answers)
+            stack.callback(symbols.close)
+            outputs = sinks(LiveOptions(wanted=Wanted(), form=form, findings=findings))
+            for sink in outputs:
+                stack.callback(sink.close)
+            scene = Scene(
+                on_target=lambda target: symbols.know_image(target.identity, [target.image, target.exe])
+            )
+            outcome = Runner(
+                source,
+                judge=Correlator(),
+                symbols=symbols,
+                sinks=outputs,
+                scene=scene,
+                timeline=TimelineModel(scene, per_second=timeline_rate) if timeline else None,
+                timeline_printer=Printer(),
+                stop=stop,
+            ).run()
+        conclude(outcome, form)
+        if outcome.error is not None:
+            raise outcome.error
+        demand_process(outcome.stats.attached, None, form)
+        stopped = source.totals.get("stopped")
+        if stopped:
+            notices().text(f"afterfree: the recording ends early: {stopped}")
+        return outcome.exit_code(threshold(fail_on))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -129,6 +131,44 @@ def test_a_signal_while_attaching_ends_the_watch_as_well(tmp_path: Path) -> None
         assert_nothing_is_left(set(), set(), children)
         assert_no_program_without_owner()
         finished(load(target.port, "churn", connections=200))
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_watch_whose_output_nobody_reads_ends_when_it_is_told(signals: int, tmp_path: Path) -> None:
+    """A full pipe blocks the write of a line: the second signal ends that, or the limit after the first."""
+    bundles = ("--bundles", str(tmp_path / "bundles"))
+    options = ("--timeline", "--timeline-rate", "100000", "--capture", "always", *bundles)
+    with server("ReleaseSafe", tmp_path) as target:
+        with (tmp_path / "err").open("wb") as err:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "agent.cli", "watch", "--pid", str(target.pid), *options],
+                stdout=subprocess.PIPE,
+                stderr=err,
+            )
+        watch = Daemon(process, tmp_path / "none", tmp_path / "err")  # type: ignore[arg-type]
+        try:
+            assert process.stdout is not None
+            fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+            watch.wait_ready()
+            program_ids, maps = assert_probes_are_in_place(watch, target)
+            client = load(target.port, "keepalive", "--requests", "100", connections=64)
+            wait_for(
+                lambda: Path(f"/proc/{watch.pid}/wchan").read_text().endswith("pipe_write"), 30, "a full pipe"
+            )
+            children = descendants(watch.pid)
+            process.send_signal(signal.SIGTERM)
+            if signals == 2:
+                time.sleep(1)
+                process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 1, watch.said()
+            assert "standard output takes nothing" in watch.said()
+            assert_nothing_is_left(program_ids, maps, children)
+            finished(client)
+            assert_not_stopped(target)
+        finally:
+            process.kill()
+            process.communicate()
+        assert target.stop()["summary"]
 
 
 def attaching(watch: Daemon) -> int:

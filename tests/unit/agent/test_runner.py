@@ -12,9 +12,10 @@ from typing import Any, cast
 from agent.correlator.findings import Severity
 from agent.recording import RecordingWriter
 from agent.replay_source import RecordingSource
-from agent.runner import Runner, Stop
+from agent.runner import Runner
 from agent.scene import Scene
 from agent.sinks import ConsoleSink, JsonConsoleSink, JsonFileSink
+from agent.stopping import Stop
 from agent.summary import summary
 from agent.symbolize import SymbolClient
 from agent.text import Printer, plain
