@@ -64,10 +64,14 @@ class Stop:
         """Something came through: the limit counts from here."""
         self._moved = time.monotonic()
 
+    def allow(self, seconds: float) -> None:
+        """That long from now nothing has to move."""
+        self._allowed = time.monotonic() + seconds
+
     @contextlib.contextmanager
     def patience(self, seconds: float) -> Iterator[None]:
         """For what may take that long without `moved`, and has a limit of its own."""
-        self._allowed = time.monotonic() + seconds
+        self.allow(seconds)
         try:
             yield
         finally:

@@ -127,7 +127,7 @@ def _until_finished(source: Any) -> Iterator[Event]:
 def _live(wanted: Wanted, duration: float | None, stop: Stop, *, fresh: bool) -> Iterator[Iterable[Event]]:
     import time
 
-    from agent.commands.live import ATTACHING_S, LiveOptions, attached, notices
+    from agent.commands.live import ATTACHING_S, DETACHING_S, LiveOptions, attached, notices
     from agent.symbolize import SymbolClient
 
     symbols = SymbolClient(fresh=fresh)
@@ -135,6 +135,7 @@ def _live(wanted: Wanted, duration: float | None, stop: Stop, *, fresh: bool) ->
     with contextlib.closing(symbols), contextlib.ExitStack() as stack:
         with stop.patience(ATTACHING_S):
             supervisor = stack.enter_context(attached(options_of_run, symbols))
+        stack.callback(stop.allow, DETACHING_S)
         symbols.close()
         if duration is None:
             notices().text("afterfree: counting lifetimes. Ctrl-C ends and prints the census.")

@@ -31,6 +31,8 @@ from symbols.plan import ProbePlan
 
 ATTACHING_S = 30.0
 """That long after its begin attaching may go on when a signal has come."""
+DETACHING_S = 30.0
+"""The kernel waits for grace periods, per probe; longer on a busy machine. The end of the process does the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +164,7 @@ def _run(options: LiveOptions, stop: Stop) -> Outcome:
             stop=stop,
             on_notice=lambda text: printer.text(f"afterfree: {printable(text)}"),
         )
+        stack.callback(stop.allow, DETACHING_S)
         outcome = runner.run()
         unseen = supervisor.unseen if outcome.stats.attached else ()
     notes = tuple(f"no process of {exe} was ever seen: nothing is known of it" for exe in unseen)
