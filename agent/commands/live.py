@@ -32,7 +32,7 @@ from symbols.plan import ProbePlan
 ATTACHING_S = 30.0
 """That long after its begin attaching may go on when a signal has come."""
 DETACHING_S = 30.0
-"""The kernel waits for grace periods, per probe; longer on a busy machine. The end of the process does the same."""
+"""The kernel waits for grace periods, per probe, and longer when busy; the end of a process waits as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
