@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from agent.correlator.catalog import RULES, uncertain_title
 from agent.correlator.context import Context
-from agent.correlator.findings import Actor, CallSite, Candidate, Confidence, Finding, RuleId, Severity
+from agent.correlator.findings import Actor, Candidate, Confidence, Finding, RuleId, Severity
 from probes.abi import Kind, RegFlag, RegState, SlotFlag
 from probes.events import Moment, Registration, SlotLife, SuspicionRaised, Trigger
 from symbols.plan import Role
@@ -217,7 +217,7 @@ def draft(
     window_ns: int | None = None,
     margin_ns: int | None = None,
 ) -> Finding:
-    """A finding before grouping: severity capped by confidence, sites normalised by the target's bias."""
+    """A finding before grouping: severity capped by confidence, sites the same in every process."""
     text = RULES[rule]
     guard = doubts.context.guard if text.guarded else None
     if guard is not None:
@@ -229,11 +229,9 @@ def draft(
         severity = min(severity, Severity.WARNING)
         headline = uncertain_title(rule)
     ordered = order(actors)
-    bias = doubts.context.target.bias
+    places, target = doubts.context.places, doubts.context.target
     sites = tuple(
-        CallSite(role=a.role, address=a.moment.ip - bias if a.moment.ip else 0)
-        for a in ordered
-        if a.role in site_roles and a.moment.seen
+        places.site(a.role, a.moment, target) for a in ordered if a.role in site_roles and a.moment.seen
     )
     if generation is None:
         generation = slot.gen if slot is not None else 0

@@ -2,13 +2,16 @@
 # Plain memory; must not judge.
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.correlator.bounded import BoundedMap
 from probes.events import FdinfoChecked, Lost, SlotLife
 from symbols.plan import Role
+
+if TYPE_CHECKING:
+    from agent.correlator.places import Places
 
 _LINK_BYTES = 8
 _UNDEFINED = 0xAA  # Zig's `undefined` in safe builds; destroy fills the slot with it (DESIGN section 5)
@@ -23,6 +26,7 @@ class PlanFacts:
     unprobed: Mapping[Role, tuple[str, ...]]  # where each instance that could not be probed is
     freelist_offset: int | None = None
     slot_size: int = 0  # bytes; 0 unknown
+    code: tuple[tuple[int, int], ...] = ()  # image addresses [start, end) of its executable segments
     counts: bool = False  # a destroy seems to count references down, and the profile names no count
 
     @classmethod
@@ -53,6 +57,7 @@ class PlanFacts:
             unprobed=unprobed,
             freelist_offset=link if isinstance(link, int) and link >= 0 else None,
             slot_size=size if isinstance(size, int) and size > 0 else 0,
+            code=tuple(_segments(plan.get("segments"))),
             counts=counts and not (isinstance(slot, Mapping) and slot.get("count_offset") is not None),
         )
 
@@ -69,6 +74,14 @@ class PlanFacts:
         where = self.unprobed[role]
         total = len(where) + self.sites[role]
         return f"{len(where)} of {total} {role.value} instances cannot be probed (in {', '.join(where[:3])})"
+
+
+def _segments(segments: Any) -> Iterator[tuple[int, int]]:
+    for segment in segments if isinstance(segments, Sequence) else ():
+        if isinstance(segment, Mapping) and segment.get("executable", True):
+            start, size = segment.get("vaddr"), segment.get("memsz")
+            if isinstance(start, int) and isinstance(size, int):
+                yield start, start + size
 
 
 def _role(value: Any) -> Role | None:
@@ -168,6 +181,7 @@ class Context:
     target: Target
     loss: LossWindows
     fdinfo: FdinfoLog
+    places: Places
     known_slots: BoundedMap[tuple[int, int], None]
     leak_after_ns: int
     earlier_in_batch: int = 0  # recycled deliveries of this slot already judged in this batch

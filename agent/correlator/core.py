@@ -13,6 +13,7 @@ from agent.correlator.context import Context, FdinfoLog, LossWindows, PlanFacts,
 from agent.correlator.findings import Finding, RuleId
 from agent.correlator.grouping import Groups
 from agent.correlator.lifetimes import LifetimeLedger
+from agent.correlator.places import Places
 from agent.correlator.rules import judge_lifetime, judge_lingering, judge_suspicion
 from agent.correlator.tallies import Leak, Tallies
 from probes.abi import SlotFlag, Suspect
@@ -24,8 +25,10 @@ from probes.events import (
     LifetimeEnded,
     LifetimesCounted,
     Lost,
+    ModulesMapped,
     RecordsRead,
     SlotLingering,
+    StackSeen,
     SuspicionRaised,
     TargetAttached,
     TargetGone,
@@ -33,6 +36,7 @@ from probes.events import (
 )
 
 _MAX_TARGETS = 256
+_MAX_STACKS = 16384
 _MAX_NAMES = 64  # kinds of loss that are counted by name
 
 
@@ -89,6 +93,7 @@ class Correlator:
         self._targets: BoundedMap[int, Target] = BoundedMap(_MAX_TARGETS)
         self._loss = LossWindows()
         self._fdinfo = FdinfoLog(4096)
+        self._places = Places(_MAX_STACKS, _MAX_TARGETS)
         self._slots: BoundedMap[tuple[int, int], None] = BoundedMap(self.options.max_slots)
         self._tallies = Tallies(self.options.max_slots)
         self._groups = Groups(self.options.max_groups)
@@ -106,6 +111,8 @@ class Correlator:
             RecordsRead: self._on_records,
             Lost: self._on_lost,
             FdinfoChecked: self._on_fdinfo,
+            StackSeen: self._on_stack,
+            ModulesMapped: self._on_modules,
             TargetAttached: self._on_attached,
             TargetGone: self._on_ts,
             CrashSeen: self._on_crash,
@@ -140,6 +147,7 @@ class Correlator:
             self._targets,
             self._loss,
             self._fdinfo,
+            self._places,
             self._slots,
             self._tallies,
             self._groups,
@@ -244,6 +252,14 @@ class Correlator:
         self._fdinfo.add(check)
         return []
 
+    def _on_stack(self, event: StackSeen) -> list[Finding]:
+        self._places.know_stack(event)
+        return []
+
+    def _on_modules(self, event: ModulesMapped) -> list[Finding]:
+        self._places.know_modules(event)
+        return []
+
     def _on_attached(self, event: TargetAttached) -> list[Finding]:
         self._at(event.ts)
         self.stats.targets += 1
@@ -278,6 +294,7 @@ class Correlator:
             target=self._targets.get(tgid) or Target(tgid=tgid),
             loss=self._loss,
             fdinfo=self._fdinfo,
+            places=self._places,
             known_slots=self._slots,
             leak_after_ns=self.options.leak_after_ns,
         )

@@ -182,17 +182,21 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallSite:
-    """Where an actor of the group stood: image address (the target's load bias taken off)."""
+    """Where an actor of the group stood: the same in every process of the image (correlator/places.py)."""
 
     role: str
-    address: int
+    address: int  # in the image or module, its load bias taken off; 0: anywhere in it
+    module: str = ""  # another module than the plan's image: its identity, "libc", or "?" for no known file
 
     def to_dict(self) -> dict[str, Any]:
-        return {"role": self.role, "address": hex(self.address)}
+        value = {"role": self.role, "address": hex(self.address)}
+        return value | {"module": self.module} if self.module else value
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> CallSite:
-        return cls(role=str(value["role"]), address=int(value["address"], 16))
+        return cls(
+            role=str(value["role"]), address=int(value["address"], 16), module=str(value.get("module", ""))
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,9 +92,11 @@ class Groups:
 
 
 def group_id(finding: Finding, image: str) -> str:
-    """Ten hex digits, stable over runs of the same image at whatever load address."""
+    """Ten hex digits, the same in every process of the image, wherever it and its libraries lie."""
     parts = [finding.rule.value, finding.severity.label, image]
-    parts += [f"{site.role}@{site.address:x}" for site in finding.sites]
+    parts += [
+        f"{site.role}@{site.module}{'+' if site.module else ''}{site.address:x}" for site in finding.sites
+    ]
     return blake2b("|".join(parts).encode("utf-8", "replace"), digest_size=5).hexdigest()
 
 

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from probes.abi import Kind
-from probes.events import RecordsRead, StackSeen
+from probes.events import RecordsRead, ThreadSeen
 from tests.unit.agent.correlator.playbook import (
     EPFD,
     EPOLLIN,
@@ -33,5 +33,5 @@ def test_records_are_counted_and_change_no_verdict(play: Playbook) -> None:
 
 
 def test_what_says_nothing_to_a_rule_is_counted(play: Playbook) -> None:
-    play >> attached() >> StackSeen(tgid=TGID, id=8, pcs=(1, 2)) << nothing
+    play >> attached() >> ThreadSeen(tgid=TGID, tid=8, comm="x") << nothing
     assert play.correlator.stats.unjudged == 1
