@@ -8,8 +8,9 @@ import textwrap
 from agent.correlator.findings import Finding
 from agent.exhibit import Answers, CrashExhibit, Exhibit, SourceFrame, Step
 from agent.forensics.desk import BundleDone
+from agent.libraries import c_library, library_file, library_function
 from agent.sanitize import printable
-from agent.text import Line, Span, duration, library_file, line, number, short_name, since
+from agent.text import Line, Span, duration, line, number, short_name, since
 
 WIDTH = 96
 _BAR = "─" * WIDTH
@@ -197,7 +198,7 @@ def _step(step: Step, item: Exhibit, frames: list[SourceFrame]) -> list[Line]:
 
 def _stack(frames: list[SourceFrame], indent: int = _LABEL + 1) -> list[Line]:
     """The program's own frames; library frames on top of them are named behind the first one."""
-    mine = [i for i, frame in enumerate(frames) if not frame.reason and not _library(frame)]
+    mine = _own(frames)
     first = mine[0] if mine else 0
     # What starts a thread lies below the last own frame and says nothing.
     end = min(first + _FRAMES, mine[-1] + 1 if mine else 1)
@@ -210,15 +211,30 @@ def _stack(frames: list[SourceFrame], indent: int = _LABEL + 1) -> list[Line]:
             suffix = f"   through {short_name(through.function, 40)}"
         word = "in" if index == 0 else ("inlined in" if shown[index - 1].inlined else "called by")
         rows.append(_frame(frame, word, indent=indent, suffix=suffix))
+    if shown and not mine and not any(frame.reason for frame in shown):
+        unknown = "its caller in the program is not known: no frame of it was found on the stack"
+        rows.append(line(" " * indent, "called by".ljust(11), Span(unknown, "dim")))
     rest = len([i for i in mine if i >= end])
     if rest:
         rows.append(line(" " * indent, Span(f"… {rest} more frame{'s' if rest > 1 else ''}", "dim")))
     return rows
 
 
-def _library(frame: SourceFrame) -> bool:
-    """Frames of Zig's standard library or of a shared object: how it was called, not who called it."""
-    return bool(frame.module) or library_file(frame.file)
+def _own(frames: list[SourceFrame]) -> list[int]:
+    """Which frames are the program's own. What it called through (a standard library, a system call's
+    wrapper) says nothing of who called; code without lines beside code with lines is of a library that was
+    linked in. Where all is in shared objects: the frames of those that are no C library."""
+    known = [(i, frame) for i, frame in enumerate(frames) if not frame.reason]
+    known = [
+        (i, frame)
+        for i, frame in known
+        if not library_file(frame.file) and (frame.file or not library_function(frame.function))
+    ]
+    mine = [(i, frame) for i, frame in known if not frame.module]
+    with_lines = [i for i, frame in mine if frame.file]
+    if mine:
+        return with_lines or [i for i, _ in mine]
+    return [i for i, frame in known if not c_library(posixpath.basename(frame.module))]
 
 
 def _frame(frame: SourceFrame, word: str, *, indent: int, suffix: str = "") -> Line:

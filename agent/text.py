@@ -132,11 +132,6 @@ def short_name(name: str, most: int = 64) -> str:
     return text if len(text) <= most else "…" + text[-(most - 1) :]
 
 
-def library_file(file: str) -> bool:
-    """Source of Zig's standard library or of libc: how something was called, not who called it."""
-    return "/std/" in file or file.startswith("std/") or "/sysdeps/" in file
-
-
 def table(
     header: tuple[str, ...], rows: Iterable[tuple[str, ...]], *, right: tuple[int, ...] = ()
 ) -> list[Line]:

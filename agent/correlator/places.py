@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import posixpath
-import re
 
 from agent.correlator.bounded import BoundedMap
 from agent.correlator.context import Target
 from agent.correlator.findings import CallSite
+from agent.libraries import c_library
 from probes.events import MappedModule, ModulesMapped, Moment, StackSeen
 
 _WORD = 8
 _FARTHEST = 1 << 20  # bytes from the stack pointer within which a frame can be believed that was not kept
-_C_LIBRARY = re.compile(r"(?:libc|libpthread|ld)(?:[-.].*)?\.so(?:\..*)?|ld-.*|libc\.musl.*")
-"""How nodes differ whatever program they run: where its wrappers are says nothing of the program."""
 
 
 class Places:
@@ -45,7 +43,7 @@ class Places:
         if module is None:
             return CallSite(role=role, address=0, module="?" if ip else "")
         name = posixpath.basename(module.path)
-        if _C_LIBRARY.fullmatch(name):
+        if c_library(name):
             return CallSite(role=role, address=0, module="libc")
         return CallSite(role=role, address=ip - module.bias, module=module.identity or name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from agent.text import library_file
+from agent.libraries import library_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

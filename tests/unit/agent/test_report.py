@@ -10,13 +10,14 @@ import pytest
 
 from agent import report
 from agent.correlator.findings import ROLES, Actor, Candidate, Confidence, Severity
-from agent.exhibit import SCHEMA, crash_exhibit, exhibit
+from agent.exhibit import SCHEMA, SourceFrame, crash_exhibit, exhibit
 from agent.scene import Scene
 from agent.sinks import json_line
+from agent.symbolize import Answer, Question
 from agent.text import Printer, plain
 from probes.abi import RegState
 from probes.events import CrashSeen, Moment
-from tests.unit.agent.scenario import BATCH, PID, WITNESSES, FixedAnswers, at, finding
+from tests.unit.agent.scenario import ATTACHED, BATCH, PID, PLAN, WITNESSES, FixedAnswers, at, finding
 
 
 @pytest.fixture
@@ -208,3 +209,69 @@ def test_a_crash_names_signal_address_and_place(scene: Scene) -> None:
     text = plain(report.crash(crash_exhibit(crash, scene), FixedAnswers()))
     assert "SIGSEGV at address 0x2f8" in text
     assert "worker.zig:512:30" in text
+
+
+def _stack(*frames: SourceFrame) -> list[str]:
+    return [" ".join(row.split()) for row in plain(report._stack(list(frames))).splitlines()]
+
+
+LIBC = "/usr/lib/x86_64-linux-gnu/libc.so.6"
+
+
+def test_a_step_begins_with_the_programs_own_frame() -> None:
+    own = SourceFrame(2, "processHTTPData", "/src/worker.zig", 859, 9)
+    assert _stack(SourceFrame(1, "close", module=LIBC), own) == [
+        "in processHTTPData worker.zig:859:9 through close"
+    ]
+    linked_in = SourceFrame(1, "close_internal")  # of a static library without lines
+    assert _stack(linked_in, own) == ["in processHTTPData worker.zig:859:9 through close_internal"]
+    rust = SourceFrame(1, "drop", "/rustc/90b3/library/std/src/os/fd/owned.rs", 10, 0, True)
+    assert _stack(rust, own) == ["in processHTTPData worker.zig:859:9 through drop"]
+
+
+def test_where_all_is_in_shared_objects_the_wrapper_does_not_come_first() -> None:
+    loop = SourceFrame(2, "loop_close", "loop.c", 7, 0, module="/srv/libloop.so")
+    assert _stack(SourceFrame(1, "close", module=LIBC), loop) == ["in loop_close loop.c:7 through close"]
+
+
+def test_a_wrapper_alone_says_that_its_caller_is_not_known() -> None:
+    first, second = _stack(SourceFrame(1, "close", module=LIBC))
+    assert first.startswith("in close")
+    assert "its caller in the program is not known" in second
+
+
+def _moved(ranges: list[list[int]]) -> Scene:
+    """The destroy's probe lies at 0x1001000, in code of the line before the instance's call."""
+    site = PLAN["sites"][0] | {"ranges": ranges}
+    scene = Scene()
+    for event in (replace(ATTACHED, plan=PLAN | {"sites": [site]}), *WITNESSES[1:], BATCH):
+        scene.feed(event)
+    return scene
+
+
+class Moved(FixedAnswers):
+    """What the two places of `_moved` are in the source."""
+
+    def answer(self, question: Question) -> Answer | None:
+        if question.args == (0x1001000,):
+            return {"frames": [["worker.NonBlocking.disown", "/src/worker.zig", 797, 3, False]]}
+        if question.args == (0x1001020,):
+            name = "heap.memory_pool.Extra(worker.Conn(poolserver.NoWebsocket),.{}).destroy"
+            return {
+                "frames": [
+                    ["mem.set", "/opt/zig/lib/std/mem.zig", 9, 9, True],
+                    [name, "/opt/zig/lib/std/heap/memory_pool.zig", 120, 9, True],
+                    ["worker.NonBlocking.disown", "/src/worker.zig", 812, 9, False],
+                ]
+            }
+        return super().answer(question)
+
+
+@pytest.mark.parametrize("ranges", [[[0x1001020, 0x1001040]], []])
+def test_a_probe_that_was_moved_is_shown_at_the_instances_call(ranges: list[list[int]]) -> None:
+    destroyed = Actor(role="destroyed", moment=at(5, 4711, -1, 0x1001000))
+    item = exhibit(finding(actors=(destroyed,)), _moved(ranges))
+    text = plain(report.report(item, Moved()))
+    assert "in         worker.NonBlocking.disown  worker.zig:812:9   through heap.memory_pool" in text
+    assert ":797" not in text
+    assert "worker.zig:812:9" in plain(report.early(item))
