@@ -27,6 +27,12 @@ _LARGEST = 64 << 20  # bytes of BTF
 
 MEMBERS: Mapping[str, tuple[str, str]] = {
     "AF_TASK_FILES": ("task_struct", "files"),
+    "AF_TASK_SIGNAL": ("task_struct", "signal"),
+    "AF_TASK_LEADER": ("task_struct", "group_leader"),
+    "AF_TASK_EXIT": ("task_struct", "exit_code"),
+    "AF_SIGNAL_LIVE": ("signal_struct", "live"),
+    "AF_SIGNAL_FLAGS": ("signal_struct", "flags"),
+    "AF_SIGNAL_EXIT": ("signal_struct", "group_exit_code"),
     "AF_FILES_FDT": ("files_struct", "fdt"),
     "AF_FDT_FD": ("fdtable", "fd"),
     "AF_FDT_MAX": ("fdtable", "max_fds"),
@@ -41,7 +47,7 @@ MEMBERS: Mapping[str, tuple[str, str]] = {
     "AF_ITEM_EP": ("epitem", "ep"),
     "AF_ITEM_EVENT": ("epitem", "event"),
 }
-"""Definition of probes/bpf/15-ask.c -> (structure, member)."""
+"""Definition of probes/bpf/15-ask.c and 60-process.c -> (structure, member)."""
 
 FIELDS: Mapping[str, tuple[str, str, int]] = {
     "AF_TP_NEWTASK_PID": ("task/task_newtask", "pid", 4),

@@ -242,7 +242,7 @@ class TargetAttached:
 class TargetGone:
     ts: int
     tgid: int
-    reason: str  # "exited", "killed by signal 11", "executed another program", "detached"
+    reason: str  # procfs.ending, "executed another program", "detached", "ended, how was not seen"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

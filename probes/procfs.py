@@ -38,6 +38,28 @@ INITIAL_PID_NAMESPACE = 0xEFFF_FFFC
 """PROC_PID_INIT_INO (include/linux/proc_ns.h): the namespace whose process ids BPF programs see."""
 
 
+def exit_status(pid: int) -> int | None:
+    """Status as of wait(2) of a process that has ended and was not awaited yet; None for every other one.
+
+    Its fields 3 and 52 (proc_pid_stat(5)).
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read(4096).rpartition(b")")[2].split()
+        return int(fields[49]) if fields[0] == b"Z" else None
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def ending(status: int) -> str:
+    """How a process with that status ended: "exited", "exited with status 3", "killed by signal 11"."""
+    number = status & 0x7F
+    if number:
+        return f"killed by signal {number}" + (", core dumped" if status & 0x80 else "")
+    code = status >> 8 & 0xFF
+    return f"exited with status {code}" if code else "exited"
+
+
 def pid_namespace() -> int:
     """Inode number of our own pid namespace."""
     return os.stat("/proc/self/ns/pid").st_ino

@@ -128,7 +128,7 @@ class LiveSession:
         self._looked: dict[int, int] = {}  # tgid -> ts before it was looked at, to attach it
         self.targets: dict[int, events.TargetAttached] = {}
         self._examples: set[int] = set()
-        self._deaths: dict[int, str] = {}
+        self._deaths: dict[int, int] = {}  # tgid -> status as of wait(2), from its last thread
         self._crashes: dict[int, int] = {}  # tgid -> ts of its last fatal signal
         self._reported: dict[str, int] = {}
         self._losses_since = time.monotonic_ns()
@@ -253,8 +253,8 @@ class LiveSession:
         bias = self._helper.load_bias(who.pid, inode, segments) if self._plan.pie else 0
         try:
             pidfd = os.pidfd_open(who.pid)
-        except OSError:
-            self._deaths.setdefault(who.pid, "exited")
+        except OSError:  # gone, and awaited by its parent
+            pidfd = -1
         else:
             self._pidfds[pidfd] = who.pid
             self._epoll.register(pidfd, select.EPOLLIN)
@@ -272,6 +272,8 @@ class LiveSession:
         self.targets[who.pid] = event
         yield event
         yield from self._context.of_target(who.pid)
+        if pidfd < 0:
+            yield from self._gone(who.pid, self._death(who.pid))
 
     def _bootstrap(self, pid: int) -> int:
         before = self._helper.registrations(pid)
@@ -378,12 +380,11 @@ class LiveSession:
         yield from self._read_urgent(URGENT_AT_ONCE)
 
     def _death(self, tgid: int) -> str:
-        """Why a process is gone. A signal that it outlived for long did not kill it."""
-        reason = self._deaths.pop(tgid, "exited")
-        last = self._crashes.get(tgid, 0)
-        if last and time.monotonic_ns() - last > CRASH_SPAN_NS:
-            return reason.replace("killed by", "exited some time after")
-        return reason
+        """Why a process is gone: as its last thread said, or as its zombie still does."""
+        status = self._deaths.pop(tgid, None)
+        if status is None:
+            status = procfs.exit_status(tgid)
+        return "ended, how was not seen" if status is None else procfs.ending(status)
 
     def _is_due(self, what: str, now: float, interval: float) -> bool:
         if now < self._due[what]:
@@ -414,7 +415,6 @@ class LiveSession:
         reports and then aborts raises."""
         last = self._crashes.get(crash.tgid, 0)
         self._crashes[crash.tgid] = crash.ts
-        self._deaths[crash.tgid] = f"killed by signal {crash.signal}"
         if last and crash.ts - last < CRASH_SPAN_NS:
             yield crash
             return
@@ -440,6 +440,9 @@ class LiveSession:
                 yield from self._attach(child, late=False)
         elif kind == abi.Kind.SPIN_SUSPECTED:
             self._progress.suspected(time.monotonic())
+        elif kind == abi.Kind.EXITED:
+            if tgid in self.targets:
+                self._deaths[tgid] = message.trigger.arg
         elif kind == abi.Kind.EXECED:
             if tgid in self.targets and ts < self._looked.get(tgid, 0):
                 return  # what was attached is this program already

@@ -106,6 +106,21 @@ int af_execed(void *ctx)
 	return 0;
 }
 
+/* How a process ended, as wait(2) will say it: said by its last thread (do_exit lowers signal->live and sets exit_code
+ * before this tracepoint; wait_task_zombie takes the group's code, or else the leader's). */
+AF_FN void af_ended(u32 tgid)
+{
+#if AF_ASK
+	u64 task = bpf_get_current_task(), signal = af_word(task + AF_TASK_SIGNAL);
+	if ((u32)af_word(signal + AF_SIGNAL_LIVE))
+		return;
+	u32 status = (u32)af_word(signal + AF_SIGNAL_FLAGS) & 4 /* SIGNAL_GROUP_EXIT */
+			     ? (u32)af_word(signal + AF_SIGNAL_EXIT)
+			     : (u32)af_word(af_word(task + AF_TASK_LEADER) + AF_TASK_EXIT);
+	af_lifecycle_out(AF_EXITED, tgid, 0, status, 0);
+#endif
+}
+
 int af_exited(void *ctx)
 {
 	u64 id = bpf_get_current_pid_tgid();
@@ -114,6 +129,7 @@ int af_exited(void *ctx)
 		af_fork_ended(tgid);
 	if (!targets.lookup(&tgid))
 		return 0;
+	af_ended(tgid);
 	struct af_thread *t = threads.lookup(&id);
 	if (t) { /* it did something that a report may tell */
 		struct af_name name = {};

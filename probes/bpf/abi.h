@@ -32,7 +32,7 @@ enum af_kind {
 	AF_FORK_ENDED = 18, /* arg = child tgid; it exec'ed or exited */
 	AF_SIGNALED = 19,   /* a fatal signal was generated: arg = signal, addr = fault address */
 	AF_EXECED = 20,
-	AF_EXITED = 21,     /* the last thread of the process left */
+	AF_EXITED = 21,     /* the last thread of the process left: arg = its status, as of wait(2) */
 	AF_PROGRESS = 22,   /* only while a spin is suspected: a call consumed or produced on fd */
 	AF_EPOLL_CREATED = 23, /* ret = new epoll fd */
 	AF_SPIN_SUSPECTED = 24, /* addr = slot, arg = its deliveries without known progress: progress should be watched */

@@ -10,6 +10,12 @@
 /* -- the offsets that the loader takes from BTF and tracefs */
 #define AF_ASK 1
 #define AF_TASK_FILES __builtin_offsetof(struct sim_task, files)
+#define AF_TASK_SIGNAL __builtin_offsetof(struct sim_task, signal)
+#define AF_TASK_LEADER __builtin_offsetof(struct sim_task, group_leader)
+#define AF_TASK_EXIT __builtin_offsetof(struct sim_task, exit_code)
+#define AF_SIGNAL_LIVE __builtin_offsetof(struct sim_signal, live)
+#define AF_SIGNAL_FLAGS __builtin_offsetof(struct sim_signal, flags)
+#define AF_SIGNAL_EXIT __builtin_offsetof(struct sim_signal, group_exit_code)
 #define AF_FILES_FDT __builtin_offsetof(struct sim_files, fdt)
 #define AF_FDT_FD __builtin_offsetof(struct sim_fdtable, fd)
 #define AF_FDT_MAX __builtin_offsetof(struct sim_fdtable, max_fds)
