@@ -13,12 +13,23 @@ import capstone
 from capstone import x86_const as x86
 
 from symbols.code import FunctionCode, full_register
+from symbols.moves import (
+    SCRATCH,
+    added_constant,
+    copy_of,
+    is_vector,
+    is_vector_copy,
+    registers_written,
+    same_register,
+    stack_moved,
+    vector_register,
+)
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _MAX_STATES = 600  # instructions looked at for one value
 _MAX_DEPTH = 4  # loads through loads
 _MAX_ORIGINS = 8
-_SCRATCH = frozenset(("rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11"))
+_LOWEST, _HIGHEST = 0x1000, 0x0000_7FFF_FFFF_FFFF  # no load from elsewhere succeeds: vm.mmap_min_addr, x86-64
 
 Read = Callable[[int, int], bytes | None]
 
@@ -31,6 +42,7 @@ class How(StrEnum):
     CONSTANT = "a constant"
     COMPUTED = "computed"
     CALL = "returned by a call"
+    KEPT = "kept in another register"
     UNKNOWN = "not found"
 
 
@@ -58,7 +70,7 @@ class Origin:
     disp: int = 0
     address: int | None = None  # LOAD: run-time address it was loaded from
     agrees: bool | None = None  # the memory there still holds the value; None: not readable
-    value: int | None = None
+    value: int | None = None  # what came of it, constants that were added included
     plus: int = 0  # constants that the code added to what it loaded
     place: Place | None = None  # ENTRY: what held it
     via: tuple[int, ...] = ()  # instructions that only moved it
@@ -73,12 +85,22 @@ class _State(NamedTuple):
 
     def over(self, insn: Any) -> _State:
         """The state before an instruction that has nothing to do with the place."""
-        added = _added(insn)
+        added = added_constant(insn)
         if added is not None and insn.mnemonic != "lea":
+            if added[0] in self.written:
+                return self
             shifts = dict(self.shift)
             shifts[added[0]] = shifts.get(added[0], 0) + added[1]
-            return self._replace(shift=tuple(shifts.items()))
-        return self._replace(written=self.written | _written(insn))
+            return self._replace(shift=tuple(sorted(shifts.items())))
+        return self._replace(written=self.written | registers_written(insn))
+
+    def joined(self, other: _State) -> _State:
+        """What holds on both ways to one instruction: a register that either wrote is not known any more."""
+        mine, theirs = dict(self.shift), dict(other.shift)
+        written = self.written | other.written
+        written |= {name for name in mine.keys() | theirs.keys() if mine.get(name, 0) != theirs.get(name, 0)}
+        shift = tuple(pair for pair in self.shift if pair[0] not in written)
+        return self._replace(written=written, shift=shift)
 
 
 class Tracer:
@@ -103,30 +125,42 @@ class Tracer:
         return sorted(found, key=lambda o: (o.how is not How.LOAD, o.agrees is not True))
 
     def _walk(self, start: _State, value: int | None, depth: int) -> list[Origin]:
-        seen: set[tuple[int, Place]] = set()
+        seen: dict[tuple[int, Place], _State] = {}
         queue: deque[_State] = deque()
-        found: dict[tuple[int, How], Origin] = {}
+        found: dict[tuple[int, How, Place], Origin] = {}
         self._before(start, queue, found)
-        while queue and len(seen) < _MAX_STATES and len(found) < _MAX_ORIGINS:
+        steps = 0
+        while queue:
+            if steps >= _MAX_STATES or len(found) > _MAX_ORIGINS:
+                unseen = Origin(how=How.UNKNOWN, at=0, text="there are more ways than are followed")
+                found[0, How.UNKNOWN, start.place] = unseen
+                break
             state = queue.popleft()
-            if (state.at, state.place) in seen:
-                continue
-            seen.add((state.at, state.place))
+            key = (state.at, state.place)
+            before = seen.get(key)
+            if before is not None:
+                state = before.joined(state)
+                if (state.written, state.shift) == (before.written, before.shift):
+                    continue
+            seen[key] = state
+            steps += 1
             stepped = self._step(state, value, depth)
             if isinstance(stepped, Origin):
-                found.setdefault((stepped.at, stepped.how), stepped)
+                found[stepped.at, stepped.how, state.place] = stepped
             else:
                 self._before(stepped, queue, found)
         if not found:
             return [Origin(how=How.UNKNOWN, at=0, text="")]
         return list(found.values())
 
-    def _before(self, state: _State, queue: deque[_State], found: dict[tuple[int, How], Origin]) -> None:
+    def _before(
+        self, state: _State, queue: deque[_State], found: dict[tuple[int, How, Place], Origin]
+    ) -> None:
         """Queue what can run before the instruction of a state; at the entry there is nothing."""
         if state.at == self._entry:
             text = f"{state.place} at the entry"
             origin = Origin(how=How.ENTRY, at=self._entry, text=text, place=state.place, via=state.via)
-            found.setdefault((self._entry, How.ENTRY), origin)
+            found[self._entry, How.ENTRY, state.place] = origin
         queue.extend(state._replace(at=before) for before in self._code.preds.get(state.at, ()))
 
     def _step(self, state: _State, value: int | None, depth: int) -> _State | Origin:
@@ -135,11 +169,14 @@ class Tracer:
         if insn is None:
             return Origin(how=How.UNKNOWN, at=state.at, text="not an instruction")
         text = f"{insn.mnemonic} {insn.op_str}".strip()
-        writes = _written(insn)
+        writes = registers_written(insn)
         place = state.place
         if place.disp is not None:
             return self._home(state, insn, text, writes)
-        if insn.mnemonic.startswith("call") and (place.register in _SCRATCH or _is_vector(place.register)):
+        kept = self._kept(state, insn) if depth else None
+        if kept is not None:
+            return Origin(how=How.KEPT, at=state.at, text=text, value=kept, via=state.via)
+        if insn.mnemonic.startswith("call") and (place.register in SCRATCH or is_vector(place.register)):
             how = How.CALL if place.register == "rax" else How.UNKNOWN
             return Origin(how=how, at=state.at, text=text, via=state.via)
         if place.register not in writes:
@@ -155,26 +192,31 @@ class Tracer:
         if plain and operands[1].type == x86.X86_OP_REG and operands[0].size == 8:
             source = full_register(insn.reg_name(operands[1].reg))
             moved = Place(source, plus=place.plus)
-            return state._replace(place=moved, written=state.written | _written(insn), via=here)
-        added = _added(insn)
+            return state._replace(place=moved, written=state.written | registers_written(insn), via=here)
+        added = added_constant(insn)
         if added is not None:
             moved = Place(added[0], plus=place.plus + added[1])
-            return state._replace(place=moved, written=state.written | _written(insn), via=here)
+            return state._replace(place=moved, written=state.written | registers_written(insn), via=here)
         if plain and operands[1].type == x86.X86_OP_IMM:
             return Origin(
-                how=How.CONSTANT, at=state.at, text=text, value=operands[1].imm & _MASK, via=state.via
+                how=How.CONSTANT,
+                at=state.at,
+                text=text,
+                value=(operands[1].imm + place.plus) & _MASK,
+                via=state.via,
             )
-        if name == "xor" and len(operands) == 2 and _same_register(insn, operands):
-            return Origin(how=How.CONSTANT, at=state.at, text=text, value=0, via=state.via)
+        if name == "xor" and len(operands) == 2 and same_register(insn, operands):
+            nothing = place.plus & _MASK
+            return Origin(how=How.CONSTANT, at=state.at, text=text, value=nothing, via=state.via)
         if plain and operands[1].type == x86.X86_OP_MEM and operands[0].size == 8:
             return self._read_back(state, insn, operands[1], 0, value, depth)
-        vector = _is_vector(place.register) and len(operands) == 2 and _is_copy(name)
+        vector = is_vector(place.register) and len(operands) == 2 and is_vector_copy(name)
         if vector and operands[1].type == x86.X86_OP_MEM and place.part + 8 <= operands[1].size:
             return self._read_back(state, insn, operands[1], place.part, value, depth)
         if vector and operands[1].type == x86.X86_OP_REG:
-            source = _vector(insn.reg_name(operands[1].reg))
+            source = vector_register(insn.reg_name(operands[1].reg))
             moved = Place(source, None, place.part, place.plus)
-            return state._replace(place=moved, written=state.written | _written(insn), via=here)
+            return state._replace(place=moved, written=state.written | registers_written(insn), via=here)
         how = How.LOAD if name == "pop" else How.COMPUTED
         return Origin(how=how, at=state.at, text=text, via=state.via)
 
@@ -194,7 +236,7 @@ class Tracer:
         if base == "rbp" and not self._is_framed():
             return None
         via = (*state.via, state.at)[-16:]
-        written = state.written | _written(insn)
+        written = state.written | registers_written(insn)
         return state._replace(place=Place(base, disp, 0, state.place.plus), written=written, via=via)
 
     def _is_framed(self) -> bool:
@@ -214,6 +256,10 @@ class Tracer:
         address = agrees = None
         if base_value is not None and index_value is not None and not mem.segment:
             address = (base_value + index_value * mem.scale + mem.disp + part) & _MASK
+        if address is not None and not _LOWEST <= address <= _HIGHEST:
+            # It was loaded, so this is not where from: what was taken for the base is of another way.
+            base_value = address = None
+        if address is not None:
             raw = self._read(address, 8)
             if raw is not None and value is not None:
                 agrees = (int.from_bytes(raw, "little") + state.place.plus) & _MASK == value
@@ -225,22 +271,36 @@ class Tracer:
     def _value_of(self, register: str, state: _State, depth: int) -> int | None:
         """A register's value just before the instruction of the state."""
         insn = self._code.detail(state.at)
-        written = state.written | (_written(insn) if insn is not None else frozenset())
+        written = state.written | (registers_written(insn) if insn is not None else frozenset())
         if register not in written:
             known = self._registers.get(register)
             return None if known is None else (known - dict(state.shift).get(register, 0)) & _MASK
         if depth >= _MAX_DEPTH:
             return None
-        # It was overwritten since: find where it had come from, and read that memory.
+        # It was overwritten since: find where it had come from. Which of several ways the program came is not
+        # known: a value counts only if it is the same on all of them.
         start = state._replace(place=Place(register), written=written, via=())
-        for origin in self._walk(start, None, depth + 1):
-            if origin.how is How.CONSTANT:
-                return origin.value
-            if origin.how is How.LOAD and origin.address is not None:
-                raw = self._read(origin.address, 8)
-                if raw is not None:
-                    return (int.from_bytes(raw, "little") + origin.plus) & _MASK
+        values = {self._result(origin) for origin in self._walk(start, None, depth + 1)}
+        return values.pop() if len(values) == 1 else None
+
+    def _result(self, origin: Origin) -> int | None:
+        """The value that an origin gives, as far as registers and memory still tell."""
+        if origin.how in (How.CONSTANT, How.KEPT):
+            return origin.value
+        if origin.how is How.LOAD and origin.address is not None:
+            raw = self._read(origin.address, 8)
+            if raw is not None:
+                return (int.from_bytes(raw, "little") + origin.plus) & _MASK
         return None
+
+    def _kept(self, state: _State, insn: Any) -> int | None:
+        """The wanted value, where the instruction copies it into a register that still holds the copy."""
+        copied = copy_of(insn, state.place.register)
+        known = self._registers.get(copied[0]) if copied is not None else None
+        if copied is None or known is None or copied[0] in state.written:
+            return None
+        since = dict(state.shift).get(copied[0], 0)
+        return (known - since - copied[1] + state.place.plus) & _MASK
 
     # -- homes in the frame ----------------------------------------------------------------------
 
@@ -258,7 +318,7 @@ class Tracer:
                 return self._stored(onward, insn, text, disp - stored.mem.disp, stored.size)
         if place.register not in writes:
             return onward
-        moved = _moves(insn, place.register)
+        moved = stack_moved(insn, place.register)
         if moved is not None:
             return onward._replace(place=place._replace(disp=disp + moved))
         if insn.mnemonic.startswith("call") or insn.mnemonic == "ret":
@@ -270,78 +330,14 @@ class Tracer:
         source = insn.operands[1] if len(insn.operands) == 2 else None
         via = (*state.via, state.at)[-16:]
         whole = source is not None and source.type == x86.X86_OP_REG and part + 8 <= size
-        if whole and source is not None and _is_copy(insn.mnemonic) and size > 8:
-            vector = _vector(insn.reg_name(source.reg))
+        if whole and source is not None and is_vector_copy(insn.mnemonic) and size > 8:
+            vector = vector_register(insn.reg_name(source.reg))
             return state._replace(place=Place(vector, None, part, state.place.plus), via=via)
         if part == 0 and size == 8 and insn.mnemonic == "mov" and source is not None:
             if source.type == x86.X86_OP_REG:
                 register = full_register(insn.reg_name(source.reg))
                 return state._replace(place=Place(register, plus=state.place.plus), via=via)
             if source.type == x86.X86_OP_IMM:
-                value = source.imm & _MASK
+                value = (source.imm + state.place.plus) & _MASK
                 return Origin(how=How.CONSTANT, at=state.at, text=text, value=value, via=state.via)
         return Origin(how=How.COMPUTED, at=state.at, text=text, via=state.via)
-
-
-def _same_register(insn: Any, operands: Any) -> bool:
-    kinds = (operands[0].type, operands[1].type)
-    if kinds != (x86.X86_OP_REG, x86.X86_OP_REG):
-        return False
-    return full_register(insn.reg_name(operands[0].reg)) == full_register(insn.reg_name(operands[1].reg))
-
-
-def _added(insn: Any) -> tuple[str, int] | None:
-    """(register, constant) where an instruction makes a 64-bit register from another plus a constant."""
-    operands = insn.operands
-    if len(operands) != 2 or operands[0].type != x86.X86_OP_REG or operands[0].size != 8:
-        return None
-    if insn.mnemonic in ("add", "sub") and operands[1].type == x86.X86_OP_IMM:
-        amount = int(operands[1].imm)
-        name = full_register(insn.reg_name(operands[0].reg))
-        return name, amount if insn.mnemonic == "add" else -amount
-    if insn.mnemonic == "lea" and operands[1].type == x86.X86_OP_MEM:
-        mem = operands[1].mem
-        if mem.base and not mem.index and insn.reg_name(mem.base) != "rip":
-            return full_register(insn.reg_name(mem.base)), int(mem.disp)
-    return None
-
-
-def _is_copy(mnemonic: str) -> bool:
-    """movdqu, movups, vmovaps and the like: whole vectors, unchanged."""
-    return mnemonic.removeprefix("v").startswith(("movdq", "movup", "movap"))
-
-
-def _is_vector(register: str) -> bool:
-    return register.startswith("xmm")
-
-
-def _vector(name: str | None) -> str:
-    """ymm3 and zmm3 have xmm3 as their low part."""
-    return "xmm" + name[3:] if name and name[:3] in ("xmm", "ymm", "zmm") else name or ""
-
-
-def _moves(insn: Any, register: str) -> int | None:
-    """Bytes by which an instruction lowers a stack register (what lies at +0 behind it was at -N before)."""
-    if register != "rsp":
-        return None
-    if insn.mnemonic == "push":
-        return -8
-    if insn.mnemonic == "pop":
-        return 8
-    if (
-        insn.mnemonic in ("sub", "add")
-        and len(insn.operands) == 2
-        and insn.operands[1].type == x86.X86_OP_IMM
-    ):
-        amount = int(insn.operands[1].imm)
-        return -amount if insn.mnemonic == "sub" else amount
-    return None
-
-
-def _written(insn: Any) -> frozenset[str]:
-    try:
-        _read, written = insn.regs_access()
-    except capstone.CsError:
-        return frozenset()
-    names = frozenset(_vector(full_register(insn.reg_name(register))) for register in written)
-    return (names | _SCRATCH) - {"rsp"} if insn.mnemonic.startswith("call") else names

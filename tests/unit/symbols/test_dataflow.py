@@ -72,6 +72,50 @@ def test_a_load_through_a_branch_names_both_sources() -> None:
     assert [(o.address, o.agrees) for o in found] == [(0x5008, True), (0x7010, False)]
 
 
+# The load overwrote its own base register; what is left of it is elsewhere, or nowhere.
+@pytest.mark.parametrize(
+    ("text", "registers", "address"),
+    [
+        ("4889c7 488b4008", {"rdi": 0x5000}, 0x5008),  # mov rdi,rax; mov rax,[rax+8]
+        ("488d7810 488b4008", {"rdi": 0x5010}, 0x5008),  # lea rdi,[rax+16]; …
+        ("4889c7 488b4008 4883c708", {"rdi": 0x5008}, 0x5008),  # …; add rdi,8: taken back
+        ("4889c7 488b4008 488b3e", {"rdi": 0x5000}, None),  # …; mov rdi,[rsi]: the copy is gone
+        ("4889c7 7502 31ff 488b4008", {"rdi": 0x5000}, None),  # …; jne +2; xor edi,edi: on one of two ways
+        # on both ways in there is a copy: jne +5; mov rdi,rax; jmp +3; mov rdi,rax
+        ("7505 4889c7 eb03 4889c7 488b4008", {"rdi": 0x5000}, 0x5008),
+        # two ways give other values: mov rax,[rdi+16]; test; jne +2; xor eax,eax
+        ("488b4710 4885c0 7502 31c0 488b4008", {"rdi": 0x7000}, None),
+        # two ways, one value: mov rax,[rdi+16]; jne +4; mov rax,[rdi+16]
+        ("488b4710 7504 488b4710 488b4008", {"rdi": 0x7000}, 0x5008),
+        # nothing was ever loaded from below one page: xor eax,eax
+        ("31c0 488b4008", {}, None),
+    ],
+    ids=["copied", "copied plus", "copy moved", "copy gone", "copy unsure", "both", "two", "agreed", "null"],
+)
+def test_a_load_that_overwrote_its_own_base(
+    text: str, registers: dict[str, int], address: int | None
+) -> None:
+    found = _origin(text + "8b80f8020000", registers | {"rax": 0}, register="rax")  # mov eax,[rax+0x2f8]
+    assert (found.how, found.address, found.base) == (How.LOAD, address, "rax")
+    assert found.agrees is (True if address is not None else None)
+    assert found.base_value == (0x5000 if address is not None else None)
+
+
+def test_ways_that_are_not_followed_are_no_agreement() -> None:
+    # nine ways to rbx, each a constant of its own: mov ebx comes last on each
+    arms = "".join(f"7507 48c7c3{n:02x}000000" for n in range(12))
+    code = _code(arms + LAST)
+    found = Tracer(code, BASE, {}, _read, 0).origins(max(code.insns), Place("rbx"), 0)
+    assert How.UNKNOWN in {origin.how for origin in found}
+
+
+def test_two_registers_held_at_the_entry_are_two_origins() -> None:
+    # mov rbx,rdi; jne +3; mov rbx,rsi
+    code = _code("4889fb 7503 4889f3" + LAST)
+    found = Tracer(code, BASE, {}, _read, 0).origins(max(code.insns), Place("rbx"), 0)
+    assert sorted(str(origin.place) for origin in found) == ["rdi", "rsi"]
+
+
 @pytest.mark.parametrize(
     ("text", "how", "value"),
     [
