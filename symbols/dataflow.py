@@ -145,8 +145,16 @@ class Tracer:
             seen[key] = state
             steps += 1
             stepped = self._step(state, value, depth)
+            held = self._held(stepped) if isinstance(stepped, _State) else None
             if isinstance(stepped, Origin):
                 found[stepped.at, stepped.how, state.place] = stepped
+            elif depth and held is not None:  # only a value is asked for
+                text = str(stepped.place)
+                found[state.at, How.KEPT, state.place] = Origin(
+                    how=How.KEPT, at=state.at, text=text, value=held
+                )
+            elif None not in (held, value) and held != value:
+                pass  # on this way a register would still hold the value: it was not taken
             else:
                 self._before(stepped, queue, found)
         if not found:
@@ -249,16 +257,16 @@ class Tracer:
         text = f"{insn.mnemonic} {insn.op_str}".strip()
         base = full_register(insn.reg_name(mem.base)) if mem.base else ""
         index = full_register(insn.reg_name(mem.index)) if mem.index else ""
-        base_value = self._value_of(base, state, depth) if base else 0
+        index_value = self._value_of(index, state, depth) if index else 0
+        offset = None if index_value is None else index_value * mem.scale + mem.disp + part
+        base_value = self._value_of(base, state, depth, offset) if base else 0
         if base == "rip":
             base_value = (insn.address + insn.size + self._bias) & _MASK
-        index_value = self._value_of(index, state, depth) if index else 0
         address = agrees = None
-        if base_value is not None and index_value is not None and not mem.segment:
-            address = (base_value + index_value * mem.scale + mem.disp + part) & _MASK
+        if base_value is not None and offset is not None and not mem.segment:
+            address = (base_value + offset) & _MASK
         if address is not None and not _LOWEST <= address <= _HIGHEST:
-            # It was loaded, so this is not where from: what was taken for the base is of another way.
-            base_value = address = None
+            base_value = address = None  # it was loaded, so this is not where from
         if address is not None:
             raw = self._read(address, 8)
             if raw is not None and value is not None:
@@ -268,8 +276,11 @@ class Tracer:
             address=address, agrees=agrees, value=value, plus=state.place.plus, via=state.via,
         )  # fmt: skip
 
-    def _value_of(self, register: str, state: _State, depth: int) -> int | None:
-        """A register's value just before the instruction of the state."""
+    def _value_of(self, register: str, state: _State, depth: int, offset: int | None = None) -> int | None:
+        """A register's value just before the instruction of the state.
+
+        offset: to where the instruction loaded from; values that no load succeeds with are of other ways.
+        """
         insn = self._code.detail(state.at)
         written = state.written | (registers_written(insn) if insn is not None else frozenset())
         if register not in written:
@@ -281,6 +292,8 @@ class Tracer:
         # known: a value counts only if it is the same on all of them.
         start = state._replace(place=Place(register), written=written, via=())
         values = {self._result(origin) for origin in self._walk(start, None, depth + 1)}
+        if offset is not None:
+            values = {v for v in values if v is None or _LOWEST <= (v + offset) & _MASK <= _HIGHEST}
         return values.pop() if len(values) == 1 else None
 
     def _result(self, origin: Origin) -> int | None:
@@ -292,6 +305,14 @@ class Tracer:
             if raw is not None:
                 return (int.from_bytes(raw, "little") + origin.plus) & _MASK
         return None
+
+    def _held(self, state: _State) -> int | None:
+        """The wanted value, where a register holds it that was not written since."""
+        place = state.place
+        known = self._registers.get(place.register)
+        if place.disp is not None or known is None or place.register in state.written:
+            return None
+        return (known - dict(state.shift).get(place.register, 0) + place.plus) & _MASK
 
     def _kept(self, state: _State, insn: Any) -> int | None:
         """The wanted value, where the instruction copies it into a register that still holds the copy."""

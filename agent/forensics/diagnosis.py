@@ -124,6 +124,8 @@ def _certainty(evidence: CrashEvidence, seen: Examination) -> Certainty:
     """Events and memory are two sources; lost events make it uncertain."""
     if evidence.history is not None and evidence.history.lost:
         return Certainty.UNCERTAIN
+    if seen.slot is not None and not seen.slot.tied:
+        return Certainty.INFERRED
     agrees = seen.slot is not None and (seen.slot.filled or "free list" in seen.slot.by)
     return Certainty.CONFIRMED if agrees else Certainty.OBSERVED
 

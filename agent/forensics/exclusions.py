@@ -14,7 +14,7 @@ def alternatives(seen: Examination, past: Past, found: Diagnosis) -> tuple[Alter
         return ()
     return (
         _uninitialised(seen, past),
-        _corruption(seen, found),
+        _corruption(seen, past, found),
         _twice(seen, past, found),
         _recycled(seen, past),
         _elsewhere(seen),
@@ -54,7 +54,7 @@ def _uninitialised(seen: Examination, past: Past) -> Alternative:
     )
 
 
-def _corruption(seen: Examination, found: Diagnosis) -> Alternative:
+def _corruption(seen: Examination, past: Past, found: Diagnosis) -> Alternative:
     test = (
         "the free list must lead to null through aligned slots, and a freed slot hold only what destroy wrote"
     )
@@ -69,16 +69,13 @@ def _corruption(seen: Examination, found: Diagnosis) -> Alternative:
             nodes = f"the list leads on through {nodes}"
         if free.partial and not free.length:
             nodes, then = "the list ends with it", ""
-        if slot is not None and slot.filled and (_on_list(seen) or free.partial):
-            outcome, because = (
-                Outcome.EXCLUDED,
-                f"{nodes}{then}; besides the link the slot is 0xaa throughout",
-            )
-        else:
-            outcome, because = (
-                Outcome.UNLIKELY,
-                f"{nodes}{then}; this build leaves a freed slot's bytes as they were",
-            )
+        outcome, because = Outcome.UNLIKELY, f"{nodes}{then}"
+        gone = _on_list(seen) or free.partial or _gone(seen, past)
+        if slot is not None and slot.filled:
+            outcome = Outcome.EXCLUDED if _on_list(seen) or free.partial else Outcome.UNLIKELY
+            because += "; besides the link the slot is 0xaa throughout"
+        elif slot is not None and slot.data and gone:
+            because += "; this build leaves a freed slot's bytes as they were"
     elif free.end is ListEnd.MISPLACED:
         outcome = Outcome.POSSIBLE
         because = f"after {free.length} nodes the list leads to {free.last:#x}, where no slot can be"
@@ -138,10 +135,15 @@ def _elsewhere(seen: Examination) -> Alternative:
     slot = seen.slot
     if slot is None:
         outcome, because = Outcome.UNKNOWN, "the slot is not known"
-    elif "code" in slot.by and all(load.agrees for load in loads):
+    elif "code" in slot.by and loads and loads[0].agrees:
         outcome, because = Outcome.EXCLUDED, f"`{loads[0].instruction}` read it from {loads[0].address:#x}"
     elif "code" in slot.by:
+        outcome, because = Outcome.UNLIKELY, "all ways of the code lead there; what it read was not captured"
+    elif "one way" in slot.by:
         outcome, because = Outcome.UNLIKELY, "the code can have come to it in more than one way"
+    elif "finding" in slot.by:
+        outcome = Outcome.UNLIKELY
+        because = "the batch that the thread was working on brought an event for the slot after its end"
     elif seen.fault is not None and seen.fault.aborted:
         outcome = Outcome.UNLIKELY
         because = f"no access faulted, the program ended itself; the slot was found by: {', '.join(slot.by)}"

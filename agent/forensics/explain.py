@@ -179,6 +179,8 @@ def _headline(evidence: CrashEvidence, seen: Examination, found: Diagnosis) -> s
         seen.slot_type.rpartition(".")[2] if "(" not in seen.slot_type else seen.slot_type.partition("(")[0]
     )
     kind = kind.rpartition(".")[2] or "slot"
+    if slot is not None and freed and not slot.tied:
+        return f"{name}{where}: in a batch with an event for a {kind} that was already destroyed"
     if slot is not None and freed:
         twice = (
             "had been destroyed twice" if found.cause is Cause.DESTROYED_TWICE else "was already destroyed"

@@ -79,12 +79,19 @@ class SlotSeen:
 
     address: int
     field: str  # in the slot, from which the pointer came; "" when the slot itself was dereferenced
-    by: tuple[str, ...]  # "code", "variable", "layout", "batch", "history"
+    # "code": all ways of the code lead to it; "one way": not all; "variable", "batch", "register": its
+    # address or its object was there; "finding": it was gone when the open batch brought its event
+    by: tuple[str, ...]
     data: bytes = b""  # its bytes; empty when not captured
     lines: tuple[str, ...] = ()  # the bytes as the slot's type
     link: int | None = None  # the word at the free-list link's place
-    filled: bool = False  # bytes besides the link are Zig's undefined fill, 0xaa
+    filled: bool = False  # most bytes besides the link are Zig's undefined fill, 0xaa
     link_aliases: str = ""  # the field that the link's bytes alias
+
+    @property
+    def tied(self) -> bool:
+        """Whether anything but the time ties the faulting pointer to it."""
+        return bool(self.field) or bool(set(self.by) & {"code", "one way", "variable", "batch", "register"})
 
 
 class ListEnd(StrEnum):

@@ -180,6 +180,8 @@ def loads_of(view: View, site: Site) -> tuple[Load, ...]:
         return ()
     origins, level = _climb(view, site.spots, Place(operand.base), operand.base_value)
     name = _function_name(view, site.spots[level])
+    # a constant that is another one did not come to the instruction
+    origins = [o for o in origins if o.how is not How.CONSTANT or o.value == operand.base_value]
     return tuple(
         Load(
             instruction=origin.text,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 
+from agent.correlator.findings import RuleId
 from agent.forensics.facts import BatchSeen, Load, SlotSeen
 from agent.forensics.faultsite import Site
 from agent.forensics.objects import Objects, Part
@@ -19,6 +20,7 @@ _MOST_LIVE = 4096
 _MOST_POINTERS = 256
 _FILL = 0xAA
 _LOWEST = 0x1000  # no slot lies below: vm.mmap_min_addr
+_STALE = (RuleId.STALE_DELIVERY, RuleId.STALE_DISPATCH, RuleId.RECYCLED_DELIVERY)
 
 
 class Slots:
@@ -38,16 +40,18 @@ class Slots:
     def find(
         self, site: Site | None, loads: tuple[Load, ...], batches: tuple[BatchSeen, ...]
     ) -> SlotSeen | None:
-        """The slot whose pointer faulted. by: "code", "variable", "batch", "register", "history"."""
+        """The slot whose pointer faulted; `by` says how it was found."""
         if site is None:
             return None
         ways: dict[int, list[tuple[str, str]]] = {}  # address -> (way, field)
-        for load in loads:
-            for address, field in self._behind(load, site):
-                ways.setdefault(address, []).append(("code", field))
+        value = site.fault.base_value
+        behind = [self._behind(load, site) for load in loads if not _ruled_out(load, value)]
+        # which of several ways the program came is not known: they must lead to one slot, all of them
+        same = all(found and found == behind[0] for found in behind)
+        for address, field in dict.fromkeys(pair for found in behind for pair in found):
+            ways.setdefault(address, []).append(("code" if same else "one way", field))
         for address, field in self._in_variables(site, loads):
             ways.setdefault(address, []).append(("variable", field))
-        value = site.fault.base_value
         delivered = self._delivered(batches)
         for address in delivered:
             if address in ways or (value is not None and self._object_of(address) == value):
@@ -57,6 +61,9 @@ class Slots:
         if not ways:
             for address, field in self._in_registers(site, delivered):
                 ways.setdefault(address, []).append(("register", field))
+        for address, field in self._found(site, loads, frozenset(ways)):
+            ways.setdefault(address, []).append(("finding", field))
+        ways = {address: found for address, found in ways.items() if address >= _LOWEST}
         if not ways:
             return None
         # The way of the code comes first: it was walked from the very instruction.
@@ -65,13 +72,14 @@ class Slots:
         field = next((field for _way, field in ways[best] if field), "")
         return self.look(best, field, by)
 
-    def _weight(self, ways: list[tuple[str, str]]) -> tuple[bool, int]:
+    def _weight(self, ways: list[tuple[str, str]]) -> tuple[bool, bool, int]:
+        """What the code loaded from is proof; what was found in the batch that was open outranks guesses."""
         names = {way for way, _field in ways}
-        return "code" in names, len(names)
+        return "code" in names, "finding" in names, len(names)
 
     def _behind(self, load: Load, site: Site) -> list[tuple[int, str]]:
         """Slots such that the load read one of their pointer fields."""
-        if load.address is None or load.agrees is False:
+        if load.address is None or load.address < _LOWEST or load.agrees is False:
             return []
         found = []
         wanted = site.type
@@ -133,6 +141,24 @@ class Slots:
                 same = value is not None and self._object_of(number) == value
                 found.append((number, (self._layout.object_field or "") if same else ""))
         return found
+
+    def _found(self, site: Site, loads: tuple[Load, ...], known: frozenset[int]) -> list[tuple[int, str]]:
+        """Slots that were gone when the crashed thread got their events, in its open batch."""
+        evidence, tid = self._view.evidence, site.fault.tid
+        number = next((batch.batch for batch in evidence.batches if batch.tid == tid), 0)
+        if evidence.history is None or not number:
+            return []
+        lives = [life for life in evidence.history.lives if (life.last_tid, life.last_batch) == (tid, number)]
+        gone = {life.addr: life.last_delivery for life in lives if life.stale or life.stale_dispatches}
+        for finding in evidence.history.findings:
+            told = [a.moment.tid for a in finding.actors if a.role in ("delivered", "dispatched")]
+            if finding.rule in _STALE and finding.batch == number and finding.slot and tid in told:
+                gone.setdefault(finding.slot, finding.last_ts)
+        wanted = {site.fault.base_value, *(load.base_value for load in loads)} - {None}
+        through = {slot: self._object_of(slot) in wanted for slot in gone}
+        fits = [slot for slot in gone if through[slot] or slot in known]
+        chosen = fits or sorted(gone, key=lambda slot: gone[slot])[-1:]
+        return [(slot, (self._layout.object_field or "") if through[slot] else "") for slot in chosen]
 
     def _object_of(self, slot: int) -> int | None:
         offset = self._layout.object_offset
@@ -223,6 +249,14 @@ class Slots:
         if a.die is None or b.die is None:
             return False
         return same_type(self._view.session.dwarf, a.die, b.die)
+
+
+def _ruled_out(load: Load, value: int | None) -> bool:
+    """The memory there holds something else, and what faulted is no value that is found everywhere.
+
+    It may have been overwritten since: with a null pointer nothing is ruled out.
+    """
+    return load.agrees is False and value is not None and value >= _LOWEST
 
 
 def with_way(slot: SlotSeen, way: str) -> SlotSeen:

@@ -147,15 +147,28 @@ def about_origin(seen: Examination) -> Iterator[Statement]:
         )
         return
     rests += [
-        Evidence(way, f"{slot.address:#x}") for way in slot.by if way in ("variable", "batch", "register")
+        Evidence(way, f"{slot.address:#x}")
+        for way in slot.by
+        if way in ("variable", "batch", "register", "finding")
     ]
     field = f", field {slot.field}" if slot.field else ""
-    ways = {"code", "variable", "batch"} & set(slot.by)
+    ways = {"code", "variable", "batch", "finding"} & set(slot.by)
+    certainty = Certainty.CONFIRMED if len(ways) > 1 else Certainty.OBSERVED if ways else Certainty.INFERRED
     if slot.address == fault.base_value:
         text = f"the pointer is slot {slot.address:#x} itself ({seen.slot_type})"
+    elif slot.field and load is not None and slot.link and load.base_value == slot.link:
+        text = (
+            f"it was loaded from {slot.link:#x}, the free list's link, which slot {slot.address:#x}{field} "
+            f"({seen.slot_type}), gives for its object"
+        )
+    elif not slot.tied:
+        certainty = Certainty.INFERRED
+        text = (
+            f"that the pointer came from slot {slot.address:#x} ({seen.slot_type}) is not shown by the code; "
+            "the batch that the thread was working on brought an event for it after its end"
+        )
     else:
         text = f"it was loaded from slot {slot.address:#x}{field} ({seen.slot_type})"
-    certainty = Certainty.CONFIRMED if len(ways) > 1 else Certainty.OBSERVED if ways else Certainty.INFERRED
     if "code" in ways and load is not None and load.agrees is not True and len(ways) == 1:
         certainty = Certainty.INFERRED
     yield Statement(topic=Topic.ORIGIN, text=text, certainty=certainty, evidence=tuple(rests))

@@ -83,14 +83,29 @@ def test_a_load_through_a_branch_names_both_sources() -> None:
         ("4889c7 7502 31ff 488b4008", {"rdi": 0x5000}, None),  # …; jne +2; xor edi,edi: on one of two ways
         # on both ways in there is a copy: jne +5; mov rdi,rax; jmp +3; mov rdi,rax
         ("7505 4889c7 eb03 4889c7 488b4008", {"rdi": 0x5000}, 0x5008),
-        # two ways give other values: mov rax,[rdi+16]; test; jne +2; xor eax,eax
-        ("488b4710 4885c0 7502 31c0 488b4008", {"rdi": 0x7000}, None),
+        # two ways give other values: mov rax,[rdi+16]; jne +5; mov eax,0x6000
+        ("488b4710 7505 b800600000 488b4008", {"rdi": 0x7000}, None),
         # two ways, one value: mov rax,[rdi+16]; jne +4; mov rax,[rdi+16]
         ("488b4710 7504 488b4710 488b4008", {"rdi": 0x7000}, 0x5008),
         # nothing was ever loaded from below one page: xor eax,eax
         ("31c0 488b4008", {}, None),
+        # so that way was not taken: xor eax,eax; jne +3; mov rax,rdi
+        ("31c0 7503 4889f8 488b4008", {"rdi": 0x5000}, 0x5008),
+        ("31c0 7503 4889f8 488b4008 31ff", {"rdi": 0}, None),  # …; xor edi,edi
     ],
-    ids=["copied", "copied plus", "copy moved", "copy gone", "copy unsure", "both", "two", "agreed", "null"],
+    ids=[
+        "copied",
+        "copied plus",
+        "copy moved",
+        "copy gone",
+        "copy unsure",
+        "both",
+        "two",
+        "agreed",
+        "null",
+        "one impossible",
+        "one unknown",
+    ],
 )
 def test_a_load_that_overwrote_its_own_base(
     text: str, registers: dict[str, int], address: int | None
@@ -99,6 +114,15 @@ def test_a_load_that_overwrote_its_own_base(
     assert (found.how, found.address, found.base) == (How.LOAD, address, "rax")
     assert found.agrees is (True if address is not None else None)
     assert found.base_value == (0x5000 if address is not None else None)
+
+
+def test_a_way_that_would_have_left_the_value_elsewhere_was_not_taken() -> None:
+    # mov rbx,rdi; test; je +3; mov rbx,[rax]: rdi is not the null that faulted
+    code = _code("4889fb 4885ff 7403 488b18" + LAST)
+    found = Tracer(code, BASE, {"rdi": 0x7000, "rax": 0x5008}, _read, 0).origins(
+        max(code.insns), Place("rbx"), 0
+    )
+    assert [(origin.how, origin.address) for origin in found] == [(How.LOAD, 0x5008)]
 
 
 def test_ways_that_are_not_followed_are_no_agreement() -> None:
@@ -129,7 +153,7 @@ def test_two_registers_held_at_the_entry_are_two_origins() -> None:
     ids=["xor32", "xor", "mov", "entry", "call", "imul"],
 )
 def test_what_is_no_load_is_said(text: str, how: How, value: int | None) -> None:
-    found = _origin(text + LAST, {"rax": 1})
+    found = _origin(text + LAST, {"rax": 0})
     assert (found.how, found.value) == (how, value)
 
 

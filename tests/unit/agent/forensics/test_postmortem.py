@@ -66,6 +66,22 @@ def test_a_ring_in_the_free_list(flags: tuple[str, ...], tmp_path: Path) -> None
     assert outcomes["a double destroy"] is Outcome.CAUSE
 
 
+@pytest.mark.parametrize("flags", [("-O0",), ("-O2",)], ids=" ".join)
+@pytest.mark.parametrize("shape", ["own_base", "null_base", "null_way", "lost_base"])
+def test_a_load_whose_base_is_gone_blames_no_other_way(
+    shape: str, flags: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Whatever is left of the slot's address, no slot is made up of a constant of another way."""
+    one = crash(tmp_path, shape, *flags)
+    item = _explained(one)
+    assert (item.signal, item.function, item.offset) == (11, shape, 0x2F8)
+    assert (item.slot, item.slot_field) == (one.slot, "u.session")
+    outcomes = {one.name: one.outcome for one in item.alternatives}
+    sure = Outcome.EXCLUDED if shape in ("own_base", "null_base") else Outcome.UNLIKELY
+    assert outcomes["a bad pointer from elsewhere"] is sure
+    assert item.cause is Cause.FREED_BEFORE_USE
+
+
 def test_without_file_backed_pages_the_code_comes_from_the_executable(stale: Crash, tmp_path: Path) -> None:
     """gdb's core holds no code at all; its instruction was still read."""
     assert "[rax + 0x2f8]" in _sentences(_explained(stale), Topic.FAULT)
