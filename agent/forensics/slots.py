@@ -127,7 +127,11 @@ class Slots:
             return ()
         known = [pair for batch in self._view.evidence.batches for pair in batch.deliveries]
         known += [pair for batch in batches for pair in batch.entries]
-        values = (value & userdata.mask for value, _events in known if value not in userdata.reserved)
+        values = (
+            (value & userdata.mask) - userdata.offset
+            for value, _events in known
+            if value not in userdata.reserved
+        )
         return tuple(dict.fromkeys(value for value in values if value >= _LOWEST))
 
     def _in_registers(self, site: Site, delivered: tuple[int, ...]) -> list[tuple[int, str]]:

@@ -318,6 +318,56 @@ def test_a_slot_that_is_not_free_is_called_live() -> None:
     assert _outcomes(item)["a recycled slot"] is Outcome.POSSIBLE
 
 
+@pytest.mark.parametrize("filled", [True, False])
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("partial", [True, False])
+def test_what_destroy_leaves_is_said_in_one_way_only(filled: bool, listed: bool, partial: bool) -> None:
+    """The slot's sentence and the test for a stray write speak of the same bytes."""
+    story = life().added(10).closed(30).destroyed(50)
+    by = ("code", "free list") if listed else ("code",)
+    free = replace(LIST, partial=partial, position=0 if listed else None)
+    item = explain(
+        _evidence(_history(story, story.stale_delivery(70))),
+        _seen(slot=_slot(by=by, filled=filled), free_list=free),
+    )
+    said = " ".join(statement.text for statement in item.statements)
+    said += " ".join(one.because for one in item.alternatives)
+    assert ("what destroy leaves in this build" in said) is filled
+    assert ("leaves a freed slot's bytes as they were" in said) is not filled
+    assert ("0xaa throughout" in said) is filled
+
+
+def test_a_slot_that_only_the_batch_speaks_of_is_inferred() -> None:
+    story = life().added(10).closed(30).destroyed(50)
+    loads = (replace(LOAD, address=None, base_value=None, agrees=None),)
+    item = explain(
+        _evidence(_history(story, story.stale_delivery(70))),
+        _seen(slot=_slot(by=("finding", "history"), field=""), loads=loads, free_list=None),
+    )
+    assert item.slot == SLOT
+    assert item.certainty is Certainty.INFERRED
+    origin = next(statement for statement in item.statements if statement.topic is Topic.ORIGIN)
+    assert "is not shown by the code" in origin.text
+    assert origin.certainty is Certainty.INFERRED
+    assert "in a batch with an event for a Conn that was already destroyed" in item.headline
+    assert _outcomes(item)["a bad pointer from elsewhere"] is Outcome.UNLIKELY
+
+
+def test_a_pointer_read_through_the_free_list_link() -> None:
+    """The dispatch took the next free slot for the object, and faulted on what it read there."""
+    other = SLOT + 0x28
+    item = explain(
+        _evidence(None),
+        _seen(
+            fault=replace(FAULT, base_value=0x6161),
+            loads=(replace(LOAD, address=other + 0x10, base_value=other),),
+            slot=_slot(link=other, by=("finding",)),
+        ),
+    )
+    origin = next(statement.text for statement in item.statements if statement.topic is Topic.ORIGIN)
+    assert f"it was loaded from {other:#x}, the free list's link, which slot {SLOT:#x}" in origin
+
+
 def test_the_batch_that_the_kernel_saw() -> None:
     batch = OpenBatch(tid=LOOP, batch=4, deliveries=((2, 1), (SLOT, 1)))
     item = explain(_evidence(None, batches=(batch,)), _seen())
