@@ -153,8 +153,14 @@ def _site(site: Mapping[str, Any]) -> tuple[str, ...]:
         _hex(site.get("address")),
         f"{site.get('argument', '')} = {source_text(site.get('source') or {})}",
         str(site.get("price", "")),
-        printable(site.get("instruction", ""), 40),
+        printable(site.get("instruction", ""), 40) + (" (not taken)" if _not_taken(site) else ""),
     )
+
+
+def _not_taken(site: Mapping[str, Any]) -> bool:
+    """Whether a hit is the branch that falls through."""
+    instruction, when = str(site.get("instruction", "")), str(site.get("when") or "")
+    return bool(when) and instruction.split(" ")[0] != f"j{when}"
 
 
 def _missing(item: Mapping[str, Any]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from probes import abi, events
 from probes.helper import ProcHelper
@@ -51,11 +51,19 @@ class Context:
     """Answers from the stacks map and the helper process."""
 
     def __init__(
-        self, stacks: Map, memory: Map, helper: ProcHelper, identity: str, names: Map | None = None
+        self,
+        stacks: Map,
+        memory: Map,
+        helper: ProcHelper,
+        identity: str,
+        names: Map | None = None,
+        moved: Mapping[int, int] | None = None,
     ) -> None:
         """memory: the map of struct af_stack_bytes. identity: of the targets' executable. names: of threads
-        that have ended."""
+        that have ended. moved: ProbePlan.moved, for stacks to begin where the hits are told as."""
         self._names = names
+        self._moved = moved or {}
+        self._bias: dict[int, int] = {}  # tgid -> run-time address minus the image's own
         self._map, self._memory, self._helper, self._identity = stacks, memory, helper, identity
         self._mapped: dict[int, list[tuple[int, int]]] = {}  # tgid -> address ranges of its modules
         self._read_at: dict[int, int] = {}  # tgid -> when they were read last, s
@@ -147,6 +155,11 @@ class Context:
                     pcs = walked(raw)
                     yield from self._newly_mapped(tgid, pcs)
                     registers, memory = self._bytes(moment.stack)
+                    bias = self._bias.get(tgid, 0)
+                    told = self._moved.get(pcs[0] - bias) if pcs else None
+                    if told is not None:  # in the same frame: no stack pointer moves on the way
+                        pcs = (told + bias, *pcs[1:])
+                        registers = {**registers, "rip": pcs[0]} if registers else registers
                     yield events.StackSeen(
                         tgid=tgid, id=moment.stack, pcs=pcs, registers=registers, memory=memory
                     )
@@ -160,8 +173,10 @@ class Context:
         kept = abi.StackBytes.from_buffer_copy(raw)
         return dict(zip(abi.STACK_REGISTERS, kept.regs, strict=True)), bytes(kept.bytes[: kept.nbytes])
 
-    def of_target(self, tgid: int) -> Iterator[events.Event]:
-        """What is mapped in a process."""
+    def of_target(self, tgid: int, bias: int | None = None) -> Iterator[events.Event]:
+        """What is mapped in a process. bias: of the plan's image; None: as before."""
+        if bias is not None:
+            self._bias[tgid] = bias
         self._read_at[tgid] = int(time.monotonic())
         modules = self._helper.modules(tgid, self._identity)
         if modules is not None:
@@ -170,6 +185,7 @@ class Context:
 
     def forget(self, tgid: int) -> None:
         self._mapped.pop(tgid, None)
+        self._bias.pop(tgid, None)
         self._read_at.pop(tgid, None)
         self._foreboded.pop(tgid, None)
 

@@ -37,6 +37,17 @@ _C = {
     Op.GREATER: "(s64){a} > (s64){b}",
     Op.GREATER_OR_EQUAL: "(s64){a} >= (s64){b}",
 }
+_FLAGS = {  # Intel SDM volume 1, appendix B: OF is bit 11, SF 7, ZF 6, PF 2, CF 0
+    "o": "ctx->flags & 0x800",
+    "b": "ctx->flags & 0x1",
+    "e": "ctx->flags & 0x40",
+    "be": "ctx->flags & 0x41",
+    "s": "ctx->flags & 0x80",
+    "p": "ctx->flags & 0x4",
+    "l": "(ctx->flags >> 7 ^ ctx->flags >> 11) & 1",
+    "le": "(ctx->flags & 0x40) || ((ctx->flags >> 7 ^ ctx->flags >> 11) & 1)",
+}
+_OPPOSITES = {"ae": "b", "a": "be", "ge": "l", "g": "le"}
 _BY_ZERO = (Op.MODULO, Op.DIVIDE)
 _GIVE_UP = ("\t\taf_count(AF_C_READ_FAULT);", "\t\treturn 0;")
 
@@ -68,11 +79,15 @@ def generate(plan: ProbePlan) -> Readers:
         programs.append((entry.file_offset, name))
     for site in plan.sites:
         reader = _Reader(registers, site.address)
+        reader.only_when(site.when)
         if site.entry is not None and site.frame is not None:
             reader.take_entry(site.entry, site.frame)
         value = reader.value(site.source)
         more = f", {int(site.at_entry)}" if site.role in (Role.DESTROY, Role.DISPATCH) else ""
-        body = reader.body(f"return af_hit_{site.role.value}(ctx, {value}{more});")
+        at = "ctx->ip"
+        if site.stands_for is not None:
+            at += f" + {(site.stands_for - site.address) & _U64:#x}ull"
+        body = reader.body(f"return af_hit_{site.role.value}(ctx, {at}, {value}{more});")
         name = bodies.setdefault(body, f"af_site_{site.role.value}_{len(bodies)}")
         programs.append((site.file_offset, name))
     if len(bodies) > MAX_READERS:
@@ -95,6 +110,16 @@ class _Reader:
 
     def body(self, last: str) -> str:
         return "\n".join(("{", *self._lines, f"\t{last}", "}", ""))
+
+    def only_when(self, condition: str) -> None:
+        """Leaves the reader unless a jump with this condition would be taken."""
+        if not condition:
+            return
+        plain = condition.removeprefix("n")
+        opposite = _OPPOSITES.get(plain)
+        test = f"({_FLAGS[opposite or plain]})"
+        wanted = (opposite is None) == (plain == condition)
+        self._lines += [f"\tif ({'!' if wanted else ''}{test})", "\t\treturn 0;"]
 
     def take_entry(self, index: int, frame: ArgSource) -> None:
         """Defines `entry`: what the call that is under way was entered with."""

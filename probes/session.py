@@ -119,6 +119,7 @@ class LiveSession:
             self._helper,
             "" if library else plan.identity,
             self._maps["names"],
+            plan.moved,
         )
         self._epoll = select.epoll()
         self._epoll.register(self._urgent.fd, select.EPOLLIN)
@@ -271,7 +272,7 @@ class LiveSession:
         )
         self.targets[who.pid] = event
         yield event
-        yield from self._context.of_target(who.pid)
+        yield from self._context.of_target(who.pid, event.bias)
         if pidfd < 0:
             yield from self._gone(who.pid, self._death(who.pid))
 

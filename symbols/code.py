@@ -95,6 +95,8 @@ class FunctionCode:
 
     def __init__(self, image: Image, ranges: Iterable[Range]) -> None:
         self.image = image
+        ranges = list(ranges)
+        self.low = ranges[0][0] if ranges else 0  # the entry
         self.insns: dict[int, Insn] = {}
         self.targets: set[int] = set()
         self._succ: dict[int, tuple[int, ...]] = {}
@@ -106,6 +108,7 @@ class FunctionCode:
         self._detail = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
         self._detail.detail = True
         self._cache: dict[int, Any] = {}
+        self._undecoded: bool | None = None
         for low, high in ranges:
             self._sweep(low, min(high, low + _MAX_FUNCTION))
         self._link()
@@ -242,6 +245,32 @@ class FunctionCode:
         if self._arm is not None:
             return Price.EMULATED if arm64.simulated(raw) else Price.SINGLE_STEP
         return price(raw)
+
+    @property
+    def undecoded(self) -> bool:
+        """Whether there is a jump through a table whose targets are not known."""
+        if self._undecoded is None:
+            self._undecoded = any(
+                insn.mnemonic.endswith("jmp")
+                and not insn.operands.startswith("0x")
+                and not self._succ.get(at)
+                and not self._leaves(at)
+                for at, insn in self.insns.items()
+            )
+        return self._undecoded
+
+    def _leaves(self, at: int) -> bool:
+        """Whether an indirect jump is a call at a function's end: through memory that no index selects, or by a
+        register behind what takes the frame down."""
+        insn = self.detail(at)
+        place = insn.operands[0] if insn is not None and insn.operands else None
+        if place is not None and place.type == x86.X86_OP_MEM:
+            return not place.mem.index
+        before = [self.insns[pred] for pred in self.preds.get(at, ())]
+        return bool(before) and all(
+            one.mnemonic in ("pop", "leave") or (one.mnemonic == "add" and one.operands.startswith("rsp"))
+            for one in before
+        )
 
     # -- straight-line runs ----------------------------------------------------------------------
 

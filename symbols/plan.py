@@ -203,6 +203,9 @@ class Site:
     argument: str  # name of the variable or parameter the value comes from
     source: ArgSource
     note: str = ""  # e.g. "address moved +0x5 from the entry: cheaper"
+    # Where the probe sits on a branch that leads to the place: the place itself, which hits are told as.
+    stands_for: Addr | None = None
+    when: str = ""  # only with these flags, a condition of x86's jcc: "e", "nae"; "": always
     entry: int | None = None  # position in ProbePlan.entries of where source.entry is taken
     frame: ArgSource | None = None  # with entry: the CFA here, which tells the calls of a function apart
     at_entry: bool = False  # of a call: the stack pointer has not moved yet, the return address is at [sp]
@@ -322,6 +325,11 @@ class ProbePlan:
     unprobed: tuple[Unprobed, ...]
     warnings: tuple[str, ...] = field(default=())
     entries: tuple[EntrySite, ...] = field(default=())
+
+    @property
+    def moved(self) -> dict[int, int]:
+        """Where probes sit that stand for other places -> those places."""
+        return {site.address: site.stands_for for site in self.sites if site.stands_for is not None}
 
     def by_role(self, role: Role) -> Iterator[Site]:
         return (site for site in self.sites if site.role is role)

@@ -13,6 +13,9 @@ USER_REGS = (
     *("rdi", "orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs"),
 )
 
+CONDITIONS = frozenset(("o", "b", "ae", "e", "be", "a", "s", "p", "l", "ge", "le", "g"))
+"""Of x86-64's jcc (Intel SDM volume 1, appendix B), as a disassembler writes them; with an n before: the opposite."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:

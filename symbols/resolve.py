@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 
 from symbols.creates import Births
+from symbols.cheaper import cheaper
 from symbols.debugfiles import Searched, check_pair, find_debug_file
 from symbols.dwarf import Die, Dwarf
 from symbols.dwarf_const import RECORD_TAGS
@@ -184,6 +185,7 @@ class _Resolver:
         if not any(site.role is Role.DESTROY for site in self._sites):
             raise self._no_destroy()
         self._unknown_units()
+        self._sites = cheaper(self._sites, session.image, session.scopes, self._finder.code_of)
         entries = self._used_entries()
         layout, userdata, notes = slot_layout(session.dwarf, profile, self._slot(), self._tie)
         self._warnings += notes

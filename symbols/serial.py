@@ -28,7 +28,7 @@ from symbols.plan import (
     Step,
     Unprobed,
 )
-from symbols.registers import MACHINES
+from symbols.registers import CONDITIONS, MACHINES
 from symbols.serialslot import read_slot, read_userdata, slot_to_json, userdata_to_json
 
 VERSION = 3
@@ -110,6 +110,8 @@ def _site(site: Site) -> dict[str, Any]:
         "ranges": [list(pair) for pair in site.ranges],
         "counts": site.counts,
         "counts_at": site.counts_at,
+        "stands_for": site.stands_for,
+        "when": site.when,
     }
 
 
@@ -225,7 +227,21 @@ def _read_site(data: JsonObject) -> Site:
         ranges=_read_ranges(data) if data.has("ranges") else (),
         counts=data.flag("counts") if data.has("counts") else False,
         counts_at=_read_offset(data, "counts_at"),
+        stands_for=_read_place(data),
+        when=_read_when(data),
     )
+
+
+def _read_place(data: JsonObject) -> Addr | None:
+    place = data.number_or_none("stands_for", 0, U64) if data.has("stands_for") else None
+    return None if place is None else Addr(place)
+
+
+def _read_when(data: JsonObject) -> str:
+    when = data.text("when") if data.has("when") else ""
+    if when and when.removeprefix("n") not in CONDITIONS:
+        raise BadPlan(f"no condition of a jump: {when!r}", key=data.key("when"))
+    return when
 
 
 def _read_offset(data: JsonObject, name: str) -> int | None:

@@ -37,10 +37,13 @@ class PlanFacts:
         sites = dict.fromkeys(Role, 0)
         unprobed: dict[Role, tuple[str, ...]] = dict.fromkeys(Role, ())
         counts = False
+        seen = set()
         for site in plan["sites"]:
             role = _role(site)
             if role is not None:
-                sites[role] += 1
+                place = site.get("stands_for")
+                sites[role] += place is None or (role, place) not in seen
+                seen.add((role, place))
                 counts = counts or bool(site.get("counts"))
         missing = plan.get("unprobed")
         for instance in missing if isinstance(missing, Sequence) else ():

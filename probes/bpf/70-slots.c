@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only)
  *
- * What the probed functions do to a slot. The generated readers below call these with the argument's value.
+ * What the probed functions do to a slot. The generated readers below call these with the argument's value and the
+ * address that the hit is told as: a probe may sit on a branch that leads to the place.
  */
 AF_FN struct af_thread *af_hit_thread(u64 ip)
 {
@@ -29,9 +30,8 @@ AF_FN void af_create_failed(struct af_target *target)
 	t->pending_next -= 1;
 }
 
-AF_FN int af_hit_create(struct pt_regs *ctx, u64 addr)
+AF_FN int af_hit_create(struct pt_regs *ctx, u64 ip, u64 addr)
 {
-	u64 ip = ctx->ip;
 	struct af_target *target = af_target_now();
 	int zero = 0;
 	struct af_scratch *s = scratch.lookup(&zero);
@@ -117,21 +117,20 @@ AF_FN u32 af_undispatched(struct af_target *target, struct af_slot *slot, bool h
 										      : AF_PENDING_NO;
 }
 
-AF_FN void af_destroy_begun(struct af_thread *t, struct pt_regs *ctx, u64 addr, bool entry)
+AF_FN void af_destroy_begun(struct af_thread *t, struct pt_regs *ctx, u64 ip, u64 addr, bool entry)
 {
 	struct af_destroy *d = &t->destroys[t->destroyed & (AF_DESTROYS - 1)];
 	t->destroyed += 1;
 	d->addr = addr;
 	d->sp = ctx->sp;
-	d->ip = ctx->ip;
+	d->ip = ip;
 	d->ret = 0;
 	if (entry)
 		bpf_probe_read_user(&d->ret, sizeof(d->ret), (void *)ctx->sp);
 }
 
-AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 addr, bool entry)
+AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 ip, u64 addr, bool entry)
 {
-	u64 ip = ctx->ip;
 	struct af_target *target = af_target_now();
 	int zero = 0;
 	struct af_scratch *s = scratch.lookup(&zero);
@@ -150,7 +149,7 @@ AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 addr, bool entry)
 	af_count(AF_C_HITS_DESTROY);
 	if (slot && slot->state == AF_SLOT_FREE && af_within_destroy(t, addr, ctx->sp, ip))
 		return 0; /* a destructor called by a destructor: one destroy */
-	af_destroy_begun(t, ctx, addr, entry);
+	af_destroy_begun(t, ctx, ip, addr, entry);
 	s32 stack = af_stack_id(ctx);
 	struct af_at at;
 	u16 flags = 0;
@@ -242,9 +241,8 @@ AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 addr, bool entry)
 	return 0;
 }
 
-AF_FN int af_hit_disown(struct pt_regs *ctx, u64 addr)
+AF_FN int af_hit_disown(struct pt_regs *ctx, u64 ip, u64 addr)
 {
-	u64 ip = ctx->ip;
 	struct af_target *target = af_target_now();
 	if (!target)
 		return 0;
@@ -295,9 +293,8 @@ AF_FN void af_dispatched(struct af_target *target, struct af_thread *t, struct a
 		slot->doubtful = slot->undispatched;
 }
 
-AF_FN int af_hit_dispatch(struct pt_regs *ctx, u64 object, bool entry)
+AF_FN int af_hit_dispatch(struct pt_regs *ctx, u64 ip, u64 object, bool entry)
 {
-	u64 ip = ctx->ip;
 	struct af_target *target = af_target_now();
 	int zero = 0;
 	struct af_scratch *s = scratch.lookup(&zero);

@@ -19,9 +19,9 @@ AFTER = ("kernel.c", "truth.c", "verdicts.c", "player.c", "steps.c", "steps_fds.
 
 # What probes/readers.py makes of a plan whose sites are at their functions' entries (create: at its return).
 READERS = """
-int af_site_create(struct pt_regs *ctx) { return af_hit_create(ctx, ctx->ax); }
-int af_site_destroy(struct pt_regs *ctx) { return af_hit_destroy(ctx, ctx->di, 1); }
-int af_site_dispatch(struct pt_regs *ctx) { return af_hit_dispatch(ctx, ctx->di, 1); }
+int af_site_create(struct pt_regs *ctx) { return af_hit_create(ctx, ctx->ip, ctx->ax); }
+int af_site_destroy(struct pt_regs *ctx) { return af_hit_destroy(ctx, ctx->ip, ctx->di, 1); }
+int af_site_dispatch(struct pt_regs *ctx) { return af_hit_dispatch(ctx, ctx->ip, ctx->di, 1); }
 """
 
 SHAPES: dict[str, dict[str, object]] = {

@@ -36,12 +36,14 @@ def by_name(function, argument):
         pass
     return None
 class Site(gdb.Breakpoint):
-    def __init__(self, index, address, register, constant, steps, function, argument):
+    def __init__(self, index, address, register, constant, steps, function, argument, when, moved):
         super().__init__("*%#x" % address)
-        self.data = (index, register, constant, steps, function, argument)
+        self.data = (index, register, constant, steps, function, argument, when, moved)
     def stop(self):
-        index, register, value, steps, function, argument = self.data
-        own = by_name(function, argument)
+        index, register, value, steps, function, argument, when, moved = self.data
+        if when and not int(gdb.parse_and_eval(when)):
+            return False
+        own = None if moved else by_name(function, argument)  # its scope begins later
         if register is not None:
             value = int(gdb.newest_frame().read_register(register)) & (2**64 - 1)
         for kind, amount in steps:
@@ -63,6 +65,20 @@ for index, address, *rest in sites:
     Site(index, address + bias, *rest)
 gdb.execute("continue" if pie else "run")
 """
+
+
+_LESS = "(($eflags >> 7 ^ $eflags >> 11) & 1)"
+_TAKEN = {"o": "$eflags & 0x800", "b": "$eflags & 1", "e": "$eflags & 0x40", "be": "$eflags & 0x41"}
+_TAKEN |= {"s": "$eflags & 0x80", "p": "$eflags & 4", "l": _LESS, "le": f"($eflags & 0x40) || {_LESS}"}
+_TAKEN |= {"ae": "!($eflags & 1)", "a": "!($eflags & 0x41)", "ge": f"!{_LESS}"}
+_TAKEN |= {"g": f"!(($eflags & 0x40) || {_LESS})"}
+
+
+def taken(when: str) -> str:
+    """Site.when in gdb's language: not 0 when the jump is taken."""
+    if when.startswith("n"):
+        return f"!({_TAKEN[when[1:]]})"
+    return _TAKEN[when] if when else ""
 
 
 class Hit(NamedTuple):
@@ -93,6 +109,8 @@ def run(path: Path, plan: ProbePlan, tmp: Path) -> tuple[list[Hit], str]:
             [("add", x.amount) if isinstance(x, Add) else ("deref", x.size) for x in s.source.steps],
             s.function,
             s.argument,
+            taken(s.when),
+            s.stands_for is not None,
         )
         for s in plan.sites
     ]
