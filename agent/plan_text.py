@@ -160,7 +160,7 @@ def _site(site: Mapping[str, Any]) -> tuple[str, ...]:
 def _not_taken(site: Mapping[str, Any]) -> bool:
     """Whether a hit is the branch that falls through."""
     instruction, when = str(site.get("instruction", "")), str(site.get("when") or "")
-    return bool(when) and instruction.split(" ")[0] != f"j{when}"
+    return bool(when) and instruction.split(" ", maxsplit=1)[0] != f"j{when}"
 
 
 def _missing(item: Mapping[str, Any]) -> tuple[str, ...]:

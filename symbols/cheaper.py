@@ -1,5 +1,5 @@
-# Owns which sites of a plan are probed at the branches that lead to them: those on which the kernel would have to
-# single-step. Must not look for sites.
+# Owns which sites of a plan are probed at the branches that lead to them: those on which the kernel would
+# have to single-step. Must not look for sites.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -19,8 +19,8 @@ _MOST_SITES = 64  # of a plan: more probes take longer to attach than they save
 def cheaper(
     sites: Sequence[Site], image: Image, scopes: Scopes, code_of: Callable[[Function], FunctionCode]
 ) -> list[Site]:
-    """The sites, numbered anew; in the place of a single-stepped one the branches that stand for it, where each
-    time exactly one of them is passed just before it, and says the same."""
+    """The sites, numbered anew; in the place of a single-stepped one the branches that stand for it, where
+    each time exactly one of them is passed just before it, and says the same."""
     taken = {int(site.address) for site in sites}
     made: list[Site] = []
     for position, site in enumerate(sites):

@@ -260,8 +260,8 @@ class FunctionCode:
         return self._undecoded
 
     def _leaves(self, at: int) -> bool:
-        """Whether an indirect jump is a call at a function's end: through memory that no index selects, or by a
-        register behind what takes the frame down."""
+        """Whether an indirect jump is a call at a function's end: through memory that no index selects, or by
+        a register behind what takes the frame down."""
         insn = self.detail(at)
         place = insn.operands[0] if insn is not None and insn.operands else None
         if place is not None and place.type == x86.X86_OP_MEM:

@@ -14,7 +14,7 @@ USER_REGS = (
 )
 
 CONDITIONS = frozenset(("o", "b", "ae", "e", "be", "a", "s", "p", "l", "ge", "le", "g"))
-"""Of x86-64's jcc (Intel SDM volume 1, appendix B), as a disassembler writes them; with an n before: the opposite."""
+"""Of x86-64's jcc (Intel SDM volume 1, appendix B), as disassemblers write them; n before: the opposite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

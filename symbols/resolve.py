@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
-from symbols.creates import Births
 from symbols.cheaper import cheaper
+from symbols.creates import Births
 from symbols.debugfiles import Searched, check_pair, find_debug_file
 from symbols.dwarf import Die, Dwarf
 from symbols.dwarf_const import RECORD_TAGS

@@ -30,13 +30,13 @@ class Way:
 def ways_to(
     code: FunctionCode, place: int, source: ArgSource, taken: Collection[int], *, shortest: int = 0
 ) -> list[Way] | None:
-    """The branches of which exactly one is passed, in that direction, each time before control comes to a place,
-    with what gives source's value there; None where that cannot be had.
+    """The branches of which exactly one is passed, in that direction, each time before control comes to a
+    place, with what gives source's value there; None where that cannot be had.
 
     Between a branch and the place runs nothing but plain instructions: no call, no system call, no locked
-    access, nothing that moves the stack pointer, none of the addresses `taken`, where other probes sit. And no
-    branch is part of a loop without a call that does not pass the place, which may be a search or a lock's; one of
-    at least `shortest` instructions is borne.
+    access, nothing that moves the stack pointer, none of the addresses `taken`, where other probes sit. And
+    no branch is part of a loop without a call that does not pass the place, which may be a search or a
+    lock's; one of at least `shortest` instructions is borne.
     """
     if code.undecoded:
         return None  # such a jump may lead to any label on the way
@@ -100,7 +100,7 @@ def _spins(code: FunctionCode, at: int, to: int, shortest: int) -> bool:
 
 
 def _before(code: FunctionCode, at: int, source: ArgSource) -> ArgSource | None:
-    """What has source's value before an instruction that does nothing else of interest; None: nothing known."""
+    """What has source's value before an instruction that does nothing else of interest; None: not known."""
     insn, plain = code.detail(at), code.insns[at]
     raw = code.raw(at)
     if insn is None or code.succ(at) != (at + plain.size,):

@@ -1,8 +1,8 @@
 """Runs inside gdb (-x): reads at the addresses of the plan, and independently at what gdb itself finds.
 
-Input: JSON in AF_GDB_REQUEST: {"sites": [[address, source], …], "names": {role: [linkage name, argument]},
-"output": file}. `source` is an expression of gdb, built from the plan. Writes {"sites": [[address, value]],
-"names": {role: [value or null, …]}} when the program has ended.
+Input: JSON in AF_GDB_REQUEST: {"sites": [[address, address of its hits, source, when], …], "names": {role:
+[linkage name, argument]}, "output": file}. `source` and `when` are expressions of gdb, built from the plan.
+Writes {"sites": [[address, value]], "names": {role: [value or null, …]}} when the program has ended.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ named: dict[str, list[int | None]] = {role: [] for role in REQUEST["names"]}
 class AtAddress(gdb.Breakpoint):
     """A site of the plan, its argument read as the plan says."""
 
-    def __init__(self, address: int, source: str) -> None:
+    def __init__(self, address: int, told: int, source: str, when: str) -> None:
         super().__init__(f"*{address:#x}")
-        self.address, self.source = address, source
+        self.address, self.source, self.when = told, source, when
 
     def stop(self) -> bool:
+        if self.when and not int(gdb.parse_and_eval(self.when)):
+            return False
         hits.append([self.address, int(gdb.parse_and_eval(self.source)) & MASK])
         return False
 
@@ -52,8 +54,8 @@ class ByName(gdb.Breakpoint):
 gdb.execute("set breakpoint pending off")
 gdb.execute("set pagination off")
 gdb.execute("handle SIGTERM nostop noprint pass")
-for address, source in REQUEST["sites"]:
-    AtAddress(address, source)
+for site in REQUEST["sites"]:
+    AtAddress(*site)
 for role, (function, argument) in REQUEST["names"].items():
     try:
         ByName(role, function, argument)

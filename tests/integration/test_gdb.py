@@ -27,6 +27,7 @@ from symbols.plan import ArgSource, Deref, ProbePlan, Role
 from tests.integration.harness import attached, conclude, plan_of, server, wait_for
 from tests.requirements import require_program
 from tests.targets.build import build
+from tests.unit.symbols.oracle import taken
 
 pytestmark = [pytest.mark.bpf, pytest.mark.slow]
 
@@ -115,7 +116,10 @@ def by_gdb(plan: ProbePlan, exe: Path, tmp: Path) -> tuple[list[Hit], dict[Role,
     output = tmp / "gdb.json"
     wanted = {site.role: (site.function, site.argument) for site in plan.sites}
     request = {
-        "sites": [[site.address, expression(site.source)] for site in plan.sites],
+        "sites": [
+            [site.address, site.stands_for or site.address, expression(site.source), taken(site.when)]
+            for site in plan.sites
+        ],
         "names": {role.value: [*pair] for role, pair in wanted.items()},
         "output": str(output),
     }
@@ -142,7 +146,7 @@ def by_gdb(plan: ProbePlan, exe: Path, tmp: Path) -> tuple[list[Hit], dict[Role,
             gdb.kill()  # and the target with it (PTRACE_O_EXITKILL)
             gdb.wait()
     answer = json.loads(output.read_text())
-    roles = {site.address: site.role for site in plan.sites}
+    roles = {site.stands_for or site.address: site.role for site in plan.sites}
     hits = [Hit(roles[address], address, value) for address, value in answer["sites"]]
     return hits, {Role(name): values for name, values in answer["names"].items()}
 

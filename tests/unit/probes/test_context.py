@@ -89,6 +89,16 @@ def test_the_stack_of_who_made_a_duplicate_comes_with_the_suspicion(context: Con
     assert 500 in stacks(told)
 
 
+def test_a_stack_begins_where_the_hit_is_told_as(helper: FakeHelper) -> None:
+    """A probe may sit on a branch that leads to the place. The process is at +0x400000."""
+    maps = (cast("Map", FakeStacks()), cast("Map", NoBytes()), cast("ProcHelper", helper), "id", None)
+    context = Context(*maps, {0x1000: 0x1234})
+    list(context.of_target(TGID, 0x400000))
+    story = life().closed(30, shared=True).destroyed(50)
+    told = list(context.of_suspicion(story.stale_delivery(70)))
+    assert {event.pcs for event in told if isinstance(event, StackSeen)} == {(0x401234,)}
+
+
 def test_and_with_the_crash(context: Context) -> None:
     story = life().dupped(25, fd=12, by=WORKER).closed(30, shared=True).destroyed(50)
     held = CrashSlot(

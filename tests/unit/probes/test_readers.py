@@ -78,17 +78,22 @@ def test_equal_sources_of_a_role_share_one_reader() -> None:
     assert [offset for offset, _ in made.programs] == [0x1000, 0x1001, 0x1002]
     assert made.text.count("int af_site_") == 2
     assert "ctx->bx" in made.text
-    assert "af_hit_destroy(ctx, v0, 0)" in made.text
-    assert "af_hit_create(ctx, v0)" in made.text
+    assert "af_hit_destroy(ctx, ctx->ip, v0, 0)" in made.text
+    assert "af_hit_create(ctx, ctx->ip, v0)" in made.text
 
 
 def test_a_destroy_says_whether_it_is_probed_at_its_functions_entry() -> None:
     """There the return address is on top of the stack: it tells when the call is over."""
     inside = site(0, Role.DESTROY, RBX)
     made = generate(plan(inside, dataclasses.replace(site(1, Role.DESTROY, RBX), at_entry=True)))
-    assert "af_hit_destroy(ctx, v0, 0)" in made.text
-    assert "af_hit_destroy(ctx, v0, 1)" in made.text
+    assert "af_hit_destroy(ctx, ctx->ip, v0, 0)" in made.text
+    assert "af_hit_destroy(ctx, ctx->ip, v0, 1)" in made.text
     assert made.programs[0][1] != made.programs[1][1]
+
+
+def test_a_hit_at_a_branch_is_told_as_the_place_it_leads_to() -> None:
+    made = generate(plan(dataclasses.replace(site(0, Role.DESTROY, RBX), stands_for=Addr(0x401010))))
+    assert "af_hit_destroy(ctx, ctx->ip + 0x10ull, v0, 0)" in made.text
 
 
 def test_steps_become_reads_in_order() -> None:

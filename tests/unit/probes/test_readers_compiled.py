@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 import random
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from symbols.data import Data
 from symbols.dwarf import Part, Unit
 from symbols.expressions import Place, Unsupported, to_source
 from symbols.plan import Addr, ArgSource, EntrySite, Price, Role
-from symbols.registers import REGISTERS
+from symbols.registers import CONDITIONS, REGISTERS
 from tests.unit.probes.test_readers import plan, site
 
 UNIT = Unit(0, 99, 5, 4, 8, 1, 12, {}, {}, Data(b"", 0, 0, ".debug_info", "none"), cast("Part", None))
@@ -45,7 +46,7 @@ HARNESS = """
 #include <string.h>
 typedef uint64_t u64; typedef uint32_t u32; typedef uint16_t u16; typedef uint8_t u8;
 typedef int64_t s64; typedef int32_t s32; typedef int16_t s16; typedef int8_t s8;
-struct pt_regs { u64 ax, dx, cx, bx, si, di, bp, sp, r8, r9, r10, r11, r12, r13, r14, r15, ip; };
+struct pt_regs { u64 ax, dx, cx, bx, si, di, bp, sp, r8, r9, r10, r11, r12, r13, r14, r15, ip, flags; };
 #define AF_C_READ_FAULT 7
 #define AF_FN static inline
 static u64 result; static int faults; static u64 kept[2][2];
@@ -56,7 +57,7 @@ static int bpf_probe_read_user(void *to, u32 size, void *from)
 	memcpy(to, memory + ((u64)from - 0x100000), size);
 	return 0;
 }
-static int af_hit_destroy(struct pt_regs *ctx, u64 v, u32 entry) { result = v; return 1; }
+static int af_hit_destroy(struct pt_regs *ctx, u64 ip, u64 v, u32 entry) { result = v; return 1; }
 static int af_hit_entry(struct pt_regs *ctx, u32 n, u64 cfa, u64 v)
 {
 	kept[n][0] = cfa;
@@ -111,7 +112,7 @@ def run(tmp: Path, text: str, main: str) -> list[str]:
     divide = "/* DW_OP_div" + divide
     source.write_text(f"{HARNESS}{divide}{text}\nint main(void)\n{{\n{main}\n\treturn 0;\n}}\n")
     # BPF wraps around; C's signed shifts and divisions of extreme values must not be the compiler's to choose
-    subprocess.run([compiler, "-w", "-fwrapv", "-o", tmp / "readers", source], check=True)
+    subprocess.run([compiler, "-w", "-fwrapv", "-mno-red-zone", "-o", tmp / "readers", source], check=True)
     return subprocess.run([tmp / "readers"], check=True, capture_output=True, text=True).stdout.splitlines()
 
 
@@ -173,3 +174,23 @@ def test_an_entry_value_is_the_one_of_the_same_frame(tmp_path: Path) -> None:
 	show({reader}(&r));
 	show({reader}(&other));"""
     assert run(tmp_path, made.text, main) == ["7", "-"]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="asks the processor, an x86-64 one")
+def test_conditions_are_those_of_the_processor(tmp_path: Path) -> None:
+    """Every condition with every set of flags: the reader goes on where the processor's setcc gives 1."""
+    conditions = [f"{no}{one}" for one in sorted(CONDITIONS) for no in ("", "n")]
+    sites = [
+        dataclasses.replace(site(n, Role.DESTROY, ArgSource(constant=1)), when=when)
+        for n, when in enumerate(conditions)
+    ]
+    made = generate(plan(*sites))
+    lines = ["\tstatic const u64 bits[] = {0x1, 0x4, 0x40, 0x80, 0x800};", "\tstruct pt_regs r = {};"]
+    lines += ["\tfor (u32 set = 0; set < 32; set++) {", "\t\tu64 f = 0x202;", "\t\tu8 wanted;"]
+    lines += ["\t\tfor (u32 i = 0; i < 5; i++)", "\t\t\tf |= set >> i & 1 ? bits[i] : 0;", "\t\tr.flags = f;"]
+    for when, (_offset, name) in zip(conditions, made.programs, strict=True):
+        asked = f'asm volatile("push %1; popfq; set{when} %0" : "=q"(wanted) : "r"(f) : "cc", "memory");'
+        lines += [f"\t\t{asked}", f'\t\tprintf("{when} %d %d\\n", {name}(&r) != 0, wanted);']
+    said = run(tmp_path, made.text, "\n".join([*lines, "\t}"]))
+    assert len(said) == 32 * len(conditions)
+    assert [line for line in said if len(set(line.split()[1:])) != 1] == []

@@ -52,13 +52,21 @@ def test_plans_of_older_recordings_are_read(plan: ProbePlan) -> None:
     ):
         del data["slot"][key]
     for site in data["sites"]:
-        for key in ("at_entry", "ranges", "counts", "counts_at"):
+        for key in ("at_entry", "ranges", "counts", "counts_at", "stands_for", "when"):
             del site[key]
     old = plan_from_json(json.loads(json.dumps(data)))
     assert [(site.address, site.source) for site in old.sites] == [(s.address, s.source) for s in plan.sites]
     assert not any(site.at_entry or site.ranges or site.counts for site in old.sites)
     assert (old.userdata.offset, old.slot.object_is_slot, old.slot.count_offset) == (0, False, None)
     assert old.slot.object_offset == plan.slot.object_offset
+
+
+def test_a_condition_that_no_jump_has_is_refused(plan: ProbePlan) -> None:
+    data = plan_to_json(plan)
+    data["sites"][0]["when"] = "nne"
+    with pytest.raises(BadPlan) as caught:
+        plan_from_json(data)
+    assert caught.value.key.endswith("when")
 
 
 @pytest.mark.parametrize(
