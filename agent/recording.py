@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ from agent import __version__, codec
 from agent.errors import OutputFailed
 from probes import abi
 from probes.events import Event, RecordsRead, Tick
+from symbols.safefiles import UnsafePath, append, output
 
 MAGIC = b"AFTERFREE-REC\0"
 FORMAT_VERSION = 1
@@ -56,25 +58,16 @@ def chunks(event: Event) -> Iterator[Event]:
 
 
 def private_file(path: Path) -> BinaryIO:
-    """Open `path` for writing, 0600, in a folder that is 0700 when it has to be made.
-
-    An existing file is replaced, never followed when it is a link: recordings hold process memory.
-    Raises OutputFailed.
-    """
+    """Open `path` as safefiles.output does: recordings hold process memory. Raises OutputFailed."""
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # /dev/stdout, a FIFO or a tty are written as they are.
-        if path.exists() and not path.is_file():
-            return open(path, "wb")
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        return os.fdopen(os.open(path, flags, 0o600), "wb")
+        return output(path)
     except OSError as error:
         raise OutputFailed(
             f"cannot write {path}",
             detail=error.strerror or str(error),
-            remedy="name a file in a folder that you may write to",
+            remedy=error.remedy
+            if isinstance(error, UnsafePath)
+            else "name a file in a folder that you may write to",
         ) from error
 
 
@@ -93,6 +86,7 @@ class RecordingWriter:
         self._file = file
         self._lines: list[str] = []
         self._buffered = 0
+        self.full = False  # that was because there is no room
         self.broken = False  # the file itself failed: `notice` says how
         self._write(PREFIX.pack(MAGIC, FORMAT_VERSION))
         header = {
@@ -183,8 +177,9 @@ class RecordingWriter:
         return self._write(FRAME.pack(len(payload), kind) + payload)
 
     def _write(self, data: bytes) -> bool:
+        """Whole or not at all, as far as the file can be cut: what is counted as written is there."""
         try:
-            self._file.write(data)
+            append(self._file, data)
         except (OSError, ValueError) as error:
             self._fail(error)
             return False
@@ -193,6 +188,7 @@ class RecordingWriter:
 
     def _fail(self, error: Exception) -> None:
         self.broken = True
+        self.full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         self.notice = self.notice or f"the recording cannot be written any more: {reason}"
 
@@ -202,10 +198,10 @@ class RecordingWriter:
         try:
             self._file.flush()
             if hard:
-                with contextlib.suppress(OSError):  # pipes and ttys cannot be synced
-                    os.fsync(self._file.fileno())
+                os.fsync(self._file.fileno())
         except OSError as error:
-            self._fail(error)
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # pipes and ttys cannot be synced
+                self._fail(error)
 
 
 def _json(value: Any) -> str:

@@ -14,6 +14,7 @@ from agent.errors import NotARecording, OtherVersion, RecordingDamaged, Recordin
 from agent.recording import FORMAT_VERSION, FRAME, MAGIC, MAX_INFLATED, MAX_PAYLOAD, PREFIX, FrameType
 from probes import abi
 from probes.events import Event, RecordsRead
+from symbols.safefiles import existing
 
 _MAX_ANSWERS = 64 << 20
 
@@ -42,7 +43,7 @@ class RecordingSource:
     def open(cls, path: str | Path) -> RecordingSource:
         """Raises RecordingError (NotARecording, OtherVersion, …) or OSError-derived messages."""
         try:
-            file = open(path, "rb")  # noqa: SIM115 - closed by close()
+            file = existing(path)
         except OSError as error:
             raise RecordingError(
                 f"cannot read the recording {path}",

@@ -60,13 +60,15 @@ class Outcome:
     error: Exception | None  # what ended the source early: a broken recording, a failing session
     notes: tuple[str, ...]
     signal: int
+    unwritten: int = 0  # findings that are not in the file they were to be written to
     unrecorded: str = ""  # why the recording is not whole; "" also when a limit that was asked for ended it
 
     def exit_code(self, fail_on: Severity | None) -> int:
-        """10 when a finding reaches `fail_on`, else 0. `error` is for the caller to raise."""
+        """10 when a finding reaches `fail_on`, else 1 when a file that was asked for is not whole (the notes
+        say which), else 0. `error` is for the caller to raise."""
         if fail_on is not None and any(finding.severity >= fail_on for finding in self.findings):
             return int(ExitCode.FINDINGS)
-        return int(ExitCode.OK)
+        return int(ExitCode.RUNTIME if self.unwritten or self.unrecorded else ExitCode.OK)
 
 
 class Runner:
@@ -147,6 +149,7 @@ class Runner:
             error=error,
             notes=self._notes(),
             signal=self._stop.signal,
+            unwritten=sum(sink.failures for sink in self._sinks),
             unrecorded=self._recorder.notice if self._recorder is not None and self._recorder.broken else "",
         )
 

@@ -14,6 +14,7 @@ from agent.exhibit import Answers, CrashExhibit, Exhibit
 from agent.forensics.desk import BundleDone
 from agent.recording import private_file
 from agent.text import Line, Printer, Span, line
+from symbols.safefiles import append
 
 
 class Sink(Protocol):
@@ -126,8 +127,7 @@ class JsonFileSink:
 
     def finding(self, item: Exhibit, answers: Answers) -> None:
         try:
-            self._file.write(json_line(item, answers).encode() + b"\n")
-            self._file.flush()
+            append(self._file, json_line(item, answers).encode() + b"\n")
         except (OSError, ValueError) as error:
             self.failures += 1
             if self.failures == 1:

@@ -9,6 +9,7 @@ import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from symbols.cachefolder import CacheFolder, cache_folder
 from symbols.errors import SymbolError
@@ -31,6 +32,18 @@ def our_version() -> str:
     return f"{value:08x}"
 
 
+class Entries(Protocol):
+    """As symbols.cachefolder.CacheFolder has them."""
+
+    def get(self, name: str) -> bytes | None: ...
+
+    def put(self, name: str, content: bytes) -> None: ...
+
+    def used(self, name: str) -> None: ...
+
+    def path(self, name: str) -> str: ...
+
+
 @dataclass(slots=True)
 class PlanCache:
     """Plans in one folder. Bounded: most_entries and most_bytes; the ones not used for longest go first."""
@@ -39,10 +52,11 @@ class PlanCache:
     most_entries: int = 256
     most_bytes: int = 64 << 20
     version: str = field(default_factory=our_version)
+    given: Entries | None = None  # instead of the folder
 
     def load(self, image: Image, parts: Iterable[bytes]) -> ProbePlan | None:
         """The plan of this very image with these inputs, under its present path; None: resolve."""
-        name, entries = self._name(image, parts), self._entries()
+        name, entries = self._name(image, parts), self.entries()
         text = entries.get(name)
         if text is None:
             return None
@@ -59,14 +73,15 @@ class PlanCache:
     def store(self, image: Image, parts: Iterable[bytes], plan: ProbePlan) -> None:
         """Keep a plan. Readers see the old entry or the whole new one; a failure leaves no trace."""
         text = json.dumps(plan_to_json(plan), separators=(",", ":"), sort_keys=True)
-        self._entries().put(self._name(image, parts), text.encode())
+        self.entries().put(self._name(image, parts), text.encode())
 
     def path(self, image: Image, parts: Iterable[bytes]) -> str:
         """Where that plan lies, or would."""
-        return self._entries().path(self._name(image, parts))
+        return self.entries().path(self._name(image, parts))
 
-    def _entries(self) -> CacheFolder:
-        return CacheFolder(
+    def entries(self) -> Entries:
+        """Where they are kept, checked but not understood."""
+        return self.given or CacheFolder(
             magic=_MAGIC,
             suffix=_SUFFIX,
             folder=self.folder,

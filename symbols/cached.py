@@ -7,6 +7,7 @@ import os
 from symbols.cache import PlanCache
 from symbols.image import Image
 from symbols.plan import ProbePlan
+from symbols.safefiles import existing
 
 _MAX_PROFILE = 1 << 20
 
@@ -59,7 +60,7 @@ def _profile_bytes(profile: str | os.PathLike[str] | None) -> list[bytes]:
 
 def _read(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
+        with existing(path) as file:
             return file.read(_MAX_PROFILE + 1)
     except OSError:
         return b""  # load_profile says why

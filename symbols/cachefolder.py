@@ -8,6 +8,8 @@ import os
 import stat
 from dataclasses import dataclass, field
 
+from symbols.safefiles import Folder
+
 _TAIL = 33 + 9  # SHA-256 in hex is cut to 32, then the size in 8 hex digits
 
 
@@ -39,18 +41,12 @@ class CacheFolder:
 
     def get(self, name: str) -> bytes | None:
         """The content, where owner, mode, magic, size and checksum agree."""
-        path = self.path(name)
         try:
             # Nobody else may have written it: it decides where probes go, and what they do.
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            with os.fdopen(handle, "rb") as file:
-                status = os.fstat(file.fileno())
-                if not _ours(status) or not stat.S_ISREG(status.st_mode):
-                    return None
-                content = self._unpack(file.read(self.most_entry + 1))
+            with Folder.open(self.folder) as folder:
+                return self._unpack(folder.read(name + self.suffix, self.most_entry))
         except (OSError, ValueError):
             return None
-        return content
 
     def used(self, name: str) -> None:
         """Mark an entry as used now: what is thrown away goes by it."""
@@ -61,41 +57,28 @@ class CacheFolder:
         """Keep an entry. Readers see the old one or the whole new one; a failure leaves no trace."""
         if len(content) + len(self.magic) + _TAIL > self.most_entry:
             return
-        path = self.path(name)
         digest = hashlib.sha256(content).hexdigest()[:32]
-        scratch = f"{path}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
-        try:
-            os.makedirs(self.folder, mode=0o700, exist_ok=True)
-            if not _ours(os.stat(self.folder)):
-                return
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-            with os.fdopen(os.open(scratch, flags, 0o600), "wb") as file:
-                file.write(self.magic + f"{digest}\n{len(content):08x}\n".encode() + content)
-            os.replace(scratch, path)
-            self._trim()
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(scratch)
+        with contextlib.suppress(OSError), Folder.open(self.folder, make=True) as folder:
+            whole = self.magic + f"{digest}\n{len(content):08x}\n".encode() + content
+            folder.replace(name + self.suffix, whole, durable=False)
+            self._trim(folder)
 
-    def _trim(self) -> None:
+    def _trim(self, folder: Folder) -> None:
         """Remove what is over the bounds, oldest use first, and scratch files that a crash left."""
         entries: list[tuple[float, int, str]] = []
         newest = 0.0
-        with os.scandir(self.folder) as found:
-            for entry in found:
-                if entry.name.endswith((self.suffix, ".tmp")) and entry.is_file(follow_symlinks=False):
-                    status = entry.stat(follow_symlinks=False)
-                    newest = max(newest, status.st_mtime)
-                    entries.append((status.st_mtime, status.st_size, entry.path))
+        for name, status in folder.entries():
+            if name.endswith((self.suffix, ".tmp")) and stat.S_ISREG(status.st_mode):
+                newest = max(newest, status.st_mtime)
+                entries.append((status.st_mtime, status.st_size, name))
         entries.sort(reverse=True)
         kept = total = 0
-        for used, size, path in entries:
-            stale = path.endswith(".tmp") and used < newest - 3600
+        for used, size, name in entries:
+            stale = name.endswith(".tmp") and used < newest - 3600
             if not stale and kept < self.most_entries and total + size <= self.most_bytes:
                 kept, total = kept + 1, total + size
                 continue
-            with contextlib.suppress(FileNotFoundError):  # another process trims too
-                os.unlink(path)
+            folder.remove(name)  # another process trims too
 
     def _unpack(self, raw: bytes) -> bytes | None:
         if len(raw) > self.most_entry or not raw.startswith(self.magic):
@@ -104,7 +87,3 @@ class CacheFolder:
         if int(size, 16) != len(content) or hashlib.sha256(content).hexdigest()[:32].encode() != digest:
             return None
         return content
-
-
-def _ours(status: os.stat_result) -> bool:
-    return status.st_uid == os.geteuid() and not status.st_mode & 0o022

@@ -55,9 +55,10 @@ class CoreSegment:
 class CoreFile:
     """A core of an x86-64 process. Raises NotReadable, NotElf and MalformedImage."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
-        self._map = map_file(self.path)
+    def __init__(self, path: str | os.PathLike[str] | int) -> None:
+        """path: or a descriptor, which stays open."""
+        self.path = "core" if isinstance(path, int) else os.fspath(path)
+        self._map = map_file(self.path, path if isinstance(path, int) else None)
         self.threads: tuple[CoreThread, ...] = ()
         self.files: tuple[Mapping, ...] = ()
         self.segments: tuple[CoreSegment, ...] = ()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from symbols.errors import DebugFileMismatch, MalformedImage, NoDebugInfo, SymbolError
 from symbols.fetch import Debuginfod
+from symbols.files import files
 from symbols.image import Image
 
 DEBUG_ROOTS = ("/usr/lib/debug",)
@@ -50,7 +51,7 @@ def find_debug_file(image: Image, searched: Searched | None = None) -> Image:
             mismatches += 1
             searched.note(path, error.detail)
         except SymbolError as error:
-            searched.note(path, "not there" if not os.path.lexists(path) else error.detail)
+            searched.note(path, "not there" if not files().exists(path) else error.detail)
     fetched = _from_server(image, searched)
     if fetched is not None:
         return fetched
@@ -131,7 +132,7 @@ def find_supplement(image: Image, searched: Searched | None = None) -> Image | N
         return None
     searched = searched or Searched()
     name, ident = link
-    prefix, folder = mount_prefix(image.path), os.path.dirname(os.path.realpath(image.path))
+    prefix, folder = mount_prefix(image.path), os.path.dirname(files().real(image.path))
     places = [f"{prefix}{name}"] if name.startswith("/") else [os.path.join(folder, name)]
     for root in searched.roots:
         places += [_by_id(f"{prefix}{root}", ident)] if _HEX.match(ident) else []
@@ -141,7 +142,7 @@ def find_supplement(image: Image, searched: Searched | None = None) -> Image | N
         try:
             found = Image(path, any_machine=True, relocatable=True)
         except SymbolError as error:
-            searched.note(path, "not there" if not os.path.lexists(path) else error.detail)
+            searched.note(path, "not there" if not files().exists(path) else error.detail)
             continue
         theirs = found.build_id or _sup_id(found)
         if theirs == ident:
@@ -206,7 +207,7 @@ def _candidates(image: Image, searched: Searched) -> Iterator[tuple[str, int | N
     for before in prefixes:
         places += [f"{before}{root}{inside}/{name}" for root in searched.roots]
     for place in dict.fromkeys(places):
-        if not _same_file(place, image.path):
+        if not files().same(place, image.path):
             yield place, crc
 
 
@@ -214,20 +215,13 @@ def _real(path: str) -> str:
     """The file's own place, for its neighbours; /proc/PID/exe's target seen through /proc/PID/root."""
     prefix = mount_prefix(path)
     if not prefix:
-        return os.path.realpath(path)
+        return files().real(path)
     if path.endswith("/exe"):
         try:
-            return prefix + os.readlink(path).removesuffix(" (deleted)")
+            return prefix + files().link(path).removesuffix(" (deleted)")
         except OSError:
             return path
     return path
-
-
-def _same_file(one: str, other: str) -> bool:
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return False
 
 
 def _proven(image: Image, path: str, crc: int | None) -> Image:

@@ -7,6 +7,9 @@ import re
 import time
 from dataclasses import dataclass, field
 
+from symbols.files import files
+from symbols.safefiles import Folder
+
 _ID = re.compile(r"[0-9a-f]{4,128}\Z")
 _CHUNK = 1 << 18
 _MISS_S = 600  # elfutils' cache_miss_s: an empty file means "asked lately, not there"
@@ -47,6 +50,10 @@ class Debuginfod:
         if not _ID.match(build_id):
             self.tried.append(f"debuginfod: {build_id!r} is no build-id")
             return None
+        elsewhere = files().fetch(build_id, bool(self.urls))
+        if elsewhere is not None:
+            path, self.tried = elsewhere
+            return path
         folder = os.path.join(self.cache, build_id)
         target = os.path.join(folder, "debuginfo")
         try:
@@ -79,7 +86,7 @@ class Debuginfod:
         try:
             request = urllib.request.Request(url, headers={"User-Agent": "afterfree"})  # noqa: S310
             with urllib.request.urlopen(request, timeout=self.timeout) as answer:  # noqa: S310
-                os.makedirs(folder, mode=0o700, exist_ok=True)
+                Folder.open(folder, make=True, own=False).close()
                 handle, scratch = tempfile.mkstemp(prefix="debuginfo.", dir=folder)
                 with os.fdopen(handle, "wb") as file:
                     total = 0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from symbols.data import WINDOW, Data
 from symbols.errors import MalformedImage, NotElf, NotReadable, WrongMachine
+from symbols.files import files
 from symbols.plan import Segment
 from symbols.registers import MACHINES
 
@@ -334,9 +335,10 @@ class Image:
         return self._table
 
 
-def map_file(path: str) -> mmap.mmap:
+def map_file(path: str, fd: int | None = None) -> mmap.mmap:
+    """A file's content, read-only; fd: an open one, which stays open. Raises NotReadable, NotElf."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block us
+        fd = files().open(path) if fd is None else os.dup(fd)
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):

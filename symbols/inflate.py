@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import mmap
+import os
 import zlib
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, cast
 
 from symbols.errors import MalformedImage
+from symbols.files import files
 
 if TYPE_CHECKING:
     from symbols.data import Data
@@ -32,9 +34,7 @@ def inflate(raw: Data, start: int, size: int, kind: int) -> bytes | mmap.mmap:
     pieces = _zlib(raw, start) if kind == _ZLIB else _zstd(raw, start)
     if size <= _IN_MEMORY:
         return b"".join(_exactly(raw, pieces, size))
-    import tempfile  # lazily: it brings a dozen modules
-
-    with tempfile.TemporaryFile(prefix="afterfree-section.") as file:
+    with os.fdopen(files().scratch(), "w+b") as file:
         for piece in _exactly(raw, pieces, size):
             file.write(piece)
         file.flush()

@@ -12,6 +12,7 @@ from typing import Any
 from symbols.errors import ProfileError
 from symbols.globs import matches
 from symbols.plan import Role, Userdata
+from symbols.safefiles import existing
 
 __all__ = ["FunctionSpec", "Profile", "load_profile", "matches", "parse_profile", "shipped_profiles"]
 
@@ -65,7 +66,7 @@ def load_profile(path: str | os.PathLike[str]) -> Profile:
     """Read and validate a profile file. Raises ProfileError."""
     name = os.fspath(path)
     try:
-        with open(name, "rb") as file:
+        with existing(name) as file:
             raw = file.read(_MAX_PROFILE + 1)
     except OSError as error:
         raise ProfileError(

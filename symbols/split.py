@@ -10,6 +10,7 @@ from symbols import dwarf_const as dw
 from symbols.data import Data
 from symbols.debugfiles import Searched, find_supplement, mount_prefix
 from symbols.errors import DebugFileMismatch, SymbolError
+from symbols.files import files
 from symbols.image import Image
 from symbols.units import UT_SPLIT_TYPE, UT_TYPE, Part, Unit, UnitReader
 
@@ -100,7 +101,7 @@ class Extra:
                 try:
                     self._by_path[path] = self._dwo(path)
                 except SymbolError as error:
-                    self._by_path[path] = f"{path}: {error.detail}" if os.path.lexists(path) else ""
+                    self._by_path[path] = f"{path}: {error.detail}" if files().exists(path) else ""
             units = self._by_path[path]
             if isinstance(units, str):
                 wrong = wrong or units
@@ -124,7 +125,7 @@ class Extra:
 
     def _places(self, skeleton: Skeleton) -> Iterator[str]:
         main = self.main.image.path
-        prefix, beside = mount_prefix(main), os.path.dirname(os.path.realpath(main))
+        prefix, beside = mount_prefix(main), os.path.dirname(files().real(main))
         yield prefix + os.path.join(skeleton.folder, skeleton.name)
         yield os.path.join(beside, os.path.basename(skeleton.name))
 
@@ -142,8 +143,8 @@ class Extra:
     def _from_package(self, skeleton: Skeleton) -> list[Unit]:
         if self._package is None and not self._no_package:
             self._no_package = True
-            for path in (f"{self.main.image.path}.dwp", f"{os.path.realpath(self.main.image.path)}.dwp"):
-                if os.path.exists(path):
+            for path in (f"{self.main.image.path}.dwp", f"{files().real(self.main.image.path)}.dwp"):
+                if files().exists(path):
                     image = self._open(path)
                     self._package = (image, _index(image, ".debug_cu_index"), self._package_types(image))
                     break

@@ -61,7 +61,7 @@ def command(
         )
     )
     code = outcome.exit_code(threshold(fail_on))
-    if code == ExitCode.OK and outcome.unrecorded:
+    if code == ExitCode.RUNTIME and outcome.unrecorded:
         raise RecordingError(
             "the recording is not whole",
             detail=outcome.unrecorded,

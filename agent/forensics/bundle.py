@@ -7,15 +7,17 @@ import io
 import json
 import os
 import tarfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import zstandard
 
 from agent.errors import AgentError
-from agent.forensics.layout import MANIFEST, SCHEMA, SUFFIX, sync_folder
+from agent.forensics.layout import MANIFEST, SCHEMA
+from symbols.safefiles import append, existing
 
 MOST_BYTES = 1 << 30  # of everything in a bundle that is opened
 MOST_FILES = 256
@@ -44,56 +46,64 @@ def hash_of(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def listing(folder: Path) -> dict[str, dict[str, Any]]:
-    """{name: {sha256, size}} of every file in a bundle's folder but the manifest."""
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != MANIFEST:
-            with path.open("rb") as file:
-                files[name] = {"sha256": hash_of(file), "size": path.stat().st_size}
-    return files
+Content = bytes | int
+"""Of one file in a bundle: itself, or a descriptor of a regular file, whose position does not count."""
 
 
-def pack(folder: Path, target: Path) -> int:
-    """Write a folder as `target` (.tar.zst, 0600), under its name only when it is whole. Returns bytes.
+def listing(files: Mapping[str, Content]) -> dict[str, dict[str, Any]]:
+    """{name: {sha256, size}} of every file but the manifest."""
+    found = {}
+    for name, content in sorted(files.items()):
+        if name != MANIFEST:
+            with _reader(content) as file:
+                found[name] = {"sha256": hash_of(file), "size": file.tell()}
+    return found
 
-    The members lie in one directory that is named like the bundle. Raises OSError.
+
+def pack(files: Mapping[str, Content], out: BinaryIO, root: str) -> None:
+    """Write a bundle (.tar.zst) into an unbuffered file; the manifest comes first. Raises OSError.
+
+    root: the one directory in which the members lie; it is named like the bundle.
     """
-    temporary = target.with_name(f".{target.name}.tmp")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-    root = target.name.removesuffix(SUFFIX)
-    try:
-        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as raw:
-            with (
-                zstandard.ZstdCompressor(level=_LEVEL).stream_writer(raw, closefd=False) as packed,
-                tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
-            ):
-                names = [MANIFEST, *(name for name in listing_names(folder) if name != MANIFEST)]
-                for name in names:
-                    _add(tar, folder / name, f"{root}/{name}")
-            raw.flush()
-            os.fsync(raw.fileno())
-            size = raw.tell()
-        os.rename(temporary, target)
-        sync_folder(target.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return size
+    whole = cast("BinaryIO", _Whole(out))
+    with (
+        zstandard.ZstdCompressor(level=_LEVEL).stream_writer(whole, closefd=False) as packed,
+        tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for name in [MANIFEST, *(name for name in sorted(files) if name != MANIFEST)]:
+            with _reader(files[name]) as file:
+                member = tarfile.TarInfo(f"{root}/{name}")
+                member.size = file.seek(0, os.SEEK_END)
+                file.seek(0)
+                member.mode = 0o600
+                member.mtime = int(time.time())
+                tar.addfile(member, file)
 
 
-def listing_names(folder: Path) -> list[str]:
+class _Whole(io.RawIOBase):
+    """A file whose writes are whole or fail: a compressor does not look at how much was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        append(self._file, data)
+        return len(data)
+
+
+def _reader(content: Content) -> BinaryIO:
+    if isinstance(content, bytes):
+        return io.BytesIO(content)
+    file = os.fdopen(os.dup(content), "rb")
+    file.seek(0)
+    return file
+
+
+def _names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
-    with path.open("rb") as file:
-        member = tarfile.TarInfo(name)
-        member.size = os.fstat(file.fileno()).st_size
-        member.mode = 0o600
-        member.mtime = int(os.fstat(file.fileno()).st_mtime)
-        tar.addfile(member, file)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +120,7 @@ class Bundle:
         path = self.files.get(name)
         if path is None:
             return ""
-        with path.open("rb") as file:
+        with existing(path) as file:
             return file.read(_MOST_TEXT).decode("utf-8", "backslashreplace")
 
     def value(self, name: str) -> Any:
@@ -135,7 +145,7 @@ def open_bundle(path: str | Path, scratch: Path) -> Bundle:
             folder = given
             if not (folder / MANIFEST).is_file():  # not every folder is worth a walk through all of it
                 raise _bad(str(path), f"it holds no {MANIFEST}")
-            files = {name: folder / name for name in listing_names(folder)[:MOST_FILES]}
+            files = {name: folder / name for name in _names(folder)[:MOST_FILES]}
             if any(file.is_symlink() for file in files.values()):
                 raise _bad(str(path), "it holds symbolic links")
         else:
@@ -157,7 +167,7 @@ def _unpack(path: Path, scratch: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     left = MOST_BYTES
     with (
-        path.open("rb") as raw,
+        existing(path) as raw,
         zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(raw) as unpacked,
         tarfile.open(
             fileobj=io.BufferedReader(_Limited(unpacked, MOST_BYTES + (64 << 20))), mode="r|"
@@ -219,7 +229,7 @@ def _damaged(manifest: Mapping[str, Any], files: Mapping[str, Path]) -> tuple[st
         if name == MANIFEST:
             continue
         entry = listed.get(name)
-        with path.open("rb") as file:
+        with existing(path) as file:
             if not isinstance(entry, dict) or hash_of(file) != entry.get("sha256"):
                 wrong.append(f"{name} is not what was written")
     return tuple(wrong)

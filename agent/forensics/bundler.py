@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import json
 import os
-import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from agent.errors import AgentError
 from agent.forensics import bundle, layout
@@ -19,11 +20,19 @@ from agent.forensics.casework import Explained, explained
 from agent.forensics.from_events import Gathered, gather
 from agent.replay_source import RecordingSource
 from agent.sanitize import printable
+from probes.confined import Asked, answered, enter
 from probes.events import Event
+from symbols.safefiles import Folder
 
-_FULL = (28, 122)  # ENOSPC, EDQUOT
 _MOST_EVENTS = 1 << 20
-_MOST_FINDINGS = 16 << 20
+_MOST_CASE = 16 << 20
+
+
+class DiskFull(AgentError):
+    """No room for even the least of a bundle."""
+
+    def __init__(self, case: str) -> None:
+        super().__init__("the disk is full", detail=f"the case stays in {case}", remedy="free some space")
 
 
 def main() -> int:
@@ -40,7 +49,10 @@ def main() -> int:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
         answer = make(given.spool, given.target, plain=given.plain)
-    except (OSError, AgentError, ValueError) as error:
+    except DiskFull as error:
+        print(f"afterfree: {printable(str(error))}", file=sys.stderr)
+        return layout.NO_ROOM
+    except (OSError, AgentError, ValueError, RecursionError) as error:
         print(f"afterfree: {printable(str(error))}", file=sys.stderr)
         return 1
     replies.write(json.dumps(answer) + "\n")
@@ -50,11 +62,14 @@ def main() -> int:
 
 def events_of(path: Path) -> tuple[list[Event], str]:
     """(events of a recording, why they are not all)."""
-    found: list[Event] = []
     try:
-        source = RecordingSource.open(path)
+        return _events(RecordingSource.open(path))
     except AgentError as error:
-        return found, str(error)
+        return [], str(error)
+
+
+def _events(source: RecordingSource) -> tuple[list[Event], str]:
+    found: list[Event] = []
     with contextlib.closing(source):
         try:
             while not source.finished and len(found) < _MOST_EVENTS:
@@ -65,48 +80,86 @@ def events_of(path: Path) -> tuple[list[Event], str]:
 
 
 def make(spool: Path, target: Path, *, plain: bool = False) -> dict[str, Any]:
-    """Write the bundle `target` from a case. plain: without an explanation. Raises OSError, ValueError."""
-    with (spool / layout.CASE).open("rb") as file:
+    """Write the bundle `target` from a case, and remove the case. plain: without an explanation.
+
+    Raises OSError, ValueError; DiskFull where not even the least of it finds room: the case stays then.
+    """
+    with Folder.open(spool.parent) as store, store.folder(spool.name) as held, ExitStack() as stack:
+        fd = _kept(held.opened(layout.CASE), stack)
         # a bundler that its killed daemon left behind may still be at it: the one that comes first makes it
-        fcntl.flock(file, fcntl.LOCK_EX)
-        case = json.loads(file.read())
-        return _made(spool, target, case, plain)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if not os.fstat(fd).st_nlink:
+            raise FileNotFoundError(errno.ENOENT, "another process has made the bundle", str(spool))
+        case = json.loads(held.read(layout.CASE, _MOST_CASE))
+        files = {
+            name: _kept(held.opened(name), stack)
+            for name in (layout.FINDINGS, layout.RECORDING, layout.CAPTURE, layout.CORE)
+            if held.has(name)
+        }
+        scratch = store.scratch(target.name)
+        try:
+            out = _kept(store.new(scratch), stack)
+            name = target.name.removesuffix(layout.SUFFIX)
+
+            def made(asked: Asked) -> dict[str, Any] | None:
+                lacks = [f"its files were read with more rights than needed: {one}" for one in enter(asked)]
+                return _made({**case, "notes": [*case.get("notes", []), *lacks]}, files, out, name, plain)
+
+            answer = answered(made)
+            if answer is None:
+                raise DiskFull(str(spool))
+            os.fsync(out)
+            store.rename(scratch, target.name)
+            store.sync()
+        except OSError as error:
+            if error.errno in layout.FULL:
+                raise DiskFull(str(spool)) from error
+            raise
+        finally:
+            store.remove(scratch)
+        size = os.fstat(out).st_size
+        store.remove_all(spool.name)
+    return {"path": str(target), "size": size, **answer}
 
 
-def _made(spool: Path, target: Path, case: Mapping[str, Any], plain: bool) -> dict[str, Any]:
+def _kept(fd: int, stack: ExitStack) -> int:
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _made(
+    case: Mapping[str, Any], files: Mapping[str, int], out: int, name: str, plain: bool
+) -> dict[str, Any] | None:
+    """Explain the case and pack the bundle into `out`; None where it has no room. files: descriptors of what
+    the case holds."""
     notes = [str(note) for note in case.get("notes", [])]
-    work = spool / "bundle"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(mode=0o700)
-    events, broken = events_of(spool / layout.RECORDING)
+    events: list[Event] = []
+    broken = "it is not there"
+    if layout.RECORDING in files:
+        try:
+            file = os.fdopen(os.dup(files[layout.RECORDING]), "rb")
+            events, broken = _events(RecordingSource(file, layout.RECORDING))
+        except AgentError as error:
+            broken = str(error)
     if broken:
         notes.append(f"the recording cannot be read: {broken}")
     gathered = gather(events)
     debug = case.get("configuration", {}).get("debug_file")
-    core = _existing(spool / layout.CORE)
+    core = files.get(layout.CORE)
     told = Explained() if plain else explained(gathered, events, core=core, debug_file=debug or None)
     if plain:
         notes.append("it could not be explained: the first try died or took too long")
     left_out: list[str] = []
-    for name, data in _parts(gathered, told, case, notes).items():
-        _put(work / name, data, left_out)
-    for name in (layout.FINDINGS, layout.RECORDING, layout.CAPTURE, layout.CORE):
-        if (spool / name).exists():
-            os.link(spool / name, work / name)
-    size = _packed(work, target, case, notes, left_out)
-    shutil.rmtree(spool, ignore_errors=True)
+    parts: dict[str, bundle.Content] = {**_parts(gathered, told, case, notes), **files}
+    with os.fdopen(os.dup(out), "wb", buffering=0) as bundled:
+        if not _packed(parts, bundled, name, case, notes, left_out):
+            return None
     return {
-        "path": str(target),
-        "size": size,
         "report": told.text,
         "notes": [*told.notes, *notes, *(f"left out, the disk is full: {name}" for name in left_out)],
         "explained": bool(told.value),
         "key": told.key,
     }
-
-
-def _existing(path: Path) -> Path | None:
-    return path if path.exists() else None
 
 
 def _parts(
@@ -160,40 +213,48 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, indent=1).encode() + b"\n"
 
 
-def _put(path: Path, data: bytes, left_out: list[str]) -> None:
-    """Write one file; on a full disk it is left out, and named."""
-    try:
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        layout.write_private(path, data)
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        path.unlink(missing_ok=True)
-        left_out.append(path.name)
-
-
-def _packed(work: Path, target: Path, case: Mapping[str, Any], notes: list[str], left_out: list[str]) -> int:
+def _packed(
+    parts: dict[str, bundle.Content],
+    out: BinaryIO,
+    name: str,
+    case: Mapping[str, Any],
+    notes: list[str],
+    left_out: list[str],
+) -> bool:
     """Pack; while the disk is full, once more without the newest detail. Never touches other bundles."""
-    giving_up = [name for name in layout.NEWEST_DETAIL_FIRST if (work / name).exists()]
+    giving_up = list(layout.NEWEST_DETAIL_FIRST)
     while True:
         manifest = {
             "schema": layout.SCHEMA,
             **{key: value for key, value in case.items() if key not in ("key", "notes", "whole")},
             "notes": notes,
             "left_out": left_out,
-            "files": bundle.listing(work),
+            "files": bundle.listing(parts),
         }
         try:
-            (work / layout.MANIFEST).unlink(missing_ok=True)
-            layout.write_private(work / layout.MANIFEST, _json(manifest))
-            return bundle.pack(work, target)
+            bundle.pack({**parts, layout.MANIFEST: _json(manifest)}, out, name)
         except OSError as error:
-            if error.errno not in _FULL or not giving_up:
+            if error.errno not in layout.FULL:
                 raise
-            name = giving_up.pop(0)
-            left_out.append(name)
-            path = work / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            out.seek(0)
+            out.truncate()
+            if not _gave_up(parts, giving_up, left_out):
+                return False
+        else:
+            return True
+
+
+def _gave_up(parts: dict[str, bundle.Content], giving_up: list[str], left_out: list[str]) -> bool:
+    """Leave out the next of what may be; False: there is nothing more."""
+    while giving_up:
+        detail = giving_up.pop(0)
+        lost = [name for name in parts if name == detail or name.startswith(f"{detail}/")]
+        if lost:
+            left_out.append(detail)
+            for name in lost:
+                del parts[name]
+            return True
+    return False
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from probes.events import (
     TargetGone,
     ThreadStatus,
 )
+from symbols.safefiles import Folder
 
 _FOLDER = ".cores"
 _MOST_SLOTS = min(4096, MOST_RANGES)
@@ -85,9 +86,10 @@ class CaptureControl:
         if sole:  # of runs that were killed: no case refers to them
             for left in folder.glob(f"{_FOLDER}-*"):
                 shutil.rmtree(left, ignore_errors=True)
-        cores = folder / f"{_FOLDER}-{os.getpid()}"
-        shutil.rmtree(cores, ignore_errors=True)
-        cores.mkdir(mode=0o700)
+        name = f"{_FOLDER}-{os.getpid()}-{os.urandom(4).hex()}"  # nothing can lie there under it
+        with Folder.open(folder) as held:
+            held.folder(name, make=True).close()
+        cores = folder / name
         self._capturer = Capturer(cores)
         self._started = False
 

@@ -61,7 +61,7 @@ def explained(
     gathered: Gathered,
     events: list[Event],
     *,
-    core: Path | None = None,
+    core: Path | int | None = None,
     exe: Path | None = None,
     debug_file: str | None = None,
 ) -> Explained:
@@ -132,7 +132,7 @@ def _executable(attached: TargetAttached, exe: Path | None, stack: ExitStack) ->
     )
 
 
-def _core(core: Path | None, stack: ExitStack, notes: list[str]) -> tuple[Any, tuple[ThreadState, ...]]:
+def _core(core: Path | int | None, stack: ExitStack, notes: list[str]) -> tuple[Any, tuple[ThreadState, ...]]:
     """(memory reader, threads) of the mini core; (None, ()) without one."""
     if core is None:
         return None, ()

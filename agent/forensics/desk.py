@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import subprocess
 import time
 from collections import deque
@@ -14,12 +13,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from agent.correlator.findings import Finding
-from agent.errors import AgentError
 from agent.forensics import spool
 from agent.forensics.capture import CaptureControl
 from agent.forensics.case import Case, CaseKeeper
+from agent.forensics.layout import FULL, NO_ROOM
 from agent.forensics.redact import redacted
 from agent.forensics.store import BundleStore
+from agent.sanitize import printable
 from probes import children
 from probes.capture import process
 from probes.events import Event
@@ -28,6 +28,8 @@ _MOST_WAITING = 4  # spooled cases; later ones stay in the spool and are bundled
 _CORE_WAIT = 5.0  # seconds that the end waits for a mini core
 _DEADLINE = 900.0  # seconds for one bundle, which takes a few; somebody waits for it at the end only
 _MOST_ANSWER = 4 << 20
+_RETRY = 10.0  # seconds between tries while the disk is full
+_AGAIN = "It is tried again, and at the next start; free some space, or name another folder with --bundles"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,7 @@ class _Job:
     folder: Path
     key: str
     plain: bool = False  # without an explanation: the second try
+    said: bool = False  # that there is no room for it
     began: float = 0.0
     answer: IO[bytes] | None = field(default=None)
 
@@ -76,12 +79,18 @@ class CrashDesk:
         self._capture = capture
         self._begun: dict[int, str] = {}  # tgid -> name of the case of a crash that is not complete yet
         self._waiting: deque[_Job] = deque()
+        self._no_room: deque[_Job] = deque()  # for which the disk was too full
+        self._unwritten: deque[tuple[Case, str]] = deque()  # with their keys: not even the case found room
+        self._retry_at = 0.0
         self._job: _Job | None = None
         self._child: children.Child | None = None
-        for folder in store.leftovers():
+        leftovers = store.leftovers()
+        for folder in store.strange:
+            on_notice(f"{folder} is left alone: it has the name of a crash, and others had a hand in it")
+        for folder in leftovers:
             name = folder.name.removeprefix(".").removesuffix(".case")
             if _lives_on(folder):
-                shutil.rmtree(folder, ignore_errors=True)  # it handled its signal
+                store.remove(folder)  # it handled its signal
             elif len(self._waiting) < _MOST_WAITING:
                 on_notice(f"{folder}: a crash of an earlier run, now made into a bundle")
                 self._waiting.append(_Job(name, folder, ""))
@@ -119,12 +128,14 @@ class CrashDesk:
             self._keep_safe(case)
         if self._child is not None:
             self._poll(self._child)
+        self._retry()
         if self._job is None and self._waiting:
             self._start(self._waiting.popleft())
 
     def finish(self, timeout: float) -> None:
         """Bundle everything that is open, at most `timeout` seconds; the rest waits in the spool."""
         end = self._clock() + timeout
+        self._retry_at = 0.0
         while self._keeper.open and self._capture is not None and self._capture.seized:
             self.pump()  # a mini core may still be on its way: at most as long as a stop may take
             if self._clock() > end - timeout + _CORE_WAIT:
@@ -140,6 +151,14 @@ class CrashDesk:
             self._child.kill()
             self._child.wait()
             self._notice("a bundle was not finished; the next start finishes it")
+        for job in self._no_room:
+            self._notice(f"{job.folder}: still no room for its bundle; the next start makes it")
+        for case, key in self._unwritten:
+            self._store.forget(key)
+            why = (
+                f"the crash of process {case.crash.tgid} is not kept: the disk stayed full. {_essence(case)}"
+            )
+            self._done(BundleDone(path="", notes=(why,)))
 
     # -- one case -------------------------------------------------------------------------------
 
@@ -150,7 +169,7 @@ class CrashDesk:
             if not self._store.due(case.key):
                 return
             name = self._store.name(case.target.comm, case.crash.tgid)
-        with contextlib.suppress(OSError, AgentError):  # said when the whole case cannot be written either
+        with contextlib.suppress(OSError):  # said when the whole case cannot be written either
             spool.write(self._store.spool(name), case, self._configuration)
             self._begun[case.crash.tgid] = name
 
@@ -171,24 +190,59 @@ class CrashDesk:
         name = begun or self._store.name(case.target.comm, case.crash.tgid)
         folder = self._store.spool(name)
         try:
-            spool.write(folder, case, self._configuration)
-        except (OSError, AgentError) as error:
+            lost = spool.write(folder, case, self._configuration)
+        except OSError as error:
+            full = error.errno in FULL and len(self._unwritten) < _MOST_WAITING
+            if not begun and full:
+                self._notice(f"{folder}: the disk is full, no room for the crash. {_essence(case)}. {_AGAIN}")
+                self._unwritten.append((case, case.key))
+                return
             if not begun:
                 self._store.forget(case.key)
-                why = f"the crash could not be written to {folder}: {error}"
+                why = f"the crash could not be written to {folder}: {error}; {_essence(case)}"
                 self._done(BundleDone(path="", notes=(why,)))
                 return
             self._notice(f"{folder}: only what was written right after the crash is kept: {error}")
+        else:
+            if lost:
+                self._notice(f"{folder}: the disk is full, kept without {' and '.join(lost)}")
+        self._queue(name, folder, case.key)
+
+    def _queue(self, name: str, folder: Path, key: str) -> None:
         if len(self._waiting) >= _MOST_WAITING:
             self._notice(f"{folder}: too many crashes at once; the next start makes a bundle of it")
             return
-        self._waiting.append(_Job(name, folder, case.key))
+        self._waiting.append(_Job(name, folder, key))
+
+    def _retry(self) -> None:
+        """What the disk had no room for, from time to time."""
+        if not (self._no_room or self._unwritten) or self._clock() < self._retry_at:
+            return
+        self._retry_at = self._clock() + _RETRY
+        for _ in range(len(self._unwritten)):
+            case, key = self._unwritten.popleft()
+            name = self._store.name(case.target.comm, case.crash.tgid)
+            try:
+                spool.write(self._store.spool(name), case, self._configuration)
+            except OSError:
+                self._unwritten.append((case, key))
+                break
+            self._queue(name, self._store.spool(name), key)
+        if self._no_room and len(self._waiting) < _MOST_WAITING:
+            self._waiting.append(self._no_room.popleft())
+
+    def _lacks_room(self, job: _Job) -> None:
+        if not job.said:
+            job.said = True
+            self._notice(f"{job.folder}: no room for its bundle, the crash is kept there. {_AGAIN}")
+        self._retry_at = self._clock() + _RETRY
+        self._no_room.append(job)
 
     def _drop(self, case: Case, begun: str) -> None:
         if case.core:
             Path(case.core).unlink(missing_ok=True)
         if begun:
-            shutil.rmtree(self._store.spool(begun), ignore_errors=True)
+            self._store.remove(self._store.spool(begun))
 
     def _repeated(self, what: str, times: int) -> None:
         if times & (times - 1) == 0:  # said at 2, 4, 8, …
@@ -227,7 +281,7 @@ class CrashDesk:
         done = _answer(raw) if child.returncode == 0 else None
         repeated = self._store.again(done.key) if done is not None and done.key else 0
         if done is not None and repeated:
-            Path(done.path).unlink(missing_ok=True)  # at another place, for the same cause
+            self._store.remove(Path(done.path))  # at another place, for the same cause
             self._repeated(job.name, repeated)
         elif done is not None:
             for name in self._store.rotate(Path(done.path)):
@@ -236,12 +290,14 @@ class CrashDesk:
         elif self._store.path(job.name).exists():  # a bundler of an earlier run was quicker
             path = self._store.path(job.name)
             self._done(BundleDone(path=str(path), size=path.stat().st_size))
+        elif child.returncode == NO_ROOM:
+            self._lacks_room(job)
         elif not job.plain:
             job.plain = True
             self._waiting.appendleft(job)
         else:
             self._store.forget(job.key)
-            shutil.rmtree(job.folder, ignore_errors=True)
+            self._store.remove(job.folder)
             how = f"was killed by our own limit of {_DEADLINE:.0f} s" if late else child.ending()
             why = f"no bundle for {job.name}: its process {how}"
             self._done(BundleDone(path="", notes=(why, *child.last_words().splitlines()[-3:])))
@@ -256,6 +312,16 @@ def _lives_on(folder: Path) -> bool:
     return known is not None and process.lives(*known)
 
 
+def _essence(case: Case) -> str:
+    """The least that must not be lost with a case, in words."""
+    crash = case.crash
+    address = "an unknown address" if crash.fault_addr is None else f"{crash.fault_addr:#x}"
+    return (
+        f"process {crash.tgid} ({printable(case.target.comm)}), thread {crash.tid}: signal {crash.signal} at "
+        f"{address}, instruction {crash.ip:#x}, {len(case.findings)} findings before it"
+    )
+
+
 def _answer(raw: bytes) -> BundleDone | None:
     """The bundler's one line; None when it is none."""
     try:
@@ -263,10 +329,10 @@ def _answer(raw: bytes) -> BundleDone | None:
         return BundleDone(
             path=str(value["path"]),
             size=int(value["size"]),
-            report=str(value["report"]),
-            notes=tuple(str(note) for note in value["notes"]),
+            report="\n".join(printable(line) for line in str(value["report"]).split("\n")),
+            notes=tuple(printable(note) for note in value["notes"]),
             explained=bool(value["explained"]),
             key=str(value["key"]),
         )
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None

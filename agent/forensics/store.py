@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
+import math
 import os
 import re
-import shutil
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +17,8 @@ from pathlib import Path
 from typing import IO
 
 from agent.errors import OutputFailed
-from agent.forensics.layout import SUFFIX
+from agent.forensics.layout import CASE, SUFFIX
+from symbols.safefiles import Folder, UnsafePath
 
 DEFAULT = Path("/var/lib/afterfree/bundles")
 _COUNTERS = "counters.json"
@@ -46,29 +49,30 @@ class _Seen:
 
 
 class BundleStore:
-    """One folder, 0700."""
+    """One folder in which nobody but root and we have a hand; 0700 when it has to be made."""
 
     def __init__(
         self, folder: Path, limits: Limits | None = None, clock: Callable[[], float] = time.time
     ) -> None:
-        """Creates the folder. Raises OutputFailed."""
+        """Creates the folder; one that is there keeps its mode. Raises OutputFailed."""
         self.folder = folder
         self.limits = limits or Limits()
         self._clock = clock
+        self.strange: list[Path] = []
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if folder.stat().st_uid == os.geteuid():
-                folder.chmod(0o700)
-            if not os.access(folder, os.W_OK | os.X_OK):
-                raise PermissionError(13, "not writable")
+            self._held = Folder.open(folder, make=True)
+            if not os.access(".", os.W_OK | os.X_OK, dir_fd=self._held.fd):
+                raise PermissionError(errno.EACCES, "not writable")
+            self._lock = _locked(self._held)
         except OSError as error:
+            remedy = f"{error.remedy}\n" if isinstance(error, UnsafePath) else ""
             raise OutputFailed(
                 f"cannot keep crash bundles in {folder}",
                 detail=error.strerror or str(error),
-                remedy="--bundles DIR   names another folder\n--no-bundles   watches without",
+                causes=("who can write there could read or swap what root keeps there",) if remedy else (),
+                remedy=f"{remedy}--bundles DIR   names another folder\n--no-bundles   watches without",
             ) from error
         self._seen = self._read()
-        self._lock = _locked(folder)
 
     # -- names ----------------------------------------------------------------------------------
 
@@ -78,7 +82,7 @@ class BundleStore:
         safe = re.sub(r"[^A-Za-z0-9_-]", "_", comm)[:32] or "unknown"
         base = f"crash-{stamp}-{safe}-{pid}"
         name, number = base, 1
-        while self.path(name).exists() or self.spool(name).exists():
+        while self._held.has(self.path(name).name) or self._held.has(self.spool(name).name):
             number += 1
             name = f"{base}-{number}"
         return name
@@ -92,8 +96,15 @@ class BundleStore:
 
     def bundles(self) -> list[Path]:
         """Oldest first."""
-        found = [path for path in self.folder.glob(f"crash-*{SUFFIX}") if path.is_file()]
-        return sorted(found, key=lambda path: (path.stat().st_mtime, path.name))
+        return [self.folder / name for name, _ in self._bundles()]
+
+    def _bundles(self) -> list[tuple[str, os.stat_result]]:
+        found = [
+            (name, status)
+            for name, status in self._held.entries()
+            if name.startswith("crash-") and name.endswith(SUFFIX) and stat.S_ISREG(status.st_mode)
+        ]
+        return sorted(found, key=lambda one: (one[1].st_mtime, one[0]))
 
     # -- crash loops ----------------------------------------------------------------------------
 
@@ -124,43 +135,57 @@ class BundleStore:
 
     def _read(self) -> dict[str, _Seen]:
         try:
-            with (self.folder / _COUNTERS).open("rb") as file:
-                rows = json.loads(file.read(_MOST_COUNTERS))
-            return {
+            rows = json.loads(self._held.read(_COUNTERS, _MOST_COUNTERS))
+            found = {
                 str(key): _Seen(float(row[0]), float(row[1]), float(row[2]), int(row[3]))
                 for key, row in list(rows.items())[:_MOST_KEYS]
             }
-        except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,  # a number beyond every float, an infinite count
+            RecursionError,
+        ):
             return {}  # a fresh folder, or a damaged file: counting begins anew
+        if not all(math.isfinite(one.first + one.last + one.bundled) for one in found.values()):
+            return {}
+        return found
 
     def _write(self) -> None:
         rows = {key: [s.first, s.last, s.bundled, s.count] for key, s in self._seen.items()}
-        temporary = self.folder / f".{_COUNTERS}.tmp"
         with contextlib.suppress(OSError):  # counters are a convenience: bundles go on without
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                json.dump(rows, file)
-            temporary.rename(self.folder / _COUNTERS)
+            self._held.replace(_COUNTERS, json.dumps(rows).encode())
 
     # -- limits ---------------------------------------------------------------------------------
 
     def rotate(self, newest: Path | None = None) -> list[str]:
         """Remove what is beyond the limits, oldest first, never `newest`. Returns the names."""
         removed = []
-        bundles = [path for path in self.bundles() if path != newest]
-        sizes = {path: path.stat().st_size for path in bundles}
-        total = sum(sizes.values()) + (newest.stat().st_size if newest is not None and newest.exists() else 0)
-        count = len(bundles) + (newest is not None)
-        for path in bundles:
-            old = self._clock() - path.stat().st_mtime > self.limits.age
-            if not (old or count > self.limits.most or total > self.limits.size):
+        spared = newest.name if newest is not None else ""
+        bundles = self._bundles()
+        total = sum(status.st_size for _, status in bundles)
+        count = len(bundles)
+        for name, status in bundles:
+            old = self._clock() - status.st_mtime > self.limits.age
+            if name == spared or not (old or count > self.limits.most or total > self.limits.size):
                 continue
             with contextlib.suppress(OSError):
-                path.unlink()
-                removed.append(path.name)
+                self._held.remove(name)
+                removed.append(name)
                 count -= 1
-                total -= sizes[path]
+                total -= status.st_size
         return removed
+
+    def remove(self, path: Path) -> None:
+        """A bundle, or a case with all that is in it."""
+        with contextlib.suppress(OSError):
+            if path.name.endswith(SUFFIX):
+                self._held.remove(path.name)
+            else:
+                self._held.remove_all(path.name)
 
     @property
     def sole(self) -> bool:
@@ -174,25 +199,37 @@ class BundleStore:
             self._lock = None
 
     def leftovers(self) -> list[Path]:
-        """Cases whose bundle was never finished (the process was killed); half-written files are removed."""
+        """Cases whose bundle was never finished (the process was killed); half-written files are removed.
+
+        What has such a name and is not ours is left alone, and named in `strange`.
+        """
         if not self.sole:
             return []
-        for path in self.folder.glob(f".crash-*{SUFFIX}.tmp"):
-            with contextlib.suppress(OSError):
-                path.unlink()
         whole = []
-        for path in sorted(self.folder.glob(".crash-*.case")):
-            if (path / "case.json").is_file():  # written last
-                whole.append(path)
-            else:
-                shutil.rmtree(path, ignore_errors=True)
+        for name, status in self._held.entries():
+            if name.startswith(".") and name.endswith(".tmp") and not stat.S_ISDIR(status.st_mode):
+                with contextlib.suppress(OSError):
+                    self._held.remove(name)
+            elif name.startswith(".crash-") and name.endswith(".case"):
+                try:
+                    with self._held.folder(name) as case:
+                        complete = case.has(CASE)  # written last
+                except OSError:
+                    self.strange.append(self.folder / name)
+                    continue
+                if complete:
+                    whole.append(self.folder / name)
+                else:
+                    self._held.remove_all(name)
         return whole
 
 
-def _locked(folder: Path) -> IO[bytes] | None:
-    """Held until this process ends, however it ends (flock(2)); None while somebody else holds it."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    file = os.fdopen(os.open(folder / _LOCK, flags, 0o600), "r+b")
+def _locked(folder: Folder) -> IO[bytes] | None:
+    """Held until this process ends, however it ends (flock(2)); None while somebody else holds it.
+
+    Raises OSError where the lock is no file of ours.
+    """
+    file = os.fdopen(folder.opened(_LOCK, os.O_RDWR | os.O_CREAT), "r+b")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -214,6 +214,25 @@ def test_recording_to_a_full_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.bpf
+@pytest.mark.timeout(120)
+def test_a_folder_and_a_file_in_which_others_have_a_hand(tmp_path: Path) -> None:
+    """Neither is used, neither holds anything up, and both stay as they are."""
+    shared, fifo = tmp_path / "shared", tmp_path / "fifo"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    os.mkfifo(fifo, 0o666)
+    with server("ReleaseSafe", tmp_path, "--survive") as target:
+        watched = cli("watch", "--pid", str(target.pid), "--bundles", str(shared), "--duration", "1")
+        recorded = cli("record", "--pid", str(target.pid), "-o", str(fifo), "--duration", "1")
+    screen(
+        watched, 1, "cannot keep crash bundles", "everybody may write it", f"{shared}/NAME", "--no-bundles"
+    )
+    screen(recorded, 1, "cannot write", "it is a FIFO", "/dev/stdout")
+    assert shared.stat().st_mode & 0o7777 == 0o1777
+    assert not list(shared.iterdir())
+
+
+@pytest.mark.bpf
 @pytest.mark.parametrize("command", ["replay", "census"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_truncated_recording(command: str, share: float, recording: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def while_it_writes(target: Server, watch: Daemon) -> None:
 
 def while_it_packs(target: Server, watch: Daemon) -> None:
     """While the bundler is at it."""
-    kill_after(target, watch, ".crash-*.case/bundle", MOMENTS.uniform(0.0, 0.4))
+    kill_after(target, watch, ".crash-*.tar.zst.*.tmp", MOMENTS.uniform(0.0, 0.4))
 
 
 def kill_after(target: Server, watch: Daemon, pattern: str, seconds: float) -> None:
@@ -128,7 +128,7 @@ def assert_only_whole_bundles(folder: Path, scratch: Path) -> str:
     if not folder.is_dir():
         return "no folder yet"
     wait_for(lambda: not bundlers(folder), 60, "the end of the bundler")
-    partly = {path.name for path in folder.glob(".crash-*.case/bundle")}
+    partly = {path.name for path in folder.glob(".crash-*.tar.zst.*.tmp")}
     before = {path.name.removesuffix(".tar.zst") for path in folder.glob("crash-*.tar.zst")}
     cases = {
         path.name.removeprefix(".").removesuffix(".case")

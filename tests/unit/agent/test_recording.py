@@ -24,6 +24,7 @@ from agent.replay_source import RecordingSource
 from probes import abi, events
 from probes.abi import Record
 from probes.events import Event, RecordsRead, Tick
+from tests.disks import filled, small_disk
 from tests.unit.agent.scenario import BATCH, WITNESSES
 
 U64 = st.integers(0, 2**64 - 1)
@@ -187,6 +188,26 @@ def test_a_full_disk_is_said_once_and_the_run_goes_on() -> None:
     assert "No space left" in writer.notice
     assert writer.broken
     assert writer.dropped > 0
+
+
+def test_what_a_disk_that_fills_up_holds_is_what_was_counted(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        filled(disk, 100_000)
+        path = disk / "r.afrec"
+        writer = RecordingWriter.open(path)
+        for _ in range(50):
+            rows = tuple(tuple(os.urandom(1)[0] for _ in range(14)) for _ in range(2000))
+            writer.write(RecordsRead(records=rows))
+        writer.close()
+        assert "No space left" in writer.notice
+        assert writer.events
+        assert writer.events + writer.dropped >= 49
+        assert path.stat().st_size == writer.size
+        source = RecordingSource.open(path)
+        found: list[Event] = []
+        with pytest.raises(RecordingTruncated):
+            found.extend(event for _ in range(100) for event in source.poll(0))
+        assert len(found) == writer.events
 
 
 def test_other_format_version(tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def test_a_full_disk_is_said_once() -> None:
     _, runner = run(ListSource(*LIVE, *LIVE), recorder=writer, on_notice=notices.append)
     assert len(notices) == 1
     assert "No space left" in runner.outcome.unrecorded
+    assert runner.outcome.exit_code(None) == 1
     assert "No space left" in notices[0]
 
 
@@ -140,6 +141,7 @@ def test_a_findings_file_that_fails_is_counted() -> None:
     assert sink.failures == 1
     assert "No space left" in notices[0]
     assert "could not be written" in outcome.notes[-1]
+    assert outcome.exit_code(None) == 1, "a script that reads the file must not take it for whole"
 
 
 def test_a_crash_is_shown_after_the_finding_before_it() -> None:

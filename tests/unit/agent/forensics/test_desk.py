@@ -6,12 +6,13 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from agent.forensics import bundle, bundler, layout, spool
+from agent.forensics import bundler, layout, spool
 from agent.forensics.bundle import open_bundle
 from agent.forensics.bundler import events_of
 from agent.forensics.casework import Explained
@@ -19,6 +20,8 @@ from agent.forensics.desk import BundleDone, CrashDesk
 from agent.forensics.store import BundleStore
 from probes import children, procfs
 from probes.events import CrashSeen, TargetGone, ThreadSeen, Tick
+from symbols.safefiles import Folder
+from tests.disks import filled, small_disk
 from tests.unit.agent.correlator.playbook import TGID
 from tests.unit.agent.forensics.cases import case, crash, history
 
@@ -180,27 +183,28 @@ def test_a_mini_core_is_taken_over_when_it_comes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [layout.RECORDING, layout.FINDINGS, layout.CASE])
-def test_a_disk_that_fills_up_keeps_the_first_state(
+def test_a_disk_that_fails_keeps_the_first_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     held = Desk(tmp_path)
     for event in [*history(), crash()]:
         held.desk.feed(event)
     held.desk.pump(waiting=frozenset({TGID}))
-    rename = Path.rename
+    rename = Folder.rename
 
-    def full(path: Path, target: Path) -> Path:
-        if target.name == name:
+    def full(folder: Folder, what: str, to: str) -> None:
+        if to == name:
             raise OSError(28, os.strerror(28))
-        return rename(path, target)
+        rename(folder, what, to)
 
     held.desk.feed(TargetGone(ts=1100, tgid=TGID, reason="killed by signal 11"))
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", full)
+        patch.setattr(Folder, "rename", full)
         held.desk.pump()
     held.desk.finish(60)
     assert len(held.store.bundles()) == 1
-    assert any("only what was written right after the crash" in notice for notice in held.notices)
+    said = "kept without recording.afrec" if name == layout.RECORDING else "only what was written right after"
+    assert any(said in notice for notice in held.notices), held.notices
 
 
 @pytest.mark.parametrize("found", [True, False])
@@ -272,56 +276,76 @@ def test_one_that_dies_twice_says_how(tmp_path: Path, monkeypatch: pytest.Monkey
     assert notes[1:] == ("half an upgrade",)
 
 
-class Full:
-    """A disk that is full for files of some names."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-        self._names, self._pack = names, bundle.pack
-        monkeypatch.setattr(bundle, "pack", self.pack)
-
-    def pack(self, folder: Path, target: Path) -> int:
-        if any((folder / name).exists() for name in self._names):
-            raise OSError(28, os.strerror(28))
-        return self._pack(folder, target)
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk") as made:
+        yield made
 
 
-def test_a_full_disk_loses_the_newest_detail_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = BundleStore(tmp_path / "bundles")
+def test_a_full_disk_loses_the_newest_detail_and_says_so(disk: Path) -> None:
+    store = BundleStore(disk / "bundles")
     older = store.path("crash-older")
     older.write_bytes(b"older")
     made = case()
-    core = tmp_path / "core"
-    core.write_bytes(b"core")
+    core = store.folder / "core"
+    core.write_bytes(os.urandom(300_000))  # what no compressor makes smaller
     made.core = str(core)
     spool.write(store.spool("crash-x"), made, {})
-    Full(monkeypatch, layout.CORE, layout.RECORDING)
+    filled(disk, 150_000)
     answer = bundler.make(store.spool("crash-x"), store.path("crash-x"), plain=True)
     assert [note for note in answer["notes"] if "disk is full" in note] == [
-        "left out, the disk is full: core",
-        "left out, the disk is full: recording.afrec",
+        "left out, the disk is full: core"
     ]
     assert older.read_bytes() == b"older"
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    opened = open_bundle(store.path("crash-x"), scratch)
-    assert opened.manifest["left_out"] == ["core", "recording.afrec"]
+    opened = open_bundle(store.path("crash-x"), new(disk.parent / "scratch"))
+    assert opened.manifest["left_out"] == ["core"]
     assert opened.damaged == ()
+    assert answer["size"] == store.path("crash-x").stat().st_size
+    assert not list(store.folder.glob(".crash*"))
 
 
-def test_a_disk_without_any_room_loses_the_bundle_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_args: object) -> None:
-        raise OSError(28, os.strerror(28))
+def test_a_disk_too_full_for_the_bundle_keeps_the_case_and_makes_it_later(disk: Path) -> None:
+    held = Desk(disk)
+    held.crash()
+    held.desk.pump()  # the case is written, its bundle begun or about to be
+    ballast = filled(disk, 0)
+    held.desk.finish(5)
+    if not held.done:
+        assert any("no room for its bundle, the crash is kept" in notice for notice in held.notices)
+        assert [path.name for path in held.store.folder.glob(".crash-*")] == [
+            path.name for path in held.store.folder.glob(".crash-*.case")
+        ], "nothing half-written is left"
+        ballast.unlink()
+        held.store.close()
+        held = Desk(disk)
+        held.desk.finish(60)
+    assert [Path(done.path).exists() for done in held.done] == [True]
+    opened = open_bundle(held.done[0].path, new(disk.parent / "scratch"))
+    assert opened.damaged == ()
+    assert opened.manifest["pid"] == TGID
 
-    held = Desk(tmp_path)
+
+def test_a_disk_with_room_for_nothing_loses_no_crash(disk: Path) -> None:
+    held = Desk(disk)
     older = held.store.path("crash-older")
     older.write_bytes(b"older")
-    monkeypatch.setattr(layout, "write_private", full)
+    ballast = filled(disk, 0)
     held.crash()
-    held.desk.finish(5)
-    assert [path.name for path in held.store.bundles()] == ["crash-older.tar.zst"]
-    assert "No space left" in held.done[0].notes[0]
+    held.desk.pump()
+    assert held.done == []
+    assert f"process {TGID}" in held.notices[0], "its essentials are said at once"
+    assert "signal 11" in held.notices[0]
+    ballast.unlink()
+    held.desk.finish(60)
+    assert [Path(done.path).exists() for done in held.done] == [True]
+    assert older.exists()
+
+
+def test_a_disk_that_stays_full_says_what_is_lost(disk: Path) -> None:
+    held = Desk(disk)
+    filled(disk, 0)
+    held.crash()
+    held.desk.finish(2)
+    assert "the disk stayed full" in held.done[0].notes[0]
+    assert f"process {TGID}" in held.done[0].notes[0]
     assert not list(held.store.folder.glob(".crash*"))
