@@ -20,6 +20,7 @@ _LABEL = 11
 
 _VERBS = {
     "created": "created",
+    "refused": "refused",
     "registered": "registered",
     "modified": "re-armed",
     "duplicated": "duplicated",
@@ -148,13 +149,15 @@ def _subject(item: Exhibit) -> list[Line]:
         rows.append(_labelled("slot", f"{finding.slot:#x}  generation {finding.generation}{kind}"))
     where = []
     if finding.fd >= 0:
-        where.append(f"fd {finding.fd}")
+        never = finding.epfd < 0 and any(actor.role == "refused" for actor in finding.actors)
+        where.append(f"fd {finding.fd}, never registered" if never else f"fd {finding.fd}")
     if finding.epfd >= 0:
         where.append(f"epoll instance {finding.epfd}")
     if finding.batch:
         where.append(f"batch {finding.batch}")
     if where:
-        rows.append(_labelled("watched by" if finding.fd >= 0 else "at", " · ".join(where)))
+        watched = finding.fd >= 0 and not where[0].endswith("never registered")
+        rows.append(_labelled("watched by" if watched else "at", " · ".join(where)))
     if target is not None:
         late = "   attached while it ran" if target.late else ""
         rows.append(

@@ -140,6 +140,7 @@ class RegFlag(IntFlag):
     REPORTED = 32
     NOT_ASKED = 64
     TABLE_SHARED = 128
+    ADD_FAILED = 256
 
 
 class TargetFlag(IntFlag):
@@ -353,7 +354,7 @@ class Reg(ctypes.LittleEndianStructure):
         ("events", _U32),
         ("state", _U32),
         ("flags", _U32),
-        ("reserved", _U32),
+        ("error", _U32),
         ("dup_fd", _S32),
         ("add", At),
         ("mod", At),

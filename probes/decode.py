@@ -95,6 +95,7 @@ def _reg(r: abi.Reg) -> events.Registration | None:
         ino=r.ino,
         dup_fd=r.dup_fd,
         dup=_moment(r.dup),
+        error=r.error,
     )
 
 

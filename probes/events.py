@@ -102,6 +102,7 @@ class Registration:
     ino: int = 0  # inode number; a socket's is unique
     dup_fd: int = -1  # an open duplicate of its fd that was seen being made; -1 none
     dup: Moment = NOWHERE  # who made it
+    error: int = 0  # with RegFlag.ADD_FAILED: errno of the EPOLL_CTL_ADD that made none
 
 
 class Trigger(NamedTuple):

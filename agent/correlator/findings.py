@@ -90,6 +90,7 @@ class RuleId(StrEnum):
 ROLES = frozenset(
     {
         "created",
+        "refused",
         "registered",
         "modified",
         "duplicated",

@@ -2,6 +2,9 @@
 # Pure functions.
 from __future__ import annotations
 
+from dataclasses import replace
+
+from agent.correlator import steps
 from agent.correlator.chain import (
     Doubts,
     Dropped,
@@ -48,7 +51,7 @@ def outlives_close(evidence: SuspicionRaised, context: Context) -> Finding | Dro
         ts=trigger.ts,
         tgid=trigger.tgid,
         actors=(
-            actor("registered", reg.add if reg else (slot.add if slot else None)),
+            actor("registered", steps.added(slot, reg)),
             *duplicated(reg),
             actor("closed", precise(trigger_moment(trigger), *ends)),
         ),
@@ -93,7 +96,7 @@ def failed_removal(evidence: SuspicionRaised, context: Context) -> Finding | Dro
         ts=trigger.ts,
         tgid=trigger.tgid,
         actors=(
-            *seen("registered", reg.add if reg else (slot.add if slot else None)),
+            *seen("registered", steps.added(slot, reg)),
             *seen("removed" if twice else "closed", end),
             actor(
                 "removed" if trigger.kind == Kind.REMOVED else "modified",
@@ -119,9 +122,18 @@ def bad_close(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
         return Dropped("close-of-a-negative-number")
     doubts = Doubts(context=context)
     doubts.predates(slot, reg)
-    before = reg.end if reg is not None and reg.end.seen else (slot.close if slot is not None else None)
+    refused = steps.is_refused(reg)
+    before = reg.end if reg is not None and reg.end.seen else None
+    if before is None and not refused and steps.own(slot, reg) and slot is not None:
+        before = slot.close
     if before is not None and before.ts >= trigger.ts:
         before = None
+    actors = (
+        *steps.refused(reg, doubts),
+        *(() if refused else seen("registered", steps.added(slot, reg))),
+        *seen("closed", before, "first"),
+        actor("closed", trigger_moment(trigger), "returned -EBADF"),
+    )
     if before is None or not before.seen:
         doubts.note("the close before this one was not seen")
     finding = draft(
@@ -131,13 +143,11 @@ def bad_close(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
         reg=reg,
         ts=trigger.ts,
         tgid=trigger.tgid,
-        actors=(
-            *seen("registered", reg.add if reg else (slot.add if slot else None)),
-            *seen("closed", before, "first"),
-            actor("closed", trigger_moment(trigger), "returned -EBADF"),
-        ),
+        actors=actors,
         site_roles=("closed",),
         fd=trigger.fd,
         window_ns=trigger.ts - before.ts if before is not None and before.seen else None,
     )
+    if refused:  # nothing ever watched it
+        finding = replace(finding, epfd=-1, advice=(*steps.remedy(reg), *finding.advice))
     return of_suspicion(finding, evidence)

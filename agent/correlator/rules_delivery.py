@@ -2,6 +2,7 @@
 # Pure; counts and rates of repeated evidence belong to tallies.py.
 from __future__ import annotations
 
+from agent.correlator import steps
 from agent.correlator.chain import (
     Doubts,
     Dropped,
@@ -60,7 +61,8 @@ def stale_delivery(evidence: SuspicionRaised, context: Context) -> Finding | Dro
         actors=(
             *_history(slot, evidence.reg),
             *duplicated(evidence.reg),
-            actor("destroyed", destroyed),
+            *_freed(slot, evidence.reg),
+            actor("destroyed", destroyed, _life(slot, evidence.reg)),
             _delivered(evidence),
         ),
         site_roles=("registered", "closed", "destroyed"),
@@ -155,7 +157,8 @@ def stale_dispatch(evidence: SuspicionRaised, context: Context) -> Finding | Dro
         tgid=trigger.tgid,
         actors=(
             *_history(slot, evidence.reg),
-            *seen("destroyed", slot.destroy if slot else None),
+            *_freed(slot, evidence.reg),
+            *seen("destroyed", slot.destroy if slot else None, _life(slot, evidence.reg)),
             *seen("delivered", delivered),
             actor("dispatched", trigger_moment(trigger), f"object {trigger.addr:#x}"),
         ),
@@ -210,9 +213,9 @@ def hot_redelivery(evidence: SuspicionRaised, context: Context) -> Finding | Dro
         ts=trigger.ts,
         tgid=trigger.tgid,
         actors=(
-            actor("registered", reg.add if reg else (slot.add if slot else None)),
+            actor("registered", steps.added(slot, reg)),
             *duplicated(reg),
-            *seen("closed", slot.close if closed and slot is not None else None),
+            *seen("closed", steps.closed(slot, reg) if closed else None),
             *seen("delivered", Moment(first, first, 0, trigger.tid), "first"),
             actor("delivered", trigger_moment(trigger), f"last, events {trigger.arg:#x}"),
         ),
@@ -263,20 +266,19 @@ def _current_excluded(
 
 
 def _history(slot: SlotLife | None, reg: Registration | None) -> tuple[Actor, ...]:
-    """Registered (must have happened), removed and closed (need not have)."""
-    added = slot.add if slot is not None and slot.add.seen else (reg.add if reg is not None else None)
-    ended = slot.close if slot is not None and slot.close.seen else None
-    if ended is None and reg is not None and reg.state in (RegState.ORPHAN, RegState.ENDED):
-        ended = reg.end
-    removed = slot.removed if slot is not None else None
-    failed = slot is not None and not slot.flags & SlotFlag.DELETED
-    if ended is not None and removed is not None and ended == removed:
-        ended = None
-    return (
-        actor("registered", added),
-        *seen("removed", removed, "EPOLL_CTL_DEL failed" if failed else "EPOLL_CTL_DEL"),
-        *seen("closed", ended),
-    )
+    return steps.history(slot, reg, slot is not None and not slot.flags & SlotFlag.DELETED)
+
+
+def _freed(slot: SlotLife | None, reg: Registration | None) -> tuple[Actor, ...]:
+    """The destroy of the registration's own life, where it was seen and is not the slot's last."""
+    if slot is None or reg is None or reg.gen != slot.gen - 1:
+        return ()
+    return seen("destroyed", slot.prev_destroy, f"generation {reg.gen}")
+
+
+def _life(slot: SlotLife | None, reg: Registration | None) -> str:
+    """Which generation a step of the slot is of, where the registration's is another."""
+    return f"generation {slot.gen}" if slot is not None and steps.generation(slot, reg) else ""
 
 
 def _delivered(evidence: SuspicionRaised) -> Actor:

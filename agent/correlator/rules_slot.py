@@ -2,6 +2,9 @@
 # Pure functions.
 from __future__ import annotations
 
+from dataclasses import replace
+
+from agent.correlator import steps
 from agent.correlator.chain import (
     Doubts,
     Dropped,
@@ -56,14 +59,16 @@ def double_destroy(evidence: SuspicionRaised, context: Context) -> Finding | Dro
         tgid=trigger.tgid,
         actors=(
             *seen("created", slot.create if slot else None),
-            *seen("registered", slot.add if slot else None),
-            *seen("closed", slot.close if slot else None),
+            *seen("registered", steps.added(slot, evidence.reg)),
+            *steps.refused(evidence.other, doubts),
+            *seen("closed", steps.closed(slot, evidence.reg)),
             actor("destroyed", first, "first"),
             actor("destroyed", second, "again"),
         ),
         site_roles=("destroyed",),
         window_ns=trigger.ts - first.ts if first is not None and 0 < first.ts <= trigger.ts else None,
     )
+    finding = replace(finding, advice=(*steps.remedy(evidence.other), *finding.advice))
     return of_suspicion(finding, evidence)
 
 
@@ -151,9 +156,9 @@ def freed_registered(evidence: SuspicionRaised, context: Context) -> Finding | D
         ts=trigger.ts,
         tgid=trigger.tgid,
         actors=(
-            actor("registered", reg.add if reg else (slot.add if slot else None)),
+            actor("registered", steps.added(slot, reg)),
             *duplicated(reg),
-            *seen("closed", reg.end if reg else (slot.close if slot else None)),
+            *seen("closed", steps.closed(slot, reg)),
             actor("destroyed", destroyed),
         ),
         site_roles=("registered", "closed", "destroyed"),
@@ -216,8 +221,8 @@ def freed_in_batch(evidence: SuspicionRaised, context: Context) -> Finding | Dro
         ts=trigger.ts,
         tgid=trigger.tgid,
         actors=(
-            *seen("registered", slot.add if slot else None),
-            *seen("closed", slot.close if slot else None),
+            *seen("registered", steps.added(slot, evidence.reg)),
+            *seen("closed", steps.closed(slot, evidence.reg)),
             actor("delivered", delivered),
             actor("destroyed", precise(trigger_moment(trigger), *((slot.destroy,) if slot else ()))),
         ),

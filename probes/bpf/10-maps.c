@@ -181,6 +181,9 @@ struct af_pending_slot { u64 addr; u64 judge; u32 gen; u32 epoch; };
 /* of a thread that has ended */
 struct af_name { char comm[AF_COMM]; };
 
+/* an EPOLL_CTL_ADD that failed: how its caller cleans up after it is seldom tried */
+struct af_failed { u64 slot; u64 enter; u64 ts; u64 ip; u32 tid; s32 stack; s32 fd; s32 epfd; u32 gen; u32 error; };
+
 struct af_dup { u64 enter; u64 ts; u64 ip; u32 tid; s32 stack; s32 oldfd; s32 newfd; };
 
 /* one call of a function whose entry value is kept; its CFA tells it from every other one of the process */
@@ -244,6 +247,8 @@ BPF_F_TABLE("hash", struct af_slot_key, struct af_slot, slots, AF_MAX_SLOTS, 0);
 BPF_F_TABLE("hash", struct af_reg_key, struct af_reg, regs, AF_MAX_SLOTS, 0);
 BPF_F_TABLE("lru_hash", struct af_fd_key, struct af_reg, numbers, AF_MAX_NUMBERS, 0);
 BPF_F_TABLE("lru_hash", u64, struct af_dup, dups, 4096, 0);
+BPF_F_TABLE("lru_hash", struct af_fd_key, struct af_failed, failed, 1024, 0);
+BPF_F_TABLE("lru_hash", struct af_slot_key, struct af_failed, failed_slots, 1024, 0);
 BPF_F_TABLE("hash", struct af_pending_key, struct af_pending_slot, pending, AF_MAX_SLOTS, 0);
 BPF_F_TABLE("hash", struct af_slot_key, u64, objects, AF_MAX_SLOTS, 0);
 BPF_F_TABLE("hash", struct af_slot_key, u64, inner, AF_MAX_SLOTS, 0);

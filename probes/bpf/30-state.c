@@ -408,6 +408,47 @@ AF_FN bool af_remembered(struct af_slot *slot, struct af_reg *copy)
 	return true;
 }
 
+/* A failed ADD, as a registration that never was. */
+AF_FN void af_failed_copy(struct af_reg *copy, struct af_failed *f, u32 tgid, u32 epoch)
+{
+	__builtin_memset(copy, 0, sizeof(*copy));
+	copy->userdata = f->slot;
+	copy->slot = f->slot;
+	copy->tgid = af_tgid();
+	copy->tgid = tgid;
+	copy->epoch = epoch;
+	copy->gen = f->gen;
+	copy->epfd = f->epfd;
+	copy->fd = f->fd;
+	copy->state = AF_REG_ENDED;
+	copy->flags = AF_R_ADD_FAILED;
+	copy->error = f->error;
+	copy->dup_fd = -1;
+	af_at_set(&copy->add, f->enter, f->ts, f->ip, f->tid, f->stack);
+	af_at_clear(&copy->mod);
+	af_at_clear(&copy->end);
+	af_at_clear(&copy->dup);
+}
+
+/* The last ADD of this life of the slot that failed, if none has succeeded since. */
+AF_FN bool af_failed_of(struct af_slot *slot, struct af_reg *copy)
+{
+	struct af_slot_key key = {.tgid = slot->tgid, .epoch = slot->epoch, .addr = slot->addr};
+	struct af_failed *f = failed_slots.lookup(&key);
+	if (!f || f->gen != slot->gen || f->ts < slot->add.ts)
+		return false;
+	af_failed_copy(copy, f, slot->tgid, slot->epoch);
+	return true;
+}
+
+/* The same of a number, where nothing was registered under it since. */
+AF_FN struct af_failed *af_failed_number(struct af_target *target, s32 fd, struct af_reg *last)
+{
+	struct af_fd_key key = {.tgid = af_tgid(), .epoch = target->epoch, .fd = fd};
+	struct af_failed *f = failed.lookup(&key);
+	return f && (!last || (f->ts > last->add.ts && f->ts > last->end.ts)) ? f : 0;
+}
+
 /* The thread's open batch of that number, or null. */
 AF_FN struct af_batch *af_open_batch(struct af_thread *t, u32 number)
 {
@@ -664,9 +705,10 @@ AF_FN void af_send_settled(struct af_target *target, struct af_slot *slot, struc
 		a->stack = at->stack;
 		a->kind = freed ? AF_DESTROYED : AF_CLOSED;
 		a->tid = at->tid;
+		bool refused = twice && af_failed_of(slot, &s->other);
 		af_suspect(twice ? AF_SUSPECT_DOUBLE_DESTROY
 				 : freed ? AF_SUSPECT_FREED_REGISTERED : AF_SUSPECT_OUTLIVES_CLOSE,
-			   a, slot->tgid, target, 0, slot, reg, 0);
+			   a, slot->tgid, target, 0, slot, reg, refused ? &s->other : 0);
 	}
 }
 

@@ -236,6 +236,23 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 #endif
 }
 
+/* Evidence for what comes of it. A number that was not open cannot be closed twice. */
+AF_FN void af_add_failed_kept(struct af_target *target, struct af_thread *t, struct af_at *at, s32 error)
+{
+	if (t->fd < 0 || error == AF_EBADF)
+		return;
+	u64 addr = af_slot_behind(target, t->userdata, false);
+	struct af_slot *slot = addr ? af_slot_find(target, addr) : 0;
+	struct af_failed f = {.slot = addr, .enter = at->enter, .ts = at->ts, .ip = at->ip, .tid = at->tid,
+			      .stack = at->stack, .fd = t->fd, .epfd = t->epfd, .gen = slot ? slot->gen : 0,
+			      .error = (u32)-error};
+	struct af_fd_key number = {.tgid = af_tgid(), .epoch = target->epoch, .fd = t->fd};
+	struct af_slot_key key = {.tgid = af_tgid(), .epoch = target->epoch, .addr = addr};
+	failed.update(&number, &f);
+	if (slot)
+		failed_slots.update(&key, &f);
+}
+
 AF_FN void af_add_failed(struct af_target *target, struct af_thread *t)
 {
 	struct af_reg *note = t->begun ? af_note(t->ep, t->file, t->fd) : 0;
@@ -437,6 +454,7 @@ int af_exit_ctl(struct af_sys_exit *ctx)
 		return 0;
 	}
 	if (t->op == AF_CTL_ADD) {
+		af_add_failed_kept(target, t, &at, ret);
 		af_add_failed(target, t);
 		return 0;
 	}

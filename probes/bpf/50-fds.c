@@ -142,12 +142,16 @@ AF_FN void af_bad_close_sent(struct af_target *target, struct af_thread *t, stru
 	struct af_trigger_args a = {.ts = bad->at, .enter = bad->enter, .fd = bad->fd, .epfd = -1, .ret = AF_EBADF,
 				    .stack = bad->stack, .kind = AF_CLOSED};
 	bad->at = 0;
-	if (!last)
+	struct af_failed *f = af_failed_number(target, bad->fd, last);
+	if (!f && !last)
 		return;
-	af_copy(&s->reg, last, sizeof(s->reg));
+	if (f) /* it was never registered in this life of the number */
+		af_failed_copy(&s->reg, f, af_tgid(), target->epoch);
+	else
+		af_copy(&s->reg, last, sizeof(s->reg));
 	s->reg.state = AF_REG_ENDED;
-	struct af_slot *slot = af_note_slot(last);
-	if (slot && slot->gen != last->gen)
+	struct af_slot *slot = af_note_slot(&s->reg);
+	if (slot && slot->gen != s->reg.gen)
 		slot = 0;
 	af_suspect(AF_SUSPECT_BAD_CLOSE, &a, af_tgid(), target, t, slot, &s->reg, 0);
 }
@@ -158,7 +162,7 @@ AF_FN void af_bad_close(void *ctx, struct af_target *target, struct af_thread *t
 	s32 stack = af_stack_id(ctx);
 	af_record(AF_CLOSED, AF_F_UNKNOWN, now, t->enter, 0, 0, fd, -1, AF_EBADF, 0, stack);
 	/* nobody's connection was ever there; or a loop over all numbers, as before an exec */
-	if (fd < 0 || !af_number(target, fd) || t->closed_up >= 8 || t->closed_down >= 8) {
+	if (fd < 0 || (!af_number(target, fd) && !af_failed_number(target, fd, 0)) || t->closed_up >= 8 || t->closed_down >= 8) {
 		af_count(AF_C_BAD_CLOSES);
 		return;
 	}

@@ -189,6 +189,7 @@ enum af_reg_state { AF_REG_NONE = 0, AF_REG_ADDING = 1, AF_REG_LIVE = 2, AF_REG_
 #define AF_R_REPORTED 32u     /* that it outlived its close was said */
 #define AF_R_NOT_ASKED 64u    /* the kernel could not be asked (no BTF, or too many items): fdinfo must tell */
 #define AF_R_TABLE_SHARED 128u /* other processes share the descriptor table: who closed it may not be seen */
+#define AF_R_ADD_FAILED 256u   /* there was none: the EPOLL_CTL_ADD at `add` returned -error */
 
 /* What we keep beside the kernel's registration (ep, file, fd): who made it, when, for which life of which slot. */
 struct af_reg {
@@ -206,7 +207,7 @@ struct af_reg {
 	__u32 events;
 	__u32 state;
 	__u32 flags;
-	__u32 reserved;
+	__u32 error;      /* with AF_R_ADD_FAILED: errno; else 0 */
 	__s32 dup_fd;     /* the newest duplicate of its file that was seen and is open; -1 none */
 	struct af_at add;
 	struct af_at mod;
