@@ -118,11 +118,15 @@ class Stats:
         if image in self.gaps or len(self.gaps) >= _MOST_PLANS:
             return
         roles = self.gaps.setdefault(image, {})
+        told: set[tuple[str, str]] = set()  # several probes may stand for one instance
         for place, key in enumerate(("unprobed", "sites")):
             listed = event.plan.get(key)
             for instance in listed if isinstance(listed, list | tuple) else ():
                 if isinstance(instance, Mapping):
-                    roles.setdefault(str(instance.get("role")), [0, 0])[place] += 1
+                    role, stands = str(instance.get("role")), instance.get("stands_for")
+                    count = roles.setdefault(role, [0, 0])
+                    count[place] += stands is None or (role, str(stands)) not in told
+                    told.add((role, str(stands)))
 
     def _at(self, ts: int) -> None:
         self.first = self.first or ts

@@ -140,7 +140,11 @@ def test_findings_are_a_table_with_the_worst_first() -> None:
 def test_instances_that_could_not_be_probed_are_said_at_the_end() -> None:
     plan = {
         "identity": "build-id:1",
-        "sites": [{"role": "destroy"}, {"role": "create"}],
+        "sites": [
+            {"role": "destroy", "stands_for": 9},
+            {"role": "destroy", "stands_for": 9},
+            {"role": "create"},
+        ],
         "unprobed": [{"role": "destroy"}, {"role": "disown"}],
     }
     attached = TargetAttached(
