@@ -104,7 +104,7 @@ class SymbolClient:
         self,
         *,
         command: Sequence[str] = (),
-        idle: float = 5.0,
+        idle: float = 2.0,
         deadline: float = _DEADLINE,
         patience: float = _PATIENCE,
         stored: Mapping[str, Answer] | None = None,
@@ -216,6 +216,8 @@ class SymbolClient:
             raise SymbolsFailed("the symbol worker gave no plan", detail=str(reply)[:300])
         if debug_file is not None:
             self._debug[str(plan.get("identity", ""))] = debug_file
+        if reply.get("grown"):
+            self._end_worker()  # what it took to resolve (25 MB), questions do not need
         return plan
 
     def hello(self) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
+from agent.libraries import c_library
 from agent.stack_worker import unwound
 from symbols.cached import resolve_cached
 from symbols.debugfiles import Searched, find_debug_file
@@ -44,7 +45,8 @@ class Worker:
             if kind == "hello":
                 return {"packages": {name: str(import_module(name).__file__) for name in PACKAGES}}
             if kind == "resolve":
-                return {"plan": self._resolve(request)}
+                plan = self._resolve(request)
+                return {"plan": plan, "grown": "symbols.resolve" in sys.modules}
             if kind == "frames":
                 opened = self._open(request, str(request.get("identity", "")))
                 return {"answers": [self._one(partial(_frames, opened), args) for args in request["args"]]}
@@ -140,7 +142,9 @@ class _Opened:
     @property
     def symbolizer(self) -> Symbolizer:
         if self._symbolizer is None:
-            self._symbolizer = Symbolizer(self.image, debug=self._separate)
+            # Nobody needs the C library's lines, and opening all its units takes 20 MB.
+            library = c_library(os.path.basename(self.image.path))
+            self._symbolizer = Symbolizer(self.image, debug=self._separate, names_only=library)
         return self._symbolizer
 
     def close(self) -> None:

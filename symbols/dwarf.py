@@ -7,12 +7,13 @@ import bisect
 from collections.abc import Iterator
 
 from symbols import dwarf_const as dw
+from symbols.abbrevs import Abbrev
 from symbols.debugfiles import Searched
 from symbols.errors import MalformedImage, NoDebugInfo
 from symbols.image import Image
 from symbols.leb import Buffer, Truncated, sleb, uleb
 from symbols.split import SPLIT_NAMES, Extra, Skeleton
-from symbols.units import UT_SPLIT_TYPE, UT_TYPE, Abbrev, Die, Part, Unit, UnitReader
+from symbols.units import UT_SPLIT_TYPE, UT_TYPE, Die, Part, Unit, UnitReader
 
 __all__ = ["Abbrev", "Die", "Dwarf", "Part", "Unit"]
 
@@ -70,7 +71,7 @@ class Dwarf:
         self._extra.close()
 
     def _skeleton(self, unit: Unit) -> Skeleton | None:
-        if not any(a.has(name) for a in unit.abbrevs.values() for name in SPLIT_NAMES):
+        if not self._may_be_skeleton(unit):
             return None
         root = self.root(unit)
         name = self.string(root, dw.AT_dwo_name) or self.string(root, dw.AT_GNU_dwo_name)
@@ -78,6 +79,16 @@ class Dwarf:
         if not name or ident is None:
             return None
         return Skeleton(unit, name, self.string(root, dw.AT_comp_dir) or "", ident)
+
+    def _may_be_skeleton(self, unit: Unit) -> bool:
+        """By its root's abbreviation, without reading more of the table than that."""
+        base = unit.info.base
+        try:
+            code, _pos = uleb(unit.info.buf, base + unit.first, base + unit.end)
+        except Truncated:
+            return False
+        abbrev = unit.abbrevs.get(code)
+        return abbrev is not None and any(abbrev.has(name) for name in SPLIT_NAMES)
 
     def _dwo_id(self, unit: Unit) -> int | None:
         if unit.kind in (UT_TYPE, UT_SPLIT_TYPE):

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 
 from symbols import dwarf_const as dw
-from symbols.dwarf import Abbrev, Die, Dwarf, Unit
+from symbols.abbrevs import Abbrev
+from symbols.dwarf import Die, Dwarf, Unit
 from symbols.errors import SymbolError
 from symbols.leb import Truncated, uleb
 from symbols.needles import REACH, SHORT, entry_regex

@@ -24,12 +24,17 @@ class Symbolizer:
     The image must stay open as long as the symbolizer is used.
     """
 
-    def __init__(self, image: Image, *, debug: Image | None = None, capacity: int = 4096) -> None:
+    def __init__(
+        self, image: Image, *, debug: Image | None = None, capacity: int = 4096, names_only: bool = False
+    ) -> None:
+        """names_only: from symbol tables, without opening debug information."""
         self._image = image
         self._symbols = debug if debug is not None and debug.has_functions else image
         self._cache: OrderedDict[int, tuple[Frame, ...]] = OrderedDict()
         self._capacity = max(1, capacity)
         self._dwarf: Dwarf | None = None
+        if names_only:
+            return
         try:
             # No server is asked for a stack.
             self._dwarf = Dwarf(debug or image, Searched(server=Debuginfod(urls=())))

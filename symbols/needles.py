@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from symbols import dwarf_const as dw
-from symbols.units import Abbrev, Unit
+from symbols.abbrevs import Abbrev
+from symbols.units import Unit
 
 SHORT = 2
 """Bytes: a value of so few is everywhere; it is found with its entry's code before it."""

@@ -1,34 +1,17 @@
-# Owns units and abbreviations: where each unit of a section begins, how its entries are laid out, and which
-# file's sections it reads. Parses headers only; must not read entries (dwarf.py does).
+# Owns units: where each unit of a section begins, and which file's sections it reads. Parses headers only;
+# must not read entries (dwarf.py does) nor their layout (abbrevs.py).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from symbols import dwarf_const as dw
+from symbols.abbrevs import Abbrev, Abbrevs, Shared
 from symbols.data import Data
-from symbols.errors import MalformedImage
 from symbols.image import Image
-from symbols.leb import Truncated, sleb, uleb
 
-_MAX_ABBREVS = 100_000
-_MAX_ATTRS = 512
 _MAX_UNITS = 1_000_000
 
 UT_TYPE, UT_SKELETON, UT_SPLIT, UT_SPLIT_TYPE = 2, 4, 5, 6
-
-
-@dataclass(frozen=True, slots=True)
-class Abbrev:
-    """One abbreviation. attrs: (attribute, form, implicit constant)."""
-
-    code: int
-    tag: int
-    children: bool
-    attrs: tuple[tuple[int, int, int], ...]
-    fixed: int  # bytes of the attribute values; -1 when one of them varies
-
-    def has(self, attribute: int) -> bool:
-        return any(entry[0] == attribute for entry in self.attrs)
 
 
 class Part:
@@ -70,7 +53,7 @@ class Unit:
     addr_size: int
     kind: int  # DW_UT_*, 1 for a DWARF 4 compile unit
     first: int  # offset of the root DIE
-    abbrevs: dict[int, Abbrev] = field(repr=False)
+    abbrevs: Abbrevs = field(repr=False)
     sizes: dict[int, int] = field(repr=False)  # form -> bytes, for forms of fixed size
     info: Data = field(repr=False)  # the section it is in; its base counts in entry numbers
     part: Part = field(repr=False)
@@ -107,7 +90,7 @@ class Die:
         return entry[1] if entry is not None and isinstance(entry[1], int) else None
 
 
-Tables = dict[tuple[int, int, int, int, int], tuple[dict[int, Abbrev], dict[int, int]]]
+Tables = dict[tuple[int, int, int, int, int], tuple[Abbrevs, dict[int, int]]]
 """Abbreviation tables by (their section's base, offset, offset size, address size, version)."""
 
 
@@ -116,6 +99,8 @@ class UnitReader:
 
     def __init__(self) -> None:
         self._tables: Tables = {}
+        self._shared = Shared()
+        self._sizes: dict[tuple[int, int, int], dict[int, int]] = {}
 
     def read(
         self, part: Part, info: Data, *, types: bool = False, span: tuple[int, int] = (0, 0)
@@ -166,48 +151,19 @@ class UnitReader:
 
     def _abbrevs(
         self, section: Data, offset: int, offset_size: int, addr_size: int, version: int
-    ) -> tuple[dict[int, Abbrev], dict[int, int]]:
+    ) -> tuple[Abbrevs, dict[int, int]]:
         key = (id(section.buf) ^ section.base, offset, offset_size, addr_size, version)
         if key not in self._tables:
+            sizes = self._sizes_of(offset_size, addr_size, version)
+            self._tables[key] = (Abbrevs(section, offset, sizes, self._shared), sizes)
+        return self._tables[key]
+
+    def _sizes_of(self, offset_size: int, addr_size: int, version: int) -> dict[int, int]:
+        key = (offset_size, addr_size, version)
+        if key not in self._sizes:
             sizes = dict(dw.FIXED_SIZES)
             sizes[dw.FORM_addr] = addr_size
             sizes.update(dict.fromkeys(dw.OFFSET_FORMS, offset_size))
             sizes[dw.FORM_ref_addr] = addr_size if version == 2 else offset_size
-            try:
-                self._tables[key] = (_read_abbrevs(section, offset, sizes), sizes)
-            except Truncated:
-                raise MalformedImage(
-                    f"table at {offset:#x} is truncated", path=section.path, where=section.name
-                ) from None
-        return self._tables[key]
-
-
-def _read_abbrevs(section: Data, offset: int, sizes: dict[int, int]) -> dict[int, Abbrev]:
-    table: dict[int, Abbrev] = {}
-    buf, end, pos = section.buf, section.end, section.base + offset
-    while len(table) < _MAX_ABBREVS:
-        code, pos = uleb(buf, pos, end)
-        if code == 0:
-            break
-        tag, pos = uleb(buf, pos, end)
-        if pos >= end:
-            raise Truncated
-        children = buf[pos] != 0
-        pos += 1
-        attrs: list[tuple[int, int, int]] = []
-        total = 0
-        while True:
-            attribute, pos = uleb(buf, pos, end)
-            form, pos = uleb(buf, pos, end)
-            const = 0
-            if form == dw.FORM_implicit_const:
-                const, pos = sleb(buf, pos, end)
-            if attribute == 0 and form == 0:
-                break
-            if len(attrs) >= _MAX_ATTRS:
-                raise Truncated
-            attrs.append((attribute, form, const))
-            size = sizes.get(form, -1)
-            total = -1 if size < 0 or total < 0 else total + size
-        table[code] = Abbrev(code, tag, children, tuple(attrs), total)
-    return table
+            self._sizes[key] = sizes
+        return self._sizes[key]

@@ -34,7 +34,7 @@ def main() -> None:
                 print(json.dumps({"error": error}), flush=True)
             else:
                 plan = {"image": request["image"], "identity": "id", "fresh": request["fresh"]}
-                print(json.dumps({"plan": plan}), flush=True)
+                print(json.dumps({"plan": plan, "grown": mode == "grown"}), flush=True)
             continue
         answers = [{"frames": [["f", "a.zig", args[0], 0, False]]} for args in request["args"]]
         print(json.dumps({"answers": answers}), flush=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +44,20 @@ def _trace(*frames: tuple[int, int]) -> Backtrace:
         ),
         end=End.UNREADABLE,
     )
+
+
+@pytest.mark.parametrize(("name", "lines"), [("libc.so.6", False), ("libours.so.6", True)])
+def test_of_the_c_library_names_are_enough(name: str, lines: bool, tmp_path: Path) -> None:
+    """Its debug files hold thousands of units; every report leaves its frames out."""
+    path = tmp_path / name
+    shutil.copy(build_c("-g", "-O2"), path)
+    with Image(path) as image:
+        main = next(one.address for one in image.functions if one.name == "main")
+        identity = image.identity
+    request = {"do": "frames", "identity": identity, "args": [[main]], "images": {identity: [str(path)]}}
+    (answer,) = Worker().answer(request)["answers"]
+    function, file, *_rest = answer["frames"][-1]
+    assert (function, bool(file)) == ("main", lines)
 
 
 def test_the_walk_goes_on_where_the_bytes_end() -> None:

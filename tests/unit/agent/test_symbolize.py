@@ -63,6 +63,18 @@ def test_the_worker_ends_when_idle_and_comes_back(good: SymbolClient) -> None:
     assert good.answer(question(2)) is not None
 
 
+@pytest.mark.parametrize(("mode", "stays"), [("good", True), ("grown", False)])
+def test_a_worker_that_had_to_resolve_leaves(mode: str, stays: bool) -> None:
+    """Questions need half of its memory: they get a new one."""
+    made = client(mode)
+    assert made.resolve("/bin/x")["identity"] == "id"
+    assert (made._worker is not None) is stays
+    made.ask(question(1))
+    made.settle(10)
+    assert made.answer(question(1)) is not None
+    made.close()
+
+
 def test_its_death_becomes_a_reason() -> None:
     made = client("die")
     for n in range(5):

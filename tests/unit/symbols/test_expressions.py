@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.plan_text import source_text
+from symbols.abbrevs import Abbrev
 from symbols.data import Data
 from symbols.dwarf import Dwarf, Part, Unit
 from symbols.expressions import Place, Unsupported, to_source, value_of
 from symbols.plan import Add, Apply, ArgSource, Deref, Extend, Op
 from symbols.registers import AARCH64
 from symbols.serial import source_to_json
-from symbols.units import Abbrev, Die
+from symbols.units import Die
 
 NOTHING = Data(b"", 0, 0, ".debug_info", "none")
 UNIT = Unit(0, 1 << 16, 5, 4, 8, 1, 12, {}, {}, NOTHING, cast("Part", None))

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from symbols.dwarf import Dwarf
 from symbols.image import Image
 from symbols.lines import Symbolizer
+from symbols.linetable import LineTables
+from symbols.scopes import Scopes
+from symbols.search import Search
 from tests.unit.symbols.builds import build_c, build_zig
+from tests.unit.symbols.matrix import CASES
 
 
 def _expected(path: Path, addresses: list[int]) -> list[list[tuple[str, str]]]:
@@ -67,6 +72,20 @@ def test_zig_debug_inlines_are_given_a_file() -> None:
         ]
         assert deep
         assert all(f.location and f.location.file not in ("?", "") for frames in deep for f in frames)
+
+
+def test_tables_of_units_that_are_not_asked_about_are_not_read() -> None:
+    """A C library has two thousand units, each with an abbreviation table of its own."""
+    case = CASES["clang levels -O2 -gdwarf-5"]  # gcc numbers the root last
+    with Image(case.build()) as image:
+        dwarf = Dwarf(image)
+        assert len(dwarf.units) > 1
+        assert [len(unit.abbrevs) for unit in dwarf.units] == [1] * len(dwarf.units)
+        scopes = Scopes(image, dwarf, Search(dwarf), LineTables(dwarf))
+        main = next(one.address for one in image.functions if one.name == "main")
+        function = scopes.function_of(main)
+        assert function is not None
+        assert [unit for unit in dwarf.units if len(unit.abbrevs) > 1] == [function.die.unit]
 
 
 def test_fallbacks_and_cache(tmp_path: Path) -> None:
