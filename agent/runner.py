@@ -21,11 +21,12 @@ from agent.summary import Stats
 from agent.symbolize import SymbolClient
 from agent.text import Line, Printer
 from agent.timeline import TimelineModel, header, timeline_lines
-from probes.events import CrashSeen, Event, EventSource, ModulesMapped, StackSeen, TargetAttached
+from probes.events import CrashSeen, Event, EventSource, ModulesMapped, StackSeen, TargetAttached, TargetGone
 
 _POLL = 0.2
 _POLL_BUSY = 0.02  # while symbols are under way
 _MOST_PENDING = 4096
+_DEPARTED = 128  # processes that have ended, of which everything is still known
 _SETTLE = 30.0
 EARLY = 0.15
 """Seconds that symbols have before a finding is told without them."""
@@ -112,6 +113,7 @@ class Runner:
         self._early = early
         self._pending: deque[_Pending] = deque()
         self._untold: deque[_Pending] = deque()  # of them, those that may still be told early
+        self._departed: dict[int, None] = {}  # targets that are gone, and not forgotten yet
         self._emitted = 0
         self._titled = False
 
@@ -133,7 +135,8 @@ class Runner:
         except Exception as broken:  # noqa: BLE001 - what was found so far must still come out
             error = broken
         else:
-            self._drain()
+            with self._stop.patience(_SETTLE):  # /proc of whatever has started meanwhile is still read
+                self._drain()
             for finding in self._judge.last_words():
                 self._queue(exhibit(finding, self.scene))
         self._settle()
@@ -172,7 +175,10 @@ class Runner:
         self.stats.feed(event)
         self.scene.feed(event)
         if isinstance(event, TargetAttached):
+            self._departed.pop(event.tgid, None)
             self._symbols.know_plan(event.plan)
+        elif isinstance(event, TargetGone):
+            self._depart(event.tgid)
         elif isinstance(event, ModulesMapped):
             self._symbols.know_modules(event)
         elif isinstance(event, StackSeen):
@@ -187,6 +193,16 @@ class Runner:
             self._desk.feed(event)
         if isinstance(event, CrashSeen):
             self._queue(crash_exhibit(event, self.scene))
+
+    def _depart(self, tgid: int) -> None:
+        """Forget what was known of processes that ended long ago. Depends on events only, as all of it."""
+        self._departed[tgid] = None
+        if len(self._departed) > _DEPARTED:
+            long_ago = set(list(self._departed)[: _DEPARTED // 2])
+            for gone in long_ago:
+                del self._departed[gone]
+            self.scene.forget(long_ago)
+            self._symbols.snapshots.forget(long_ago)
 
     def _queue(self, item: Exhibit | CrashExhibit) -> None:
         for question in item.questions():

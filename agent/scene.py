@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -154,6 +154,14 @@ class Scene:
         elif isinstance(event, TargetAttached):
             target = self.targets[event.tgid] = target_of(event)
             self._on_target(target)
+
+    def forget(self, tgids: Container[int]) -> None:
+        """Processes that ended some time ago: their last findings have been told."""
+        for held in (self._comms, self._stacks, self._kept, self._waiters):
+            for key in [key for key in held if key[0] in tgids]:
+                del held[key]
+        for tgid in [tgid for tgid in self._modules if tgid in tgids]:
+            del self._modules[tgid]
 
     def _records(self, event: RecordsRead) -> None:
         # Hot in a replay of a whole stream: plain tuples, fields as in probes.abi.Record.

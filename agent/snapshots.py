@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import OrderedDict
+from collections.abc import Container
 from typing import Any
 
 from probes.events import ModulesMapped, StackSeen
@@ -38,6 +39,13 @@ class Snapshots:
         self._modules.move_to_end(event.tgid)
         if len(self._modules) > _MOST_PROCESSES:
             self._modules.popitem(last=False)
+
+    def forget(self, tgids: Container[int]) -> None:
+        """Processes that ended some time ago: nobody asks about them any more."""
+        for key in [key for key in self._stacks if key[0] in tgids]:
+            del self._stacks[key]
+        for tgid in [tgid for tgid in self._modules if tgid in tgids]:
+            del self._modules[tgid]
 
     def request(self, tgid: int, stack: int) -> dict[str, Any] | None:
         """What the worker needs for one stack, as JSON; None when it is not (or no longer) known."""

@@ -24,6 +24,7 @@ _CONFIRMED_BY_FDINFO = frozenset(
 )
 
 PROCESS_EVERY_S = 60
+_ENDED = 64
 _FOREBODING = frozenset(
     {
         abi.Suspect.FREED_REGISTERED,
@@ -71,6 +72,9 @@ class Context:
         self._threads: set[tuple[int, int]] = set()
         self._confirms = (0, 0)  # second, checks made in it
         self._holders_from = 0.0  # when they may be looked for again
+        self._ended: set[int] = (
+            set()
+        )  # targets that are gone: what was known of them goes with the next of these
         self._foreboded: dict[int, int] = {}  # tgid -> when its /proc was kept last, s
 
     def of_suspicion(self, suspicion: events.SuspicionRaised) -> Iterator[events.Event]:
@@ -188,6 +192,11 @@ class Context:
         self._bias.pop(tgid, None)
         self._read_at.pop(tgid, None)
         self._foreboded.pop(tgid, None)
+        self._ended.add(tgid)
+        if len(self._ended) > _ENDED:
+            self._stacks = {known for known in self._stacks if known[0] not in self._ended}
+            self._threads = {known for known in self._threads if known[0] not in self._ended}
+            self._ended.clear()
 
     def _newly_mapped(self, tgid: int, pcs: tuple[int, ...]) -> Iterator[events.Event]:
         """Read the mappings again when an address lies outside of them (dlopen), once a second at most."""

@@ -235,7 +235,7 @@ class Urgent:
         self._consumed, self._produced = _words(self._consumer), _words(self._producer)
 
     def read(self, limit: int = 4096) -> list[bytes]:
-        """At most `limit` messages, in order; frees their space."""
+        """At most `limit` of the messages that are there now, in order; frees their space."""
         messages: list[bytes] = []
         position = int(self._consumed[0])
         end = int(self._produced[0])

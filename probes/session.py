@@ -27,6 +27,7 @@ STREAM_INTERVAL_S = 0.02
 LIFETIMES_INTERVAL_S = 0.1
 COUNTERS_INTERVAL_S = 1.0
 SCAN_INTERVAL_S = 5.0
+SWEEP_INTERVAL_S = 0.5
 DISCOVER_INTERVAL_S = 2.0
 CRASH_SPAN_NS = 10_000_000_000
 _CLONE_VM, _CLONE_FILES = 0x100, 0x400  # clone(2)
@@ -99,6 +100,7 @@ class LiveSession:
     ) -> None:
         """library: inode of the shared object that the plan is of; 0: it is of the executable."""
         self._library = library
+        self._plan_json = plan_to_json(plan)  # one for all of its targets
         self._plan, self._handles, self._options, self._follow = plan, handles, options, follow
         sizes = handles.options
         cpus = possible_cpus()
@@ -129,12 +131,14 @@ class LiveSession:
         self._looked: dict[int, int] = {}  # tgid -> ts before it was looked at, to attach it
         self.targets: dict[int, events.TargetAttached] = {}
         self._examples: set[int] = set()
+        self._vanished: list[int] = []  # attached, and gone before they could be waited for
+        self._forgotten: set[bytes] = set()  # tgid and epoch of processes whose entries are to leave the maps
         self._deaths: dict[int, int] = {}  # tgid -> status as of wait(2), from its last thread
         self._crashes: dict[int, int] = {}  # tgid -> ts of its last fatal signal
         self._reported: dict[str, int] = {}
         self._losses_since = time.monotonic_ns()
         self._confirms: tuple[int, int] = (0, 0)  # second, how many in it
-        self._due = dict.fromkeys(("lifetimes", "counters", "scan", "discover"), 0.0)
+        self._due = dict.fromkeys(("lifetimes", "counters", "sweep", "scan", "discover"), 0.0)
         self._start: list[events.Event] = []
         self._closed = False
         self.finished = False
@@ -266,7 +270,7 @@ class LiveSession:
             exe=who.exe,
             comm=who.comm,
             bias=bias or 0,
-            plan=plan_to_json(self._plan),
+            plan=self._plan_json,
             bootstrapped=taken,
             late=late,
         )
@@ -274,7 +278,7 @@ class LiveSession:
         yield event
         yield from self._context.of_target(who.pid, event.bias)
         if pidfd < 0:
-            yield from self._gone(who.pid, self._death(who.pid))
+            self._vanished.append(who.pid)
 
     def _bootstrap(self, pid: int) -> int:
         before = self._helper.registrations(pid)
@@ -308,17 +312,24 @@ class LiveSession:
         number = tgid.to_bytes(4, "little")
         entry = self._maps["targets"].get(number)
         epoch = self._epochs.pop(tgid, 0) or (TARGET.unpack(entry)[1] if entry is not None else 0)
-        wanted = struct.pack("<II", tgid, epoch)
-        for name in _BY_PROCESS:
-            held = self._maps[name]
-            for key in [key for key, _ in held.entries() if key[:8] == wanted]:
-                held.delete(key)
-        held, owner = self._maps["regs"], struct.pack("<II", tgid, epoch)
-        mine = [key for key, raw in held.entries() if raw[_REG_TGID : _REG_TGID + 8] == owner]
-        for key in mine:
-            held.delete(key)
+        self._forgotten.add(struct.pack("<II", tgid, epoch))
         if entry is not None and TARGET.unpack(entry)[1] == epoch:
             self._maps["targets"].delete(number)
+
+    def _sweep(self) -> None:
+        """One pass over the maps for all that are gone since the last: a program may be executed hundreds of
+        times a second."""
+        gone, self._forgotten = self._forgotten, set()
+        if not gone:
+            return
+        for name in _BY_PROCESS:
+            held = self._maps[name]
+            for key in [key for key, _ in held.entries() if key[:8] in gone]:
+                held.delete(key)
+        held = self._maps["regs"]
+        mine = [key for key, raw in held.entries() if raw[_REG_TGID : _REG_TGID + 8] in gone]
+        for key in mine:
+            held.delete(key)
 
     def _discover(self) -> Iterator[events.Event]:
         """Processes of the image whose exec was not recognised by its path (relative, or through a link)."""
@@ -357,6 +368,8 @@ class LiveSession:
         if self._is_due("counters", now, COUNTERS_INTERVAL_S):
             yield from self._read_counters()
         yield from self._watch_progress(now)
+        if self._is_due("sweep", now, SWEEP_INTERVAL_S):
+            self._sweep()
         if self._is_due("scan", now, SCAN_INTERVAL_S):
             for event in self._leftovers.scan(time.monotonic_ns()):
                 if isinstance(event, events.SlotLingering):
@@ -377,6 +390,12 @@ class LiveSession:
                 yield from self._read_urgent()
                 yield from self._read_lifetimes()
                 yield from self._gone(tgid, self._death(tgid))
+        vanished, self._vanished = self._vanished, []
+        if vanished:
+            yield from self._read_urgent()  # how they ended
+            yield from self._read_lifetimes()
+        for tgid in vanished:
+            yield from self._gone(tgid, self._death(tgid))
         # A burst is taken in portions: the rings without wake-up must be read meanwhile.
         yield from self._read_urgent(URGENT_AT_ONCE)
 

@@ -61,6 +61,8 @@ int main(int argc, char **argv)
 		;
 	struct rlimit none = {0, 0};
 	setrlimit(RLIMIT_CORE, &none);
+	if (!strcmp(how, "linger"))
+		usleep(50000);
 	if (!strcmp(how, "three"))
 		return 3;
 	if (!strcmp(how, "handled")) {

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import os
 import signal
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from agent.correlator.findings import Severity
 from agent.recording import RecordingWriter
@@ -20,7 +21,19 @@ from agent.summary import summary
 from agent.symbolize import SymbolClient
 from agent.text import Printer, plain
 from agent.timeline import TimelineModel
-from probes.events import CountersRead, CrashSeen, Event, Lost, Tick
+from probes.events import (
+    CountersRead,
+    CrashSeen,
+    Event,
+    Lost,
+    MappedModule,
+    ModulesMapped,
+    StackSeen,
+    TargetAttached,
+    TargetGone,
+    ThreadSeen,
+    Tick,
+)
 from tests.unit.agent.scenario import ATTACHED, BATCH, PID, SECOND, WITNESSES, FakeSymbols, ListSource, OnTick
 
 LIVE = (WITNESSES, (BATCH, Tick(ts=101 * SECOND)), (Tick(ts=102 * SECOND),))
@@ -254,3 +267,49 @@ def test_without_early_reports_and_in_brief_there_is_one() -> None:
     assert _told(5.0, early=None)[0].count("CRITICAL") == 1
     assert _told(5.0, early=0.15, brief=True)[0].count("CRITICAL") == 1
     assert _told(5.0, early=0.15)[1] == _told(5.0, early=None)[1]
+
+
+def _short_lives(first: int, count: int, plan: dict[str, Any]) -> Iterator[Event]:
+    """Processes that come, are seen with a thread and a stack each, and end."""
+    for number in range(first, first + count):
+        tgid, ts = 1000 + number, 1000 * number
+        code = MappedModule(start=ts, end=ts + 999, bias=ts, path=f"/bin/{number}", identity="x")
+        yield TargetAttached(
+            ts=ts,
+            tgid=tgid,
+            start_time=ts,
+            exe="/bin/x",
+            comm="x",
+            bias=ts,
+            plan=plan,
+            bootstrapped=0,
+            late=False,
+        )
+        yield ModulesMapped(ts=ts, tgid=tgid, modules=(code,))
+        yield ThreadSeen(tgid=tgid, tid=tgid, comm=f"thread {number}")
+        memory = number.to_bytes(8, "little") * 512
+        yield StackSeen(tgid=tgid, id=number, pcs=(ts + 1,), registers={"rip": ts + 1}, memory=memory)
+        yield TargetGone(ts=ts + 999, tgid=tgid, reason="exited")
+
+
+def test_memory_does_not_grow_with_the_number_of_short_lives() -> None:
+    """What is known of processes that ended long ago is forgotten."""
+
+    class Lives:
+        finished = False
+        used: ClassVar[list[int]] = []
+
+        def poll(self, timeout: float) -> Iterator[Event]:
+            yield from _short_lives(300 * len(self.used), 300, dict(ATTACHED.plan))
+            self.used.append(tracemalloc.get_traced_memory()[0])
+            self.finished = len(self.used) == 5
+
+        def close(self) -> None:
+            pass
+
+    tracemalloc.start()
+    try:
+        run(Lives(), symbols=SymbolClient(command=["/nonexistent"]))
+    finally:
+        tracemalloc.stop()
+    assert Lives.used[-1] - Lives.used[1] < 300_000, Lives.used

@@ -159,7 +159,9 @@ def test_what_a_process_left_behind_goes_and_what_its_successor_has_stays(again:
     session = object.__new__(LiveSession)
     session._maps = maps  # type: ignore[assignment]
     session._epochs = {TGID: 5}
+    session._forgotten = set()
     session._forget(TGID)
+    session._sweep()
     for name in ("slots", "numbers", "objects", "inner"):
         assert [key[:8] for key in maps[name].held] == [theirs, other], name
     left = [abi.Reg.from_buffer_copy(raw) for raw in regs.values()]
