@@ -329,25 +329,20 @@ def _attach_tracepoints(programs: dict[str, int], loaded: Loaded) -> None:
 
 
 def _attach_uprobes(programs: dict[str, int], request: LoadRequest, loaded: Loaded) -> None:
-    from bcc import lib
-
-    attach: Callable[..., int] = lib.bpf_attach_uprobe
     pids: Sequence[int] = request.pids or (-1,)
     for offset, program in request.programs:
         for pid in pids:
-            fd = attach(
-                programs[program], 0, f"af_{offset:x}_{pid}".encode(), request.image.encode(), offset, pid
-            )
-            if fd < 0:
+            try:
+                loaded.links.append(perf.attach_uprobe(programs[program], request.image, offset, pid))
+            except OSError as error:
                 if pid != -1 and not os.path.exists(f"/proc/{pid}/exe"):
-                    raise TargetGoneWhileAttaching(pid, "exited")
+                    raise TargetGoneWhileAttaching(pid, "exited") from error
                 raise LoaderFailed(
                     f"cannot put a uprobe at file offset {offset:#x} of {os.path.realpath(request.image)}",
-                    detail="perf_event_open refused it; see the loader's messages above",
+                    detail=f"perf_event_open refused it: {error.strerror}",
                     causes=(
                         "the executable lies on a file system without an inode mapping (some overlays)",
                         "too many open files (ulimit -n)",
                     ),
                     remedy="afterfree symbols EXE shows the sites; afterfree doctor the prerequisites",
-                )
-            loaded.links.append(fd)
+                ) from error

@@ -9,7 +9,7 @@ import socket
 import sys
 from typing import Any
 
-from probes import perf, tracefs
+from probes import perf, tracefs, uprobe_events
 from probes.errors import LoaderFailed, NotRoot, ProbeError
 from probes.loader_bcc import LoadRequest, import_bcc, load
 
@@ -30,6 +30,7 @@ def serve(channel: socket.socket, raw: bytes) -> None:
         if os.geteuid() != 0:
             raise NotRoot(os.geteuid())
         tracefs.ensure_mounted()
+        uprobe_events.remove(uprobe_events.left())  # of versions that attached by bcc
         fields = json.loads(raw)
         if "attach" in fields:
             links = [

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from probes import btf, children, errors, loader, procfs, tracefs
+from probes import btf, children, errors, loader, procfs, tracefs, uprobe_events
 
 BCC_TIMEOUT_S = 300.0
 _MOST_DETAIL = 900
@@ -162,6 +162,25 @@ def _visible() -> bool:
         return tracefs.mounted()
     except PermissionError:  # it is for root only
         return False
+
+
+def _left_behind() -> Check:
+    """Events in tracefs that earlier runs did not take back, by bcc. Removed here, as at every start."""
+    there = uprobe_events.left()
+    uprobe_events.remove(there)
+    staying = uprobe_events.left()
+    found = f"{len(there)} in uprobe_events by earlier runs, removed: {', '.join(there[:4])}"
+    return Check(
+        name="left behind",
+        ok=not staying,
+        required=False,
+        detail=(found if there else "nothing")
+        if not staying
+        else f"in uprobe_events: {', '.join(staying[:4])}",
+        remedy="as root: "
+        + "; ".join(f"echo '-:{name}' >> {tracefs.ROOTS[0]}/uprobe_events" for name in staying[:4]),
+        lost="nothing; an event of a run that ended, and nobody's any more",
+    )
 
 
 def _bcc() -> Check:
@@ -344,6 +363,7 @@ _ALL: tuple[tuple[str, Callable[[], Check]], ...] = (
     ("pid namespace", _pid_namespace),
     ("asking", _btf),
     ("tracefs", _tracefs),
+    ("left behind", _left_behind),
     ("bcc", _bcc),
     (_KERNEL_SIDE, _bpf),
     (_RECORDS, _records),

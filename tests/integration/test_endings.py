@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from probes import events
+from probes import errors, events, loader, uprobe_events
 from probes.session import LiveSession
 from symbols.profile import parse_profile
 from symbols.resolve import resolve
@@ -75,3 +76,35 @@ def test_a_target_ends_as_its_parent_is_told(program: Path) -> None:
     assert {how: gone(run)[process.pid] for how, process in began.items()} == ENDINGS
     crashed = {event.tgid for event in run.events if isinstance(event, events.CrashSeen)}
     assert crashed == {began[how].pid for how in ("handled", "fault", "abort")}
+
+
+EVENTS = Path("/sys/kernel/tracing/uprobe_events")
+
+
+def test_a_target_that_is_gone_before_it_is_attached_leaves_nothing_in_tracefs(program: Path) -> None:
+    with subprocess.Popen([str(program)], stdin=subprocess.DEVNULL) as gone_already:
+        gone_already.wait()
+    plan = resolve(program, parse_profile(PROFILE))
+    options = loader.LoadOptions(max_slots=1024)
+    with pytest.raises(errors.ProbeError, match="exited"):
+        loader.load(plan, image=str(program), pids=(gone_already.pid,), options=options)
+    assert f"_{gone_already.pid}_bcc_" not in EVENTS.read_text()
+
+
+def test_what_an_earlier_version_left_goes_at_the_next_start(program: Path) -> None:
+    with subprocess.Popen([str(program)], stdin=subprocess.DEVNULL) as creator:
+        creator.wait()
+    plan = resolve(program, parse_profile(PROFILE))
+    offset = plan.sites[0].file_offset
+    ours, others = (f"uprobes/{name}_{offset:x}_1_bcc_{creator.pid}" for name in ("af", "somebody"))
+    file = os.open(EVENTS, os.O_WRONLY | os.O_APPEND)
+    try:
+        for name in (ours, others):
+            os.write(file, f"p:{name} {program}:{offset:#x}\n".encode())
+        assert ours in EVENTS.read_text()
+        loader.load(plan, image=str(program), pids=(os.getpid(),), options=loader.LoadOptions()).close()
+        assert ours not in EVENTS.read_text()
+        assert others in EVENTS.read_text()
+    finally:
+        os.close(file)
+        uprobe_events.remove((others,))
