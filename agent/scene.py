@@ -92,7 +92,10 @@ class Target:
         address = ip - self.bias
         sites = self.plan.get("sites")
         for site in sites if isinstance(sites, Sequence) else ():
-            if isinstance(site, Mapping) and site.get("address") == address:
+            if not isinstance(site, Mapping):
+                continue
+            place = site.get("stands_for")  # of a probe on a branch: what its hits are told as
+            if address == (site.get("address") if place is None else place):
                 return _plan_site(site, address)
         return None
 

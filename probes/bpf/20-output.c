@@ -89,8 +89,9 @@ AF_FN void af_keep_stack(s32 id)
 }
 
 /* An id of the user stack: a hash of all of it. The kernel's own stack map has one place for many stacks, so that
- * the second of two would be refused, or change what the first one's id says. */
-AF_FN s32 af_stack_id(void *ctx)
+ * the second of two would be refused, or change what the first one's id says. caller: the return address at a
+ * function's entry, which the walk by frame pointers passes over; 0 elsewhere. */
+AF_FN s32 af_stack_id_from(void *ctx, u64 caller)
 {
 	int zero = 0;
 	struct af_scratch *s = scratch.lookup(&zero);
@@ -101,7 +102,7 @@ AF_FN s32 af_stack_id(void *ctx)
 		af_count(AF_C_STACK_FAILED);
 		return -1;
 	}
-	u64 hash = 14695981039346656037ull; /* FNV-1a, by words */
+	u64 hash = (14695981039346656037ull ^ caller) * 1099511628211ull; /* FNV-1a, by words */
 	AF_LOOP
 	for (u32 i = 0; i < AF_STACK_DEPTH; i++)
 		hash = (hash ^ s->stack.ip[i]) * 1099511628211ull;
@@ -115,6 +116,11 @@ AF_FN s32 af_stack_id(void *ctx)
 		af_keep_stack(id);
 	}
 	return id;
+}
+
+AF_FN s32 af_stack_id(void *ctx)
+{
+	return af_stack_id_from(ctx, 0);
 }
 
 /* One 64-byte store. The place is taken at once, since another program may interrupt this one on its CPU; `seq` is

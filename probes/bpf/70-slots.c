@@ -117,7 +117,8 @@ AF_FN u32 af_undispatched(struct af_target *target, struct af_slot *slot, bool h
 										      : AF_PENDING_NO;
 }
 
-AF_FN void af_destroy_begun(struct af_thread *t, struct pt_regs *ctx, u64 ip, u64 addr, bool entry)
+/* The return address, where the probe is at a function's entry; else 0. */
+AF_FN u64 af_destroy_begun(struct af_thread *t, struct pt_regs *ctx, u64 ip, u64 addr, bool entry)
 {
 	struct af_destroy *d = &t->destroys[t->destroyed & (AF_DESTROYS - 1)];
 	t->destroyed += 1;
@@ -127,6 +128,7 @@ AF_FN void af_destroy_begun(struct af_thread *t, struct pt_regs *ctx, u64 ip, u6
 	d->ret = 0;
 	if (entry)
 		bpf_probe_read_user(&d->ret, sizeof(d->ret), (void *)ctx->sp);
+	return d->ret;
 }
 
 AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 ip, u64 addr, bool entry)
@@ -149,8 +151,7 @@ AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 ip, u64 addr, bool entry)
 	af_count(AF_C_HITS_DESTROY);
 	if (slot && slot->state == AF_SLOT_FREE && af_within_destroy(t, addr, ctx->sp, ip))
 		return 0; /* a destructor called by a destructor: one destroy */
-	af_destroy_begun(t, ctx, ip, addr, entry);
-	s32 stack = af_stack_id(ctx);
+	s32 stack = af_stack_id_from(ctx, af_destroy_begun(t, ctx, ip, addr, entry));
 	struct af_at at;
 	u16 flags = 0;
 	af_at_set(&at, now, now, ip, tid, stack);
