@@ -137,8 +137,7 @@ def _live(wanted: Wanted, duration: float | None, stop: Stop, *, fresh: bool) ->
             supervisor = stack.enter_context(attached(options_of_run, symbols))
         stack.callback(stop.allow, DETACHING_S)
         symbols.close()
-        if duration is None:
-            notices().text("afterfree: counting lifetimes. Ctrl-C ends and prints the census.")
+        notices().text(_begun(len(supervisor.targets), duration))
         end = None if duration is None else time.monotonic() + duration
 
         def events() -> Iterator[Event]:
@@ -150,6 +149,13 @@ def _live(wanted: Wanted, duration: float | None, stop: Stop, *, fresh: bool) ->
             yield from supervisor.drain()
 
         yield events()
+
+
+def _begun(processes: int, seconds: float | None) -> str:
+    """Said when the probes are in place: what ended before is not counted."""
+    of = f"{processes} process{'es' if processes != 1 else ''}" if processes else "the first process to come"
+    until = "Ctrl-C ends it" if seconds is None else f"After {seconds:g} s, or at Ctrl-C, it ends"
+    return f"afterfree: counting the lifetimes of {of} from now on. {until} and prints the census."
 
 
 def _lines(census: Census) -> list[Line]:
@@ -165,8 +171,8 @@ def _lines(census: Census) -> list[Line]:
                 number(row.count),
                 f"{row.share:.2%}",
                 row.hazard,
-                _spread(row.close_to_destroy),
-                _spread(row.margin),
+                _spread(row.close_to_destroy, row.count),
+                _spread(row.margin, row.count),
                 row.steps,
             )
             for row in rows
@@ -192,8 +198,14 @@ def _lines(census: Census) -> list[Line]:
     return out
 
 
-def _spread(histogram: Histogram) -> str:
-    """Median and largest; "" when nothing was measured."""
+def _spread(histogram: Histogram, lifetimes: int) -> str:
+    """Median and largest; "" when nothing was measured. Of a few examples among many lifetimes no largest can
+    be told."""
     if not histogram.count:
         return ""
-    return f"{duration(histogram.quantile(0.5))} (max {duration(histogram.max)})"
+    middle = duration(histogram.quantile(0.5))
+    if histogram.count >= lifetimes:
+        return f"{middle} (max {duration(histogram.max)})"
+    if histogram.count == 1:
+        return f"{middle} (1 example)"
+    return f"{middle} ({number(histogram.count)} examples)"
