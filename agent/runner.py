@@ -27,6 +27,7 @@ _POLL = 0.2
 _POLL_BUSY = 0.02  # while symbols are under way
 _MOST_PENDING = 4096
 _DEPARTED = 128  # processes that have ended, of which everything is still known
+_MOST_CRASHED = 4096
 _SETTLE = 30.0
 EARLY = 0.15
 """Seconds that symbols have before a finding is told without them."""
@@ -114,6 +115,7 @@ class Runner:
         self._pending: deque[_Pending] = deque()
         self._untold: deque[_Pending] = deque()  # of them, those that may still be told early
         self._departed: dict[int, None] = {}  # targets that are gone, and not forgotten yet
+        self._crashed: set[int] = set()  # targets that have crashed and are not gone yet
         self._emitted = 0
         self._titled = False
 
@@ -189,6 +191,8 @@ class Runner:
             self._queue(exhibit(finding, self.scene))
             if self._desk is not None:
                 self._desk.judged(finding)
+        if isinstance(event, CrashSeen | TargetGone):
+            self._count_exactly(event)
         if self._desk is not None:
             self._desk.feed(event)
         if isinstance(event, CrashSeen):
@@ -203,6 +207,18 @@ class Runner:
                 del self._departed[gone]
             self.scene.forget(long_ago)
             self._symbols.snapshots.forget(long_ago)
+
+    def _count_exactly(self, event: CrashSeen | TargetGone) -> None:
+        """Groups are told at the doublings of their counts; a crash's bundle holds what they were by then,
+        and when the process was gone. Once for each, whatever a handler of signals makes of it."""
+        if isinstance(event, CrashSeen) == (event.tgid in self._crashed):
+            return
+        if isinstance(event, TargetGone):
+            self._crashed.discard(event.tgid)
+        elif len(self._crashed) < _MOST_CRASHED:
+            self._crashed.add(event.tgid)
+        for finding in self._judge.last_words():
+            self._queue(exhibit(finding, self.scene))
 
     def _queue(self, item: Exhibit | CrashExhibit) -> None:
         for question in item.questions():

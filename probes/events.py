@@ -142,6 +142,7 @@ class SuspicionRaised:
     forks: int = 0  # forked children of the target that may still share its descriptions
     last_child: int = 0  # the newest of them
     forked_at: int = 0
+    rest: bool = False  # no event of its own: what a slot had counted beyond what was sent of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

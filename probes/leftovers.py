@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import time
 from collections.abc import Callable, Iterator
 
 from probes import abi, decode, events
@@ -15,7 +16,8 @@ _FIELDS = {
     name: getattr(abi.Slot, name).offset
     for name in (
         "addr", "tgid", "epoch", "state", "flags", "close", "destroy", "again", "stale", "stale_reported",
-        "idle", "idle_reported", "hup_since", "last_delivery", "waiter",
+        "idle", "idle_reported", "hup_since", "last_delivery", "waiter", "recycled", "recycled_reported",
+        "stale_dispatches",
     )
 }  # fmt: skip
 _CLOSE_TS = _FIELDS["close"] + abi.At.ts.offset
@@ -75,6 +77,7 @@ class Leftovers:
                 event = self._run(raw)
                 if event is not None:
                     yield event
+                yield from self._rests(raw)
 
     def _put_off(self, raw: bytes, now: int) -> None:
         """A loop that only waits where it destroyed is told of at its wait; a worker may never wait again."""
@@ -87,6 +90,14 @@ class Leftovers:
             self._settle(_u32(raw, "tgid"), _u32(raw, "epoch"), _u64(raw, "addr"))
 
     @staticmethod
+    def _rests(raw: bytes) -> Iterator[events.SuspicionRaised]:
+        """What is sent at doublings within a run: who reads compares it with what was sent."""
+        if _u32(raw, "recycled") != _u32(raw, "recycled_reported"):
+            yield _of_run(abi.Suspect.RECYCLED_DELIVERY, decode.slot(raw))
+        if _u32(raw, "stale_dispatches") > 1:
+            yield _of_run(abi.Suspect.STALE_DISPATCH, decode.slot(raw), abi.Kind.DISPATCHED)
+
+    @staticmethod
     def _run(raw: bytes) -> events.SuspicionRaised | None:
         if _u32(raw, "state") == abi.SlotState.FREE:
             if _u32(raw, "stale") != _u32(raw, "stale_reported"):
@@ -94,6 +105,16 @@ class Leftovers:
         elif 0 < _u64(raw, "idle_reported") < _u64(raw, "idle"):
             return _of_run(abi.Suspect.HOT, decode.slot(raw))
         return None
+
+
+def not_judged(tgid: int, total: int) -> Iterator[events.SuspicionRaised]:
+    """Frees within a batch that were not judged, as many as a process had; they are sent at doublings."""
+    if total & (total - 1):
+        now = time.monotonic_ns()
+        trigger = events.Trigger(
+            0, abi.Kind.DESTROYED, abi.RecordFlag.NOT_JUDGED, now, 0, 0, tgid, 0, 0, -1, -1, 0, total, -1
+        )
+        yield _rest(abi.Suspect.FREED_IN_BATCH, trigger, None)
 
 
 def _chosen(count: int) -> range | list[int]:
@@ -126,21 +147,31 @@ def _u64(raw: bytes, name: str) -> int:
     return int(_U64.unpack_from(raw, _FIELDS[name])[0])
 
 
-def _of_run(suspect: abi.Suspect, slot: events.SlotLife) -> events.SuspicionRaised:
+def _of_run(
+    suspect: abi.Suspect, slot: events.SlotLife, kind: abi.Kind = abi.Kind.DELIVERED
+) -> events.SuspicionRaised:
     """The message the kernel side would have sent for the last delivery of the run."""
+    trigger = events.Trigger(
+        0, kind, 0, slot.last_delivery, slot.last_delivery_enter, slot.addr, slot.tgid,
+        slot.last_tid, slot.gen, slot.consecutive, slot.epfd, 0, 0, -1,
+    )  # fmt: skip
+    return _rest(suspect, trigger, slot)
+
+
+def _rest(
+    suspect: abi.Suspect, trigger: events.Trigger, slot: events.SlotLife | None
+) -> events.SuspicionRaised:
     return events.SuspicionRaised(
         suspect=suspect,
-        trigger=events.Trigger(
-            0, abi.Kind.DELIVERED, 0, slot.last_delivery, slot.last_delivery_enter, slot.addr, slot.tgid,
-            slot.last_tid, slot.gen, slot.consecutive, slot.epfd, 0, 0, -1,
-        ),
-        wait_enter=slot.last_delivery_enter,
-        wait_exit=slot.last_delivery,
-        batch=slot.last_batch,
+        trigger=trigger,
+        wait_enter=slot.last_delivery_enter if slot is not None else 0,
+        wait_exit=slot.last_delivery if slot is not None else 0,
+        batch=slot.last_batch if slot is not None else 0,
         batch_open=False,
         slot=slot,
         reg=None,
         other=None,
         comm="",
         memory=b"",
-    )  # fmt: skip
+        rest=True,
+    )

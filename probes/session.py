@@ -15,7 +15,7 @@ from probes import abi, decode, errors, events, loader, procfs
 from probes.bootstrap import TARGET, Bootstrap, epoch_of
 from probes.context import Context
 from probes.helper import ProcHelper
-from probes.leftovers import Leftovers
+from probes.leftovers import Leftovers, not_judged
 from probes.procfs import Identity
 from probes.progress import ProgressWatch
 from probes.rings import Lifetimes, Recorder, Urgent, last_records, unpacked
@@ -47,6 +47,7 @@ SIZES = {
     "stack_bytes": (4, ctypes.sizeof(abi.StackBytes)),
 }
 _BY_PROCESS = ("slots", "numbers", "objects", "inner")  # maps whose keys begin with tgid and epoch
+_NOT_JUDGED = 6  # of TARGET's fields
 _REG_TGID = abi.Reg.tgid.offset
 _LOSSES = {
     abi.Counter.URGENT_LOST: "urgent",
@@ -298,13 +299,20 @@ class LiveSession:
                 del self._pidfds[pidfd]
         if self.targets.pop(tgid, None) is None:
             return
-        yield from self._leftovers.unreported(tgid)
+        yield from self._unreported(tgid)
         self._context.forget(tgid)
         self._crashes.pop(tgid, None)
         self._looked.pop(tgid, None)
         self._forget(tgid)
         yield events.TargetGone(ts=time.monotonic_ns(), tgid=tgid, reason=reason)
         self.finished = not self.targets and not self._follow
+
+    def _unreported(self, tgid: int) -> Iterator[events.Event]:
+        """What was counted and is sent at doublings, as it stands."""
+        yield from self._leftovers.unreported(tgid)
+        entry = self._maps["targets"].get(tgid.to_bytes(4, "little"))
+        if entry is not None:
+            yield from not_judged(tgid, TARGET.unpack(entry)[_NOT_JUDGED])
 
     def _forget(self, tgid: int) -> None:
         """Empty the maps of a process that is gone. The same number may be another program's by now: that one
@@ -521,7 +529,7 @@ class LiveSession:
             if records:
                 found.append(events.RecordsRead(records=tuple(records)))
         for tgid in self.targets:
-            found.extend(self._leftovers.unreported(tgid))
+            found.extend(self._unreported(tgid))
         found.extend(self._read_counters())
         return found
 

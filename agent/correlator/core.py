@@ -16,7 +16,7 @@ from agent.correlator.lifetimes import LifetimeLedger
 from agent.correlator.places import Places
 from agent.correlator.rules import judge_lifetime, judge_lingering, judge_suspicion
 from agent.correlator.tallies import Leak, Tallies
-from probes.abi import SlotFlag, Suspect
+from probes.abi import RecordFlag, SlotFlag, Suspect
 from probes.events import (
     CountersRead,
     CrashSeen,
@@ -37,6 +37,8 @@ from probes.events import (
 
 _MAX_TARGETS = 256
 _MAX_STACKS = 16384
+_WHOLE_RESTS = (Suspect.STALE_DELIVERY, Suspect.HOT)
+"""Rests that tell what happened without what was sent before, which may have been lost."""
 _MAX_NAMES = 64  # kinds of loss that are counted by name
 
 
@@ -102,6 +104,7 @@ class Correlator:
         self._recycled: BoundedMap[tuple[int, int], tuple[tuple[int, ...], int]] = BoundedMap(
             self.options.max_slots
         )
+        self._homes: BoundedMap[tuple[int, int, int, int], str] = BoundedMap(self.options.max_slots)
         self._stale: BoundedMap[tuple[int, int], tuple[int, str]] = BoundedMap(self.options.max_slots)
         self._handlers: dict[type, Callable[[Any], list[Finding]]] = {
             SuspicionRaised: self._on_suspicion,
@@ -153,6 +156,7 @@ class Correlator:
             self._groups,
             self._ledger,
             self._leaked,
+            self._homes,
             self._stale,
             self._recycled,
             self.census,
@@ -190,7 +194,22 @@ class Correlator:
         settled = self._tallies.settle(verdict, evidence, context.target.attached)
         if settled is None:
             return self._drop(Dropped("already-counted"))
-        return self._group(self._chained(settled, context.target.image), context.target.image)
+        chained = self._chained(settled, context.target.image)
+        home = self._home(chained, evidence)
+        if evidence.rest and home is None and evidence.suspect not in _WHOLE_RESTS:
+            return self._drop(Dropped("rest-of-what-was-not-told"))
+        return self._group(chained, context.target.image, home)
+
+    def _home(self, finding: Finding, evidence: SuspicionRaised) -> str | None:
+        """The group of what is only a rest of a count that was begun: it names no registration of its own."""
+        slot, tgid = evidence.slot, evidence.trigger.tgid
+        key = (evidence.suspect, tgid, *((slot.addr, slot.gen) if slot is not None else (0, 0)))
+        if evidence.trigger.flags & RecordFlag.NOT_JUDGED:
+            key = (evidence.suspect, tgid, 0, 0)  # counted by process
+        if evidence.rest:
+            return self._homes.get(key)
+        self._homes.put(key, self._groups.locate(finding, self._context(tgid).target.image))
+        return None
 
     def _chained(self, finding: Finding, image: str) -> Finding:
         """A stale dispatch of a slot that this batch delivered stale belongs to that delivery's chain."""
@@ -299,9 +318,15 @@ class Correlator:
             leak_after_ns=self.options.leak_after_ns,
         )
 
-    def _group(self, finding: Finding, image: str) -> list[Finding]:
+    def _group(self, finding: Finding, image: str, into: str | None = None) -> list[Finding]:
         self.stats.findings += finding.count
-        shown = self._groups.add(finding, image)
+        known = self._groups.get(into) if into is not None else None
+        if known is None:
+            into = None
+        elif finding.sub_class not in known.sub_classes:
+            kind = known.sub_class
+            finding = replace(finding, sub_class=kind, sub_classes={kind: finding.count} if kind else {})
+        shown = self._groups.add(finding, image, into)
         return [shown] if shown is not None else []
 
     def _drop(self, dropped: Dropped) -> list[Finding]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from agent.correlator.findings import Severity
+from agent.correlator.findings import Finding, Severity
 from agent.recording import RecordingWriter
 from agent.replay_source import RecordingSource
 from agent.runner import Runner
@@ -313,3 +315,32 @@ def test_memory_does_not_grow_with_the_number_of_short_lives() -> None:
     finally:
         tracemalloc.stop()
     assert Lives.used[-1] - Lives.used[1] < 300_000, Lives.used
+
+
+class Growing(OnTick):
+    """Its group has grown whenever it is asked for what was not told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def last_words(self) -> tuple[Finding, ...]:
+        self.asked += 1
+        return tuple(replace(found, update=True, count=2 + self.asked) for found in self._found)
+
+
+def test_a_crash_and_the_end_after_it_find_counts_as_they_stand() -> None:
+    """Once each, however many signals a handler draws; and of what did not crash, at the end of the run."""
+    crash = CrashSeen(
+        ts=103 * SECOND, tgid=PID, tid=PID, comm="x", signal=11, si_code=1, fault_addr=0, ip=0,
+        registers={}, stack=b"", batch=0,
+    )  # fmt: skip
+    gone = TargetGone(ts=104 * SECOND, tgid=PID, reason="killed by signal 11")
+    other = replace(gone, tgid=PID + 1)
+    source = ListSource(*LIVE, (other, crash, crash, gone, gone))
+    judge, stream = Growing(), io.StringIO()
+    Runner(
+        source, judge=judge, symbols=symbols(), sinks=[JsonConsoleSink(stream, Printer(io.StringIO()))]
+    ).run()
+    counts = [json.loads(row)["count"] for row in stream.getvalue().splitlines()]
+    assert counts == [1, 3, 4, 5]

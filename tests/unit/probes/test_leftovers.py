@@ -12,7 +12,7 @@ from probes import abi
 from probes.abi import SlotFlag, SlotState
 from probes.bootstrap import SLOT_KEY
 from probes.events import SlotLingering, SuspicionRaised
-from probes.leftovers import HUP_STILL_NS, LINGER_NS, MAX_REPORTED, SETTLE_NS, Leftovers
+from probes.leftovers import HUP_STILL_NS, LINGER_NS, MAX_REPORTED, SETTLE_NS, Leftovers, not_judged
 from probes.sysbpf import Map
 
 NOW = 1_000_000_000_000
@@ -188,6 +188,23 @@ class TestRuns:
         world.slot(0x2000, state=SlotState.FREE, stale=2, tgid=TGID + 1, flags=SlotFlag.UNBORN)
         assert len(list(world.leftovers.unreported(TGID))) == MAX_REPORTED + 50
         assert len(list(world.leftovers.unreported(TGID + 1))) == 1
+
+    def test_what_is_sent_at_doublings_is_told_as_it_stands_at_the_end(self, world: World) -> None:
+        world.slot(0x1000, recycled=7, recycled_reported=4)
+        world.slot(0x2000, recycled=4, recycled_reported=4, stale_dispatches=1)
+        world.slot(0x3000, state=SlotState.FREE, stale_dispatches=5)
+        found = list(world.leftovers.unreported(TGID))
+        assert all(event.rest for event in found)
+        assert [(event.suspect, event.trigger.addr) for event in found] == [
+            (abi.Suspect.RECYCLED_DELIVERY, 0x1000),
+            (abi.Suspect.STALE_DISPATCH, 0x3000),
+        ]
+        assert world.runs() == [], "and not at every scan"
+
+    def test_frees_that_were_not_judged(self) -> None:
+        assert list(not_judged(TGID, 0)) == list(not_judged(TGID, 64)) == []
+        (event,) = not_judged(TGID, 77)
+        assert (event.suspect, event.trigger.arg, event.rest) == (abi.Suspect.FREED_IN_BATCH, 77, True)
 
 
 class TestPutOff:

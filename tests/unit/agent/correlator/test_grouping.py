@@ -1,12 +1,16 @@
 # Groups: one alert and a counter per (rule, severity, call sites); exact counts; bounded; stable ids.
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from agent.correlator import Confidence, Correlator, CorrelatorOptions, Finding, RuleId, Severity
 from agent.correlator.findings import Actor, CallSite
 from agent.correlator.grouping import Groups
-from probes.events import Moment
+from probes.abi import Kind, RecordFlag, Suspect
+from probes.events import Moment, SuspicionRaised
 from tests.unit.agent.correlator.playbook import (
     BIAS,
     SLOT,
@@ -188,3 +192,64 @@ def test_by_worker_or_loop_is_one_group_because_sites_decide(play: Playbook) -> 
         << critical("stale-delivery", "confirmed")
     )
     play >> life(gen=2).destroyed(50).stale_delivery(70) << critical("stale-delivery", "confirmed", count=2)
+
+
+def _rest(event: SuspicionRaised, **slot: int) -> SuspicionRaised:
+    """What probes/leftovers.py makes of the slot as it stands: of no call, with no registration."""
+    assert event.slot is not None
+    trigger = event.trigger._replace(enter=0, addr=event.slot.addr, arg=0, stack=-1)
+    return replace(
+        event, trigger=trigger, slot=replace(event.slot, **slot), reg=None, other=None, memory=b"", rest=True
+    )
+
+
+@pytest.mark.parametrize("kind", ["stale", "recycled", "stale_dispatches"])
+def test_the_rest_of_a_run_is_counted_where_the_run_was(kind: str) -> None:
+    """Sent at 1, 2, 4; it was 7 in the end. The slot's newer fd must not make another group of it."""
+    story = life(fd=9).created(10).added(20).closed(30, shared=True).delivered(35).destroyed(40)
+    correlator = Correlator()
+    correlator.feed(attached())
+    if kind == "recycled":
+        story.reborn(50)
+    for count in (1, 2, 4):
+        story.has(**{kind: count})
+        if kind == "stale":
+            event = story.stale_delivery(70, stale=count)
+        elif kind == "recycled":
+            event = story.recycled_delivery(70, n=count)
+        else:
+            event = story.stale_dispatch(70)
+        correlator.feed(event)
+    before = correlator.findings()
+    story.has(fd=12)
+    correlator.feed(_rest(event, **{kind: 7}))
+    correlator.feed(_rest(event, **{kind: 7}))
+    (group,) = correlator.findings()
+    assert group.group == before[0].group
+    assert (group.count, group.severity, group.confidence) == (7, before[0].severity, before[0].confidence)
+    assert sum(group.sub_classes.values()) in (0, 7)
+    (told,) = correlator.last_words()
+    assert (told.count, told.update) == (7, True)
+
+
+def test_a_rest_of_what_was_never_told_makes_no_finding() -> None:
+    story = life().created(10).added(20).destroyed(40).reborn(50)
+    correlator = Correlator()
+    correlator.feed(attached())
+    assert correlator.feed(_rest(story.recycled_delivery(70, n=3))) == ()
+    assert correlator.findings() == ()
+    assert correlator.stats.dropped == {"rest-of-what-was-not-told": 1}
+
+
+def test_frees_that_were_not_judged_are_counted_to_the_last() -> None:
+    story = life().created(10).added(20).delivered(30).destroyed(40)
+    correlator = Correlator()
+    correlator.feed(attached(plan(dispatch=0)))
+    for total in (1, 2, 4):
+        event = story.suspicion(
+            Suspect.FREED_IN_BATCH, Kind.DESTROYED, 40, flags=RecordFlag.NOT_JUDGED, arg=total
+        )
+        correlator.feed(event)
+    correlator.feed(replace(_rest(event), slot=None, trigger=event.trigger._replace(arg=7)))
+    (group,) = correlator.findings()
+    assert (group.count, group.severity) == (7, Severity.INFO)
