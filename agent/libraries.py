@@ -2,9 +2,10 @@
 # By names alone; pure.
 from __future__ import annotations
 
+import functools
 import re
 
-_FILES = re.compile(
+_FILES = (
     r"(?:^|/)std/"  # Zig's lib/std, Rust's library/std
     r"|/sysdeps/|^(?:\./|\.\./)?(?:io|socket|nptl|misc|csu|stdlib|posix)/[^/]*\.[ch]$"  # glibc's own
     r"|/musl[^/]*/src/|^src/(?:unistd|linux|network|thread|internal)/[^/]*\.[cs]$"
@@ -43,7 +44,13 @@ _C_LIBRARY = re.compile(r"(?:libc|libpthread|ld)(?:[-.].*)?\.so(?:\..*)?|ld-.*|l
 def library_file(file: str) -> bool:
     """Source of a standard library (C, C++, Zig, Go, Rust), or of what wraps system calls and polling beside
     it (mio, boost::asio's details): how something was called, not who called it."""
-    return _FILES.search(file) is not None
+    return _files().search(file) is not None
+
+
+@functools.cache
+def _files() -> re.Pattern[str]:
+    """Compiled where reports are drawn only: it takes the memory of a small module."""
+    return re.compile(_FILES)
 
 
 def library_function(name: str) -> bool:

@@ -37,6 +37,14 @@ from probes.events import (
 
 _MAX_TARGETS = 256
 _MAX_STACKS = 16384
+_MAX_HOMES = 16384
+_WITH_RESTS = (
+    Suspect.STALE_DELIVERY,
+    Suspect.RECYCLED_DELIVERY,
+    Suspect.STALE_DISPATCH,
+    Suspect.HOT,
+    Suspect.FREED_IN_BATCH,
+)
 _WHOLE_RESTS = (Suspect.STALE_DELIVERY, Suspect.HOT)
 """Rests that tell what happened without what was sent before, which may have been lost."""
 _MAX_NAMES = 64  # kinds of loss that are counted by name
@@ -104,7 +112,9 @@ class Correlator:
         self._recycled: BoundedMap[tuple[int, int], tuple[tuple[int, ...], int]] = BoundedMap(
             self.options.max_slots
         )
-        self._homes: BoundedMap[tuple[int, int, int, int], str] = BoundedMap(self.options.max_slots)
+        self._homes: BoundedMap[tuple[int, int, int, int], str] = BoundedMap(
+            min(_MAX_HOMES, self.options.max_slots)
+        )
         self._stale: BoundedMap[tuple[int, int], tuple[int, str]] = BoundedMap(self.options.max_slots)
         self._handlers: dict[type, Callable[[Any], list[Finding]]] = {
             SuspicionRaised: self._on_suspicion,
@@ -208,7 +218,8 @@ class Correlator:
             key = (evidence.suspect, tgid, 0, 0)  # counted by process
         if evidence.rest:
             return self._homes.get(key)
-        self._homes.put(key, self._groups.locate(finding, self._context(tgid).target.image))
+        if evidence.suspect in _WITH_RESTS and key not in self._homes:
+            self._homes.put(key, self._groups.locate(finding, self._context(tgid).target.image))
         return None
 
     def _chained(self, finding: Finding, image: str) -> Finding:
