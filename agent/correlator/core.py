@@ -36,7 +36,7 @@ from probes.events import (
 )
 
 _MAX_TARGETS = 256
-_MAX_STACKS = 16384
+_MAX_STACKS = 4096
 _MAX_HOMES = 16384
 _WITH_RESTS = (
     Suspect.STALE_DELIVERY,

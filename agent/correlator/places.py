@@ -11,6 +11,7 @@ from agent.libraries import c_library
 from probes.events import MappedModule, ModulesMapped, Moment, StackSeen
 
 _WORD = 8
+_MOST_FRAMES = 8  # between a call and the program's own code
 _FARTHEST = 1 << 20  # bytes from the stack pointer within which a frame can be believed that was not kept
 
 
@@ -25,7 +26,7 @@ class Places:
         return len(self._stacks) + len(self._modules)
 
     def know_stack(self, event: StackSeen) -> None:
-        self._stacks.put((event.tgid, event.id), _framed(event))
+        self._stacks.put((event.tgid, event.id), _framed(event)[:_MOST_FRAMES])
 
     def know_modules(self, event: ModulesMapped) -> None:
         self._modules.put(event.tgid, event.modules)
