@@ -2,6 +2,7 @@
 # (Documentation/bpf/btf.rst), and of tracepoint fields from tracefs. Read once per kernel, then from a cache.
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import re
@@ -48,6 +49,9 @@ MEMBERS: Mapping[str, tuple[str, str]] = {
     "AF_ITEM_EVENT": ("epitem", "event"),
 }
 """Definition of probes/bpf/15-ask.c and 60-process.c -> (structure, member)."""
+
+COUNT = ("AF_FILE_COUNT", "AF_FILE_REF")
+"""Definitions of the one member whose name and form differ: its offset or -1, and 1 for a file_ref_t."""
 
 FIELDS: Mapping[str, tuple[str, str, int]] = {
     "AF_TP_NEWTASK_PID": ("task/task_newtask", "pid", 4),
@@ -134,11 +138,19 @@ class Btf:
         return None
 
 
+def _count(btf: Btf) -> dict[str, int]:
+    """Where a file counts its references, and how: file_ref_t since 6.13, atomic_long_t before."""
+    for kind, member in enumerate(("f_count", "f_ref")):
+        with contextlib.suppress(BadBtf):
+            return dict(zip(COUNT, (btf.offset("file", member), kind), strict=True))
+    return dict(zip(COUNT, (-1, 0), strict=True))
+
+
 def member_offsets(data: bytes) -> dict[str, int]:
-    """Every definition of MEMBERS. Raises BadBtf."""
+    """Every definition of MEMBERS and of COUNT. Raises BadBtf."""
     try:
         btf = Btf(data, {structure for structure, _ in MEMBERS.values()})
-        return {name: btf.offset(*which) for name, which in MEMBERS.items()}
+        return {name: btf.offset(*which) for name, which in MEMBERS.items()} | _count(btf)
     except (struct.error, IndexError, RecursionError) as error:
         raise BadBtf(str(error)) from error
 
@@ -146,7 +158,7 @@ def member_offsets(data: bytes) -> dict[str, int]:
 def kernel_offsets(cache: CacheFolder | None = None) -> dict[str, int] | None:
     """Those of the running kernel; None where it has no BTF, or too old a one (f_ep came with 5.11)."""
     cache = cache or CacheFolder(
-        magic=b"afterfree-btf/2\n", suffix=".btf", most_entries=16, most_bytes=1 << 20
+        magic=b"afterfree-btf/3\n", suffix=".btf", most_entries=16, most_bytes=1 << 20
     )
     try:
         size = VMLINUX.stat().st_size
@@ -157,7 +169,7 @@ def kernel_offsets(cache: CacheFolder | None = None) -> dict[str, int] | None:
     if known is not None:
         try:
             found = {name: int(value) for name, value in json.loads(known).items()}
-            if found.keys() == MEMBERS.keys():
+            if found.keys() == {*MEMBERS, *COUNT}:
                 return found
         except (ValueError, TypeError, AttributeError):
             pass

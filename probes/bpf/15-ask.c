@@ -73,6 +73,15 @@ AF_FN u64 af_find_item(u64 ep, u64 file, s32 fd, struct af_epoll_event *event)
 	return node ? AF_TOO_MANY : found;
 }
 
+/* Was the last reference to the file dropped? Its registrations are still listed until fput's task work has run, on the
+ * way back to user mode: always with dup2, and with close(2) before 6.6. Nobody can get the file again. */
+AF_FN bool af_dying(u64 file)
+{
+	u64 count = AF_FILE_COUNT < 0 ? 1 : af_word(file + AF_FILE_COUNT);
+	/* FILE_REF_RELEASED (include/linux/file_ref.h, 6.13); a plain count before */
+	return AF_FILE_REF ? count >= 0xc000000000000000ull : !count;
+}
+
 /* Does the registration at this epitem exist now? An epitem that was removed has lost its place in the file's list
  * (hlist_del_rcu poisons pprev); one that another registration has reused differs in some field. */
 AF_FN u32 af_ask(u64 item, u64 ep, u64 file, s32 fd, u64 userdata)
@@ -85,7 +94,7 @@ AF_FN u32 af_ask(u64 item, u64 ep, u64 file, s32 fd, u64 userdata)
 	struct af_filefd ffd = {};
 	bpf_probe_read_kernel(&ffd, sizeof(ffd), (void *)(item + AF_ITEM_FFD));
 	return ffd.file == file && ffd.fd == fd && af_word(item + AF_ITEM_EP) == ep &&
-			       af_word(item + AF_ITEM_EVENT + 4) == userdata
+			       af_word(item + AF_ITEM_EVENT + 4) == userdata && !af_dying(file)
 		       ? AF_EXISTS
 		       : AF_GONE;
 }

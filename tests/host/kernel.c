@@ -123,10 +123,8 @@ static bool sim_disarmed(u32 reg)
 
 /* -- files */
 
-static void sim_put(struct sim_file *file)
+static void sim_release(struct sim_file *file)
 {
-	if (--file->refs)
-		return;
 	while (file->f_ep) /* eventpoll_release_file */
 		sim_item_remove(SIM_ITEM_OF(file->f_ep->first));
 	if (file->poll) {
@@ -137,6 +135,12 @@ static void sim_put(struct sim_file *file)
 	}
 	file->private_data = 0;
 	SIM_GIVE(free_files, file);
+}
+
+static void sim_put(struct sim_file *file)
+{
+	if (!--file->refs)
+		sim_release(file);
 }
 
 static struct sim_file *sim_file_of(struct sim_files *files, s32 fd)

@@ -55,7 +55,8 @@ struct sim_file {
 	struct sim_inode *f_inode;
 	struct sim_inode inode;
 	struct sim_file *free_next;
-	u32 refs, serial;
+	u64 refs;
+	u32 serial;
 	bool ready, poll;
 };
 

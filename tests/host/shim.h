@@ -21,6 +21,8 @@
 #define AF_FDT_MAX __builtin_offsetof(struct sim_fdtable, max_fds)
 #define AF_FILE_PRIVATE __builtin_offsetof(struct sim_file, private_data)
 #define AF_FILE_EP __builtin_offsetof(struct sim_file, f_ep)
+#define AF_FILE_COUNT (s64)__builtin_offsetof(struct sim_file, refs)
+#define AF_FILE_REF 0
 #define AF_FILE_INODE __builtin_offsetof(struct sim_file, f_inode)
 #define AF_INODE_INO __builtin_offsetof(struct sim_inode, i_ino)
 #define AF_INODE_MODE __builtin_offsetof(struct sim_inode, i_mode)

@@ -59,7 +59,7 @@ static void step_added(struct player *p, s32 slot)
 	struct truth_slot *s = &truth.slots[slot];
 	for (u32 i = 0; r->slot != slot && r->slot >= 0 && i < truth.count; i++) {
 		struct truth_reg *q = &truth.regs[i]; /* it was moved to a slot that others have registered */
-		if (q != r && q->live && q->slot == r->slot && q->life != r->life)
+		if (q != r && truth_lasts(q) && q->slot == r->slot && q->life != r->life)
 			truth_may(AF_SUSPECT_ALIASED_SLOT, r->slot);
 	}
 	if (s->state != TRUTH_LIVE)
@@ -67,7 +67,7 @@ static void step_added(struct player *p, s32 slot)
 	bool same = player_is_adding(slot, 0), other = false; /* who registers it just now is another, or the same */
 	for (u32 i = 0; i < truth.count; i++) {
 		struct truth_reg *q = &truth.regs[i];
-		if (q == r || !q->live || q->slot != slot || q->life < s->from || q->life == p->life)
+		if (q == r || !truth_lasts(q) || q->slot != slot || q->life < s->from || q->life == p->life)
 			continue;
 		truth_may(AF_SUSPECT_ALIASED_SLOT, slot);
 		if (q->life >= s->life || !q->noted || q->moving)
@@ -76,7 +76,7 @@ static void step_added(struct player *p, s32 slot)
 		other |= q->file != r->file;
 	}
 	/* of a number that is being closed, what was begun of it may be given up */
-	if (other && !same && r->live && r->slot == slot && r->noted && !r->loose && !r->closed && r->life == s->life)
+	if (other && !same && truth_lasts(r) && r->slot == slot && r->noted && !r->loose && !r->closed && r->life == s->life)
 		truth_must(AF_SUSPECT_ALIASED_SLOT, slot);
 }
 

@@ -40,7 +40,7 @@ static void step_closed(struct player *p, bool looked)
 			r->noted = 0; /* the number leads there again: nothing outlived it, and nothing more is said */
 			continue;
 		}
-		if (!r->live || !looked || !r->returned || !r->noted || r->moving || r->slot < 0)
+		if (!truth_lasts(r) || !looked || !r->returned || !r->noted || r->moving || r->slot < 0)
 			continue;
 		r->due = 1;
 		r->closer = playing;
@@ -73,8 +73,12 @@ static void step_close(struct player *p, const struct op *op, u32 step)
 		p->ret = p->putting ? 0 : SIM_EBADF;
 		if (step == STEP_EFFECT && p->putting)
 			sim_put(p->putting);
+		else if (op->kind == OP_LATE_CLOSE && p->putting && --p->putting->refs)
+			p->putting = 0; /* not the last reference: nothing is left to do */
 	} else if (step == STEP_PUT) {
-		if (p->putting)
+		if (p->putting && op->kind == OP_LATE_CLOSE)
+			sim_release(p->putting); /* task work */
+		else if (p->putting)
 			sim_put(p->putting);
 	} else {
 		if (p->ret) {

@@ -35,6 +35,11 @@ FOUND = {
         Scenario("epoll e; socket s; add e s 0", ["late_close s; add e s 0", "socket s; wait e"]),
         "00000100111",
     ),
+    "another thread waited before a closed file was let go by task work": (
+        "complete",
+        Scenario(ONE, ["destroy 0; wait e", "late_close s"]),
+        "0111000",
+    ),
     "a close_range closed what was registered under the number after it": (
         "complete",
         Scenario("epoll e; socket s; add e s 0", ["destroy 0", "socket s; add e s 0", "close_range s s"]),

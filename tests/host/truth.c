@@ -128,10 +128,16 @@ static struct truth_reg *truth_match(struct af_reg *reg)
 	return 0;
 }
 
+/* Does it last? Not when its file waits for its end only, after the call that dropped the last reference. */
+static bool truth_lasts(struct truth_reg *r)
+{
+	return r->live && r->file->refs;
+}
+
 /* Is it of the slot's lives [from, to], and can the programs know of it? */
 static bool truth_knows(struct truth_reg *r, s32 slot, u32 from, u32 to)
 {
-	return r->live && r->noted && !r->moving && !r->loose && r->slot == slot && r->life >= from && r->life <= to;
+	return truth_lasts(r) && r->noted && !r->moving && !r->loose && r->slot == slot && r->life >= from && r->life <= to;
 }
 
 static struct truth_reg *truth_known(s32 slot, u32 from, u32 to)
@@ -234,7 +240,7 @@ static void truth_settle(u32 thread, bool all, struct sim_eventpoll *ep)
 	}
 	for (u32 i = 0; i < truth.count; i++) {
 		struct truth_reg *r = &truth.regs[i];
-		if (r->live && r->noted && r->due && !r->told && (all || r->closer == thread) && r->slot >= 0 &&
+		if (truth_lasts(r) && r->noted && r->due && !r->told && (all || r->closer == thread) && r->slot >= 0 &&
 		    truth.slots[r->slot].life == r->due_life && (!ep || r->ep == ep))
 			truth_must(AF_SUSPECT_OUTLIVES_CLOSE, r->slot);
 	}
@@ -385,10 +391,10 @@ static void truth_delivered(s32 slot, struct truth_reg *by)
 		return;
 	for (u32 i = 0; i < truth.count; i++) {
 		struct truth_reg *r = &truth.regs[i];
-		if (r->live && r->slot == slot && r->life < s->from)
+		if (truth_lasts(r) && r->slot == slot && r->life < s->from)
 			truth_may(AF_SUSPECT_RECYCLED_DELIVERY, slot);
 	}
-	if (by->live && by->slot == slot && by->at_birth && by->life < s->from && !s->recycled) {
+	if (truth_lasts(by) && by->slot == slot && by->at_birth && by->life < s->from && !s->recycled) {
 		s->recycled = 1;
 		truth_must(AF_SUSPECT_RECYCLED_DELIVERY, slot);
 	}

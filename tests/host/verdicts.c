@@ -13,12 +13,12 @@ static bool truth_true(struct af_suspicion *m, s32 slot)
 	case AF_SUSPECT_FREED_REGISTERED:
 		if ((m->reg.flags & AF_R_NOT_ASKED) && player_is_adding(slot, &m->reg))
 			return may; /* it says itself that it could not be asked */
-		return may && r && r->live && r->slot == slot &&
+		return may && r && truth_lasts(r) && r->slot == slot &&
 		       (!r->noted || (r->life >= s->judged_from && r->life <= s->judged_to));
 	case AF_SUSPECT_OUTLIVES_CLOSE:
 		/* an ADD that was to fail when it began may bring a closed registration's identity back, to the byte: as
 		 * long as it has not returned, nobody can know */
-		if (!r || !r->live || ((r->noted || r->returned) && !r->closed) || r->told)
+		if (!r || !truth_lasts(r) || ((r->noted || r->returned) && !r->closed) || r->told)
 			return false;
 		r->told = 1;
 		return true;
@@ -32,7 +32,7 @@ static bool truth_true(struct af_suspicion *m, s32 slot)
 		if ((m->reg.flags & AF_R_NOT_ASKED) && player_is_adding(slot, &m->reg))
 			return true; /* it says itself that it could not be asked */
 		/* as above: an ADD that was to fail may bring an identity back */
-		return r && r->live && r->slot == slot && ((may && r->life < s->from) || (!r->noted && !r->returned));
+		return r && truth_lasts(r) && r->slot == slot && ((may && r->life < s->from) || (!r->noted && !r->returned));
 	default:
 		return may;
 	}

@@ -66,12 +66,12 @@ def every_other_kind(blob: Blob) -> None:
     blob.add(ENUM64, "wide", 2, 8, bytes(24))
 
 
-def kernel_like() -> Blob:
-    """Every structure and member that the programs need, each at its own place."""
+def kernel_like(count: str = "f_ref") -> Blob:
+    """Every structure and member that the programs need, each at its own place. count: of references."""
     blob = Blob()
     every_other_kind(blob)
     wanted: dict[str, list[str]] = {}
-    for structure, member in btf.MEMBERS.values():
+    for structure, member in (*btf.MEMBERS.values(), ("file", count)):
         wanted.setdefault(structure, []).append(member)
     for number, (structure, members) in enumerate(wanted.items()):
         rows = [(member, 1, 64 * (10 * number + place)) for place, member in enumerate(members)]
@@ -128,8 +128,21 @@ def test_what_is_not_there_is_named(structure: str, member: str) -> None:
 
 def test_all_that_the_programs_need() -> None:
     offsets = member_offsets(kernel_like().bytes())
-    assert offsets.keys() == btf.MEMBERS.keys()
-    assert len(set(offsets.values())) == len(offsets)
+    assert offsets.keys() == {*btf.MEMBERS, *btf.COUNT}
+    assert len({offsets[name] for name in (*btf.MEMBERS, "AF_FILE_COUNT")}) == len(btf.MEMBERS) + 1
+
+
+@pytest.mark.parametrize(("member", "kind"), [("f_count", 0), ("f_ref", 1)])
+def test_a_file_counts_its_references_in_one_of_two_forms(member: str, kind: int) -> None:
+    """atomic_long_t f_count, or file_ref_t f_ref since 6.13."""
+    offsets = member_offsets(kernel_like(member).bytes())
+    assert offsets["AF_FILE_COUNT"] > 0
+    assert offsets["AF_FILE_REF"] == kind
+
+
+def test_a_kernel_whose_files_count_otherwise_can_still_be_asked() -> None:
+    offsets = member_offsets(kernel_like("f_other").bytes())
+    assert (offsets["AF_FILE_COUNT"], offsets["AF_FILE_REF"]) == (-1, 0)
 
 
 def test_every_place_to_cut_it_gives_an_answer_or_an_error() -> None:
