@@ -72,6 +72,35 @@ AF_FN void af_crash_registers(struct af_crash *c, struct af_scratch *picked, str
 	}
 }
 
+/* Slots whose address lies on the stack, innermost first. A program that ends itself (a panic, an assertion) has
+ * other things in its registers by then; variables of the frames that called for it still hold the slot. */
+AF_FN void af_crash_on_stack(struct af_crash *c, struct af_scratch *picked, struct af_target *target)
+{
+	/* Hits are kept and counted in `links`, which is filled later: what the verifier follows is one look-up for each
+	 * word, and no number of hits. Those of one slot are put together where slots are copied. */
+	struct af_slot_key key = {.tgid = af_tgid(), .epoch = target->epoch, .addr = 0};
+	c->nlinks = 0;
+	AF_LOOP
+	for (u32 i = 0; i < AF_CRASH_STACK / 8; i++) {
+		if (i * 8 >= c->head.nbytes)
+			break;
+		__builtin_memcpy(&key.addr, &c->stack[i * 8], sizeof(key.addr));
+		if (!slots.lookup(&key))
+			continue;
+		u32 n = c->nlinks;
+		if (n >= AF_CRASH_ON_STACK)
+			break;
+		c->links[n] = key.addr;
+		c->nlinks = n + 1;
+	}
+	AF_LOOP
+	for (u32 i = 0; i < AF_CRASH_ON_STACK; i++) {
+		if (i >= c->nlinks)
+			break;
+		af_crash_pick(picked, c->links[i], AF_HELD_REGISTER, 30);
+	}
+}
+
 /* The events of the open batch as they are now, and the free slots among them. */
 AF_FN void af_crash_batch(struct af_crash *c, struct af_scratch *picked, struct af_thread *t, struct af_target *target)
 {
@@ -118,6 +147,7 @@ AF_FN void af_crash_slots(struct af_crash *c, struct af_thread *t, struct af_tar
 	af_crash_registers(c, picked, target);
 	if (t->stale_slot)
 		af_crash_pick(picked, t->stale_slot, AF_HELD_REGISTER, 31);
+	af_crash_on_stack(c, picked, target);
 	af_crash_batch(c, picked, t, target);
 	AF_LOOP
 	for (u32 i = 0; i < AF_CHUNK; i++) {

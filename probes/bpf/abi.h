@@ -280,10 +280,11 @@ struct af_stack_bytes {
 #define AF_CRASH_NEAR 64      /* bytes kept of what a register points at */
 #define AF_CRASH_REGS 15      /* general registers in struct pt_regs order, without rsp */
 #define AF_CRASH_LINKS 32
+#define AF_CRASH_ON_STACK 8 /* addresses of slots that are looked for on the stack */
 
-/* a slot that the crashing thread held: in a register, through its object, or in its open batch */
+/* a slot that the crashing thread held: in a register, through its object, on its stack, or in its open batch */
 struct af_crash_slot {
-	__u32 registers; /* bit i: register i of `regs` holds its address */
+	__u32 registers; /* bit i: register i of `regs` holds its address; 30: the stack does; 31: its last stale event */
 	__u32 objects;   /* bit i: register i of `regs` holds the address of its object */
 	__u32 nbytes;    /* valid bytes of `bytes` */
 	__u32 in_batch;  /* 1 + index of its first event in the open batch; 0: not in it */
