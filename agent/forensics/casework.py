@@ -87,7 +87,7 @@ def explained(
         )
         if found is None:
             return Explained(notes=("not explained: the case holds no crash",))
-        return _told(found, plan, session, _images(found, stack), gathered)
+        return _told(found, plan, session, images_of(found, stack), gathered)
 
 
 def _told(
@@ -145,7 +145,7 @@ def _core(core: Path | int | None, stack: ExitStack, notes: list[str]) -> tuple[
     return opened.memory, tuple(ThreadState(tid=t.tid, registers=t.registers) for t in opened.threads)
 
 
-def _images(found: CrashEvidence, stack: ExitStack) -> OpenImage:
+def images_of(found: CrashEvidence, stack: ExitStack) -> OpenImage:
     """Opens what the process had mapped, as long as the file is still the same one."""
     identities = {module.path: module.identity for module in found.modules}
     known: dict[str, Image | None] = {}

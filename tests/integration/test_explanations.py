@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from agent.forensics.casework import images_of
 from agent.forensics.examine import examine
 from agent.forensics.explain import explain
 from agent.forensics.explanation import Cause, Explanation
@@ -46,12 +49,11 @@ def _explained(watch: Watch, run: Run, pid: int) -> Explanation:
     case = gather(event for event in run.events if getattr(event, "tgid", pid) == pid)
     known = evidence(case, findings=tuple(f for f in run.findings() if f.tgid == pid))
     assert known is not None, "no crash was captured"
-    with Image(watch.exe) as image:
+    with ExitStack() as stack:
+        image = stack.enter_context(Image(watch.exe))
         session = open_session(image)
-        try:
-            return explain(known, examine(known, plan_of(watch.exe), session))
-        finally:
-            close_session(session)
+        stack.callback(close_session, session)
+        return explain(known, examine(known, plan_of(watch.exe), session, images_of(known, stack)))
 
 
 def _died(watch: Watch, switch: Switch, tmp: Path) -> tuple[Explanation, Truth]:
@@ -121,6 +123,18 @@ def c_watch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder, profile = tmp_path_factory.mktemp("watched"), SOURCE_DIR / "cserver.toml"
     with watching(request.param, folder, name="cserver", profile=profile) as watch:
         yield watch
+
+
+def test_a_program_that_ends_itself_is_tied_to_the_slot_on_its_stack(c_watch: Watch, tmp_path: Path) -> None:
+    """No access faults, no batch holds the slot, and by the time of the SIGABRT no register does."""
+    mode = ("gcc-O0", "gcc-O2")
+    switch = Switch("assert", ("--bug", "assert-after-destroy"), "close", 1, mode, "cserver")
+    item, _truth = _died(c_watch, switch, tmp_path)
+    assert (item.signal, item.function) == (signal.SIGABRT, "check_finished")
+    assert (item.cause, item.fix_kind) == (Cause.STALE_LINK, "unlink-first")
+    assert item.closer == item.destroyer == item.tid
+    assert [step.role for step in item.steps[-3:]] == ["closed", "destroyed", "crashed"]
+    assert "was already destroyed" in item.headline
 
 
 @pytest.mark.parametrize("switch", C_SWITCHES, ids=lambda switch: switch.name)

@@ -38,6 +38,7 @@ static struct server {
     struct held held[MAX_HELD];
     unsigned held_count;
     uint64_t refused;
+    const struct conn *finished;
     pthread_mutex_t lock;  // the two queues
     pthread_cond_t work;
     struct conn *todo[1 << 14];
@@ -91,6 +92,12 @@ static void conn_hold(const struct conn *c, int fd) {
     server.held[server.held_count++] = (struct held){fd, truth_life(c), c, now()};
 }
 
+// An assertion of the program itself: no access faults, and abort() has other things in its registers.
+__attribute__((noinline)) static void check_finished(const struct conn *c) {
+    if (c->session == NULL) abort();
+    server.finished = c;
+}
+
 static void conn_finish(struct conn *c) {
     struct session *s = c->session;
     conn_retire(c);
@@ -104,6 +111,10 @@ static void conn_finish(struct conn *c) {
     free(s);
     truth_destroyed(c);
     conn_destroy(&server.pool, c);
+    if (options.bugs[ASSERT_AFTER_DESTROY]) {
+        check_finished(c);  // the bug: what destroy left is not the program's to read
+        server.finished = c;
+    }
 }
 
 // Closes what outlived its connection: of that slot, or everything that is old enough.

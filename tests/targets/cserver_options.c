@@ -11,7 +11,7 @@ struct options options = {
     .max_conn = 1024, .workers = 4, .every = 1, .limit = UINT32_MAX, .hold_ms = 2000, .duration_s = 900};
 
 static const char *const bug_names[BUGS] = {"dup-outlives-close", "close-on-worker", "double-destroy",
-                                            "free-in-batch"};
+                                            "free-in-batch", "assert-after-destroy"};
 
 void die(const char *format, ...) {
     va_list arguments;

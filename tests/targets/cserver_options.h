@@ -4,7 +4,7 @@
 
 #include <stdbool.h>
 
-enum bug { DUP_OUTLIVES_CLOSE, CLOSE_ON_WORKER, DOUBLE_DESTROY, FREE_IN_BATCH, BUGS };
+enum bug { DUP_OUTLIVES_CLOSE, CLOSE_ON_WORKER, DOUBLE_DESTROY, FREE_IN_BATCH, ASSERT_AFTER_DESTROY, BUGS };
 
 struct options {
     unsigned port, max_conn, workers, every, limit, window_us, hold_ms, duration_s;
