@@ -36,6 +36,7 @@ _LOSSES = {
     "objects-map-full": "objects could not be tied to their slots: the map is full",
     "tail-call": "deliveries of a batch were not looked at to its end: a tail call failed",
     "processes-beyond-limit": "processes were not watched: more run at once than there is room for",
+    "builds-not-watched": "builds of a program were replaced before they could be watched",
     "threads-map-full": "threads could not be tracked: the map is full",
     "progress-not-watched": "spins cannot be told from work: the calls that make progress cannot be traced "
     "(afterfree doctor)",

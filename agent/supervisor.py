@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from agent.builds import UnwatchedBuilds
 from agent.errors import AgentError, Misused, NoSuchTarget, SymbolsFailed
 from agent.processes import FileId, FileState, Proc, file_state
 from agent.units import Units
@@ -35,6 +36,8 @@ class Session(Protocol):
 
     @property
     def targets(self) -> Mapping[int, TargetAttached]: ...
+
+    def strangers(self) -> Mapping[int, tuple[int, int]]: ...
 
     def drain(self) -> Iterable[Event]: ...
 
@@ -136,6 +139,7 @@ class Supervisor:
         self._last_tick = 0
         self._seen: set[str] = set()  # of the programs that are followed: those with a process so far
         self._closing: list[threading.Thread] = []
+        self._builds = UnwatchedBuilds(on_notice)
         self._closed = False
         self.plans: list[dict[str, Any]] = []  # every plan that was resolved, newest last
 
@@ -275,6 +279,15 @@ class Supervisor:
             self._last_tick = now
             yield Tick(ts=now)
             self._follow_files()
+            self._judge_builds()
+            yield from self._builds.lost(now)
+
+    def _judge_builds(self) -> None:
+        for entry in self._sessions:
+            for pid, image in entry.session.strangers().items():
+                self._builds.stranger(pid, FileId(*image), entry.exe)
+        images = {entry.image for entry in self._sessions}
+        self._builds.judge(self.targets, self._coming, images, self._proc.exists)
 
     def _passed(self, entry: _Open, event: Event) -> Event:
         if isinstance(event, TargetAttached):
@@ -319,6 +332,8 @@ class Supervisor:
         for entry in list(self._sessions):
             for event in entry.session.drain():
                 yield self._passed(entry, event)
+        self._judge_builds()
+        yield from self._builds.lost(self._clock_ns())
         if self._sessions:
             yield Tick(ts=self._clock_ns())
 
@@ -382,8 +397,13 @@ class Supervisor:
     def _arrived(self, coming: _NewImage) -> None:
         del self._coming[coming.exe]
         try:
-            if file_state(coming.exe) != coming.state:
-                return  # replaced once more, or still being written: the next look begins anew
+            now = file_state(coming.exe)
+            if now != coming.state:
+                # Replaced once more, or, the same file, still being written: the next look begins anew.
+                if now.id != coming.state.id and coming.plan is not None:
+                    identity = str(coming.plan.get("identity", ""))
+                    self._builds.replaced(coming.exe, coming.state.id, identity)
+                return
         except AgentError:
             return
         if coming.plan is None:

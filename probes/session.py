@@ -33,6 +33,7 @@ CRASH_SPAN_NS = 10_000_000_000
 _CLONE_VM, _CLONE_FILES = 0x100, 0x400  # clone(2)
 STACK_DEPTH = 32
 URGENT_AT_ONCE = 512
+MAX_STRANGERS = 256
 SIZES = {
     "targets": (4, TARGET.size),
     "slots": (16, ctypes.sizeof(abi.Slot)),
@@ -132,6 +133,7 @@ class LiveSession:
         self._looked: dict[int, int] = {}  # tgid -> ts before it was looked at, to attach it
         self.targets: dict[int, events.TargetAttached] = {}
         self._examples: set[int] = set()
+        self._strangers: dict[int, tuple[int, int]] = {}  # pid -> device and inode of what it executed
         self._vanished: list[int] = []  # attached, and gone before they could be waited for
         self._forgotten: set[bytes] = set()  # tgid and epoch of processes whose entries are to leave the maps
         self._deaths: dict[int, int] = {}  # tgid -> status as of wait(2), from its last thread
@@ -231,6 +233,8 @@ class LiveSession:
             return
         if self._image is not None and (who.device, who.inode) != self._image:
             self._maps["targets"].delete(key)
+            if not late and len(self._strangers) < MAX_STRANGERS:  # its exec was seen, by the path
+                self._strangers[pid] = (who.device, who.inode)
             if required:
                 raise errors.TargetGoneWhileAttaching(pid, "executed another program")
             return
@@ -338,6 +342,12 @@ class LiveSession:
         mine = [key for key, raw in held.entries() if raw[_REG_TGID : _REG_TGID + 8] in gone]
         for key in mine:
             held.delete(key)
+
+    def strangers(self) -> Mapping[int, tuple[int, int]]:
+        """Processes that executed the path that is followed when another file than the probed one was there,
+        with device and inode of that file; each once."""
+        found, self._strangers = self._strangers, {}
+        return found
 
     def _discover(self) -> Iterator[events.Event]:
         """Processes of the image whose exec was not recognised by its path (relative, or through a link)."""

@@ -118,6 +118,7 @@ class LossWindows:
             "tail-call",
             "progress-not-watched",
             "processes-beyond-limit",
+            "builds-not-watched",
         }
     )
 

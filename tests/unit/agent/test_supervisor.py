@@ -15,7 +15,7 @@ from agent.errors import AgentError, Misused, NoSuchTarget, SymbolsFailed
 from agent.processes import Proc
 from agent.supervisor import Session, Supervisor, Wanted
 from agent.units import Units
-from probes.events import CountersRead, Event, TargetAttached, TargetGone, Tick
+from probes.events import CountersRead, Event, Lost, TargetAttached, TargetGone, Tick
 from symbols.plan import ProbePlan
 from tests.unit.agent.scenario import ATTACHED
 
@@ -25,6 +25,7 @@ class FakeSession:
         self.plan, self.pids, self.follow, self.program = plan, tuple(pids), follow, program
         self.targets: dict[int, TargetAttached] = dict.fromkeys(pids, ATTACHED)
         self.queue: list[Event] = []
+        self.met: dict[int, tuple[int, int]] = {}
         self.finished = False
         self.closed = False
         self.count = 1
@@ -32,6 +33,10 @@ class FakeSession:
     def poll(self, timeout: float) -> Iterable[Event]:
         queue, self.queue = self.queue, []
         return queue
+
+    def strangers(self) -> Mapping[int, tuple[int, int]]:
+        met, self.met = self.met, {}
+        return met
 
     def drain(self) -> Iterable[Event]:
         return [*self.poll(0), CountersRead(ts=9, counters=self.counters())]
@@ -127,12 +132,14 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-def until(condition: Callable[[], object], supervisor: Supervisor) -> None:
+def until(condition: Callable[[], object], supervisor: Supervisor, events: list[Event] | None = None) -> None:
     """Poll (each poll is more than a second of the fake clock) until the condition holds."""
     end = time.monotonic() + 5
     while not condition():
         assert time.monotonic() < end
-        list(supervisor.poll(0.005))
+        found = list(supervisor.poll(0.005))
+        if events is not None:
+            events.extend(found)
 
 
 def test_pids_of_one_program_share_a_session(world: World) -> None:
@@ -290,6 +297,61 @@ def test_a_replaced_binary_gets_its_own_session(world: World) -> None:
     until(lambda: old.closed, supervisor)
     assert not new.closed
     assert not supervisor.finished
+
+
+def test_a_build_that_is_replaced_before_it_is_watched_is_said_and_counted(world: World) -> None:
+    program = world.program("a")
+    supervisor = world.supervisor(exes=(str(program),))
+    resolve, builds = world.resolve, 5
+
+    def replaced_meanwhile(image: str, *rest: Any) -> dict[str, Any]:
+        if len(world.resolved) < builds:
+            os.rename(world.program("next", f"version {len(world.resolved)}"), program)
+        return resolve(image, *rest)
+
+    world.resolve = replaced_meanwhile  # type: ignore[method-assign]
+    os.rename(world.program("first", "another"), program)
+    events: list[Event] = []
+    until(lambda: len(world.sessions) == 2, supervisor, events)
+    lost = [event for event in events if isinstance(event, Lost)]
+    said = [notice for notice in world.notices if "was replaced before it could be watched" in notice]
+    assert {event.what for event in lost} == {"builds-not-watched"}
+    assert sum(event.count for event in lost) == 4
+    assert ["id2" in said[0], "2 of them by now" in said[1], "4 of them by now" in said[2], len(said)] == [
+        True, True, True, 3,
+    ]  # fmt: skip
+
+
+def test_a_process_of_a_build_that_was_never_seen_on_disk_is_said(world: World) -> None:
+    """Two replacements between two looks: the exec tells."""
+    program = world.program("a")
+    supervisor = world.supervisor(exes=(str(program),))
+    gone = world.program("between", "replaced at once")
+    other = gone.stat()
+    world.process(20, gone)
+    session = world.sessions[0]
+    session.met = {20: (other.st_dev, other.st_ino)}
+    events: list[Event] = []
+    until(lambda: any(isinstance(event, Lost) for event in events), supervisor, events)
+    session.met = {20: (other.st_dev, other.st_ino)}
+    for _ in range(3):
+        events.extend(supervisor.poll(0))
+    assert sum(event.count for event in events if isinstance(event, Lost)) == 1
+    assert len([notice for notice in world.notices if "replaced before it could be watched" in notice]) == 1
+
+
+def test_a_process_of_a_build_that_is_watched_soon_is_none_that_was_missed(world: World) -> None:
+    program = world.program("a")
+    supervisor = world.supervisor(exes=(str(program),))
+    os.rename(world.program("new", "v2"), program)
+    world.process(20, program)
+    new = program.stat()
+    world.sessions[0].met = {20: (new.st_dev, new.st_ino)}
+    events: list[Event] = []
+    until(lambda: len(world.sessions) == 2, supervisor, events)
+    for _ in range(3):
+        events.extend(supervisor.poll(0))
+    assert not [event for event in events if isinstance(event, Lost)]
 
 
 def test_a_binary_rewritten_in_place_ends_the_old_session_at_once(world: World) -> None:
