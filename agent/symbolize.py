@@ -1,4 +1,4 @@
-# Owns the daemon's side of symbols: questions to a short-lived child (agent/symbolize_worker.py),
+# Owns the daemon's side of symbols: questions to a short-lived child (symbolize_keeper.py),
 # a bounded cache of answers. The daemon itself never loads DWARF readers: they cost 30 MB and more.
 # Must not import symbols.*; must not block while the daemon judges (only `resolve` and `settle` wait).
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 import selectors
 import subprocess
 import time
+from base64 import b64encode
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from agent.sanitize import shell
 from agent.snapshots import Snapshots
 from probes import children
 from probes.events import ModulesMapped
+from symbols.safefiles import existing
 
 _MOST_ANSWERS = 8192
 _MOST_PER_REQUEST = 64
@@ -26,6 +28,7 @@ _MOST_IMAGES = 512  # executables and what they load
 _DEADLINE = 120.0  # seconds for one request; a large image is parsed within it
 _PATIENCE = 900.0  # seconds for a plan, which somebody waits for: a large program on a very slow machine
 _MOST_DEATHS = 3
+_MOST_PROFILE = 1 << 20
 
 
 class Question(NamedTuple):
@@ -109,16 +112,20 @@ class SymbolClient:
         patience: float = _PATIENCE,
         stored: Mapping[str, Answer] | None = None,
         fresh: bool = False,
+        on_notice: Callable[[str], None] = lambda _text: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """stored: answers of a recording, which come before the worker's. fresh: plans are resolved without
-        the cache. idle; deadline, of one request; patience, of one plan: seconds."""
+        the cache. on_notice: gets what is to be said of the worker, once. idle; deadline, of one request;
+        patience, of one plan: seconds."""
         self._fresh = fresh
-        self._command = list(command) or children.command("agent.symbolize_worker")
+        self._command = list(command) or children.command("agent.symbolize_keeper")
         self._idle = idle
         self._deadline, self._patience = deadline, patience
         self._stored = dict(stored or {})
         self._clock = clock
+        self._notice = on_notice
+        self._said = False
         self._images: dict[str, list[str]] = {}
         self._plans: dict[str, Mapping[str, Any]] = {}
         self._debug: dict[str, str] = {}  # separate debug files, by identity of their image
@@ -210,6 +217,8 @@ class SymbolClient:
         """The probe plan of an executable as JSON (symbols.serial). Blocks. Raises SymbolsFailed."""
         self.settle(self._deadline)
         request = {"do": "resolve", "image": image, "profile": profile, "debug": debug_file}
+        if profile is not None:  # the worker may not be able to read it
+            request["profile_content"] = _profile(profile)
         reply = self._call({**request, "fresh": self._fresh})
         plan = reply.get("plan")
         if not isinstance(plan, dict):
@@ -256,8 +265,18 @@ class SymbolClient:
             ("this machine is very slow, or under heavy load", "the executable leads it round in circles"),
         )
 
-    def _checked(self, line: bytes) -> Mapping[str, Any]:
+    def _parsed(self, line: bytes) -> Mapping[str, Any]:
         reply = _parse(line)
+        lacks = reply.get("lacks")
+        if lacks and isinstance(lacks, list) and not self._said:
+            self._said = True
+            self._notice(
+                f"debug information is read with more rights than needed: {'; '.join(map(str, lacks))}"
+            )
+        return reply
+
+    def _checked(self, line: bytes) -> Mapping[str, Any]:
+        reply = self._parsed(line)
         error = reply.get("error")
         if isinstance(error, Mapping):
             kind = str(error.get("kind", ""))
@@ -380,7 +399,7 @@ class SymbolClient:
             self._lose(self._epitaph())
 
     def _take(self, line: bytes) -> None:
-        reply = _parse(line)
+        reply = self._parsed(line)
         self._used = self._clock()
         answers = reply.get("answers")
         flying, self._flying = self._flying, []
@@ -432,6 +451,16 @@ class SymbolClient:
         except subprocess.TimeoutExpired:
             worker.kill()
             worker.wait()
+
+
+def _profile(path: str) -> str:
+    """Raises SymbolsFailed."""
+    try:
+        with existing(path) as file:
+            return b64encode(file.read(_MOST_PROFILE + 1)).decode()
+    except OSError as error:
+        why = f"cannot be read ({error.strerror})"
+        raise symbols_failed("ProfileError", path, why, "check the path") from error
 
 
 def _parse(line: bytes) -> Mapping[str, Any]:

@@ -1,11 +1,12 @@
-# Owns the child's side of agent/symbolize.py: JSON lines on stdin, JSON lines on stdout, one at a time.
+# Owns answering the questions of agent/symbolize.py: JSON lines on stdin, JSON lines on stdout, one at a
+# time, in a process without rights that agent/symbolize_keeper.py starts.
 # The only place of agent/ that loads symbols/' readers into a process. Must not outlive its pipe.
 from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
+from base64 import b64decode
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,6 +15,8 @@ from typing import Any
 
 from agent.libraries import c_library
 from agent.stack_worker import unwound
+from probes.confined import Asked, enter
+from symbols.cache import PlanCache
 from symbols.cached import resolve_cached
 from symbols.debugfiles import Searched, find_debug_file
 from symbols.errors import NoDebugInfo, SymbolError
@@ -35,7 +38,9 @@ _MOST_IMAGES = 16
 class Worker:
     """Answers requests; keeps the images of late open, since questions come in runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, asked: Asked | None = None) -> None:
+        """asked: keeps plans, and files that came with a request; None: plans are kept by this process."""
+        self._asked = asked
         self._open_images: OrderedDict[str, _Opened] = OrderedDict()
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,10 +73,13 @@ class Worker:
 
     def _resolve(self, request: Mapping[str, Any]) -> dict[str, Any]:
         profile, debug = request.get("profile"), request.get("debug")
+        if self._asked is not None and profile and isinstance(request.get("profile_content"), str):
+            self._asked.given = {str(profile): b64decode(request["profile_content"])}
         plan = resolve_cached(
             str(request["image"]),
             str(profile) if profile else None,
             debug_file=str(debug) if debug else None,
+            cache=PlanCache(given=self._asked),
             fresh=request.get("fresh") is True,
         )
         return plan_to_json(plan)
@@ -185,23 +193,20 @@ def _failed(kind: str, detail: str, path: str = "", remedy: str = "") -> dict[st
     return {"error": {"kind": kind, "detail": detail, "path": path, "remedy": remedy}}
 
 
-def main() -> None:
-    """Serve until stdin ends."""
-    # The daemon decides when this process ends; a Ctrl-C in its terminal does not.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    worker = Worker()
+def serve(asked: Asked) -> None:
+    """Give up all rights, then serve until stdin ends."""
     # What a library prints must not end up between the replies.
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    lacks = enter(asked)
+    worker = Worker(asked)
     for line in sys.stdin.buffer:
         try:
             request = json.loads(line)
         except ValueError:
             request = {}
         reply = worker.answer(request if isinstance(request, dict) else {})
+        if lacks:
+            reply["lacks"] = list(lacks)
         replies.write(json.dumps(reply, separators=(",", ":")) + "\n")
         replies.flush()
-
-
-if __name__ == "__main__":
-    main()

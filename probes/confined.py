@@ -10,23 +10,25 @@ import errno
 import hashlib
 import json
 import os
-import pwd
+import pkgutil
 import resource
 import signal
 import socket
 import stat
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib import import_module
 from typing import Any
 
+import symbols
 from probes import seccomp
-from symbols.cache import Entries, PlanCache
+from symbols.cache import Entries, PlanCache, our_version
 from symbols.errors import NotElf
 from symbols.fetch import Debuginfod
-from symbols.files import Direct, use
+from symbols.files import Direct, shipped, use
 
-_NOBODY = 65534  # where the user database has no such name
+_NOBODY = 65534  # the kernel's overflow uid and gid: no user database is asked
 _MOST_MESSAGE = 1 << 16
 _MOST_ENTRY = 16 << 20  # bytes of a plan
 _MOST_ANSWER = 16 << 20
@@ -69,10 +71,9 @@ def confine() -> tuple[str, ...]:
             if libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0):
                 break  # EINVAL: the kernel has no more of them
         try:
-            user, group = _nobody()
             os.setgroups([])
-            os.setresgid(group, group, group)
-            os.setresuid(user, user, user)
+            os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
         except OSError as error:  # a user namespace that maps root only
             lacks.append(f"it stays root ({error.strerror})")
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
@@ -95,24 +96,15 @@ def confine() -> tuple[str, ...]:
     return tuple(lacks)
 
 
-def _nobody() -> tuple[int, int]:
-    try:
-        entry = pwd.getpwnam("nobody")
-    except KeyError:
-        return _NOBODY, _NOBODY
-    return entry.pw_uid, entry.pw_gid
-
-
 def readable(paths: list[str]) -> bool:
     """Whether the confined process will be able to read these: ours may lie in root's home."""
     if os.geteuid():
         return True
     groups = os.getgroups()
-    user, group = _nobody()
     try:
         os.setgroups([])
-        os.setegid(group)
-        os.seteuid(user)
+        os.setegid(_NOBODY)
+        os.seteuid(_NOBODY)
         for path in paths:
             os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     except OSError:
@@ -122,6 +114,14 @@ def readable(paths: list[str]) -> bool:
         os.setegid(0)
         os.setgroups(groups)
     return True
+
+
+def preload(packages: Iterable[str] = ()) -> None:
+    """Load everything that a reader of debug information may come to need, while it can still be read."""
+    for found in pkgutil.iter_modules(symbols.__path__):
+        import_module(f"symbols.{found.name}")
+    for name in ("hashlib", "tempfile", *packages):
+        import_module(name)
 
 
 # -- the one that opens ------------------------------------------------------------------------------
@@ -233,6 +233,7 @@ class Asked:
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
+        self.given: dict[str, bytes] = {}  # files that came with a request, by their paths
 
     def _ask(self, kind: str, *args: str, give: list[int] | None = None) -> tuple[dict[str, Any], list[int]]:
         request = json.dumps({"do": kind, "args": args}).encode()
@@ -250,6 +251,10 @@ class Asked:
         if answer["refused"]:
             raise NotElf(answer["refused"], path=path)
         return fds[0]
+
+    def read(self, path: str, most: int) -> bytes:
+        content = self.given.get(path)
+        return Direct().read(path, most) if content is None else content[:most]
 
     def exists(self, path: str) -> bool:
         return bool(self._ask("exists", path)[0]["value"])
@@ -325,6 +330,8 @@ def fork(work: Callable[[Asked], None]) -> tuple[int, socket.socket]:
 
 def enter(asked: Asked) -> tuple[str, ...]:
     """In the process that `fork` made: give up all rights; files come from the Opener from now on."""
+    shipped()  # what lies beside our code may be out of reach afterwards
+    our_version()
     lacks = confine()
     use(asked)
     return lacks

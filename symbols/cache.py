@@ -9,6 +9,7 @@ import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Protocol
 
 from symbols.cachefolder import CacheFolder, cache_folder
@@ -21,6 +22,7 @@ _MAGIC = b"afterfree-plan/2\n"
 _SUFFIX = ".plan"
 
 
+@cache
 def our_version() -> str:
     """Changes with every edit of symbols/: names, sizes and times of its files."""
     folder = os.path.dirname(__file__)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 from symbols.cache import PlanCache
+from symbols.files import files, shipped
 from symbols.image import Image
 from symbols.plan import ProbePlan
-from symbols.safefiles import existing
 
 _MAX_PROFILE = 1 << 20
 
@@ -53,14 +53,11 @@ def _profile_bytes(profile: str | os.PathLike[str] | None) -> list[bytes]:
     """What a plan depends on besides the image: the profile's text and name, or all shipped ones'."""
     if profile is not None:
         return [b"named", os.fsencode(profile), _read(os.fspath(profile))]
-    folder = os.path.join(os.path.dirname(__file__), "profiles")
-    names = sorted(name for name in os.listdir(folder) if name.endswith(".toml"))
-    return [b"shipped", *(_read(os.path.join(folder, name)) for name in names)]
+    return [b"shipped", *shipped().values()]
 
 
 def _read(path: str) -> bytes:
     try:
-        with existing(path) as file:
-            return file.read(_MAX_PROFILE + 1)
+        return files().read(path, _MAX_PROFILE + 1)
     except OSError:
         return b""  # load_profile says why

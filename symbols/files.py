@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import Protocol
+
+from symbols.safefiles import existing
 
 
 class Files(Protocol):
@@ -11,6 +14,9 @@ class Files(Protocol):
 
     def open(self, path: str) -> int:
         """A descriptor for reading; the caller closes it. A FIFO is not waited for. Raises OSError."""
+
+    def read(self, path: str, most: int) -> bytes:
+        """The first bytes of a file that the user named. Raises OSError."""
 
     def exists(self, path: str) -> bool:
         """Whether there is anything, a link that leads nowhere included."""
@@ -37,6 +43,10 @@ class Direct:
     def open(self, path: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
 
+    def read(self, path: str, most: int) -> bytes:
+        with existing(path) as file:
+            return file.read(most)
+
     def exists(self, path: str) -> bool:
         return os.path.lexists(path)
 
@@ -60,6 +70,16 @@ class Direct:
 
     def fetch(self, build_id: str, ask: bool) -> tuple[str | None, list[str]] | None:  # noqa: ARG002
         return None
+
+
+@cache
+def shipped() -> dict[str, bytes]:
+    """The profiles that come with the package, by path. Asked for once before rights are given up, they are
+    known afterwards, too."""
+    folder = os.path.join(os.path.dirname(__file__), "profiles")
+    names = sorted(name for name in os.listdir(folder) if name.endswith(".toml"))
+    direct = Direct()
+    return {path: direct.read(path, 1 << 20) for path in (os.path.join(folder, name) for name in names)}
 
 
 _USED: list[Files] = [Direct()]  # of the whole process: set once, when it gives up its rights

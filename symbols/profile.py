@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from symbols.errors import ProfileError
+from symbols.files import files, shipped
 from symbols.globs import matches
 from symbols.plan import Role, Userdata
-from symbols.safefiles import existing
 
 __all__ = ["FunctionSpec", "Profile", "load_profile", "matches", "parse_profile", "shipped_profiles"]
 
@@ -66,12 +66,15 @@ def load_profile(path: str | os.PathLike[str]) -> Profile:
     """Read and validate a profile file. Raises ProfileError."""
     name = os.fspath(path)
     try:
-        with existing(name) as file:
-            raw = file.read(_MAX_PROFILE + 1)
+        raw = files().read(name, _MAX_PROFILE + 1)
     except OSError as error:
         raise ProfileError(
             f"cannot be read ({error.strerror})", path=name, remedy="check the path"
         ) from error
+    return _profile(raw, name)
+
+
+def _profile(raw: bytes, name: str) -> Profile:
     if len(raw) > _MAX_PROFILE:
         raise ProfileError("longer than 1 MiB", path=name)
     try:
@@ -84,9 +87,7 @@ def load_profile(path: str | os.PathLike[str]) -> Profile:
 
 def shipped_profiles() -> tuple[Profile, ...]:
     """The profiles that come with the package, by file name."""
-    folder = os.path.join(os.path.dirname(__file__), "profiles")
-    names = sorted(name for name in os.listdir(folder) if name.endswith(".toml"))
-    return tuple(load_profile(os.path.join(folder, name)) for name in names)
+    return tuple(_profile(content, path) for path, content in shipped().items())
 
 
 def parse_profile(text: str, path: str = "<profile>") -> Profile:

@@ -58,7 +58,8 @@ def _symbols() -> Check:
     from agent.symbolize import SymbolClient
     from probes.preflight import Check
 
-    client = SymbolClient()
+    said: list[str] = []
+    client = SymbolClient(on_notice=said.append)
     try:
         client.hello()
     except AgentError as error:
@@ -72,7 +73,8 @@ def _symbols() -> Check:
         )
     finally:
         client.close()
-    return Check(name="symbols", ok=True, required=True, detail="the symbol worker answers")
+    detail = "; ".join(["the symbol worker answers", *said])
+    return Check(name="symbols", ok=True, required=True, detail=detail)
 
 
 def _lines(checks: Sequence[Check]) -> list[Line]:

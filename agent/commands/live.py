@@ -131,7 +131,9 @@ def run_live(options: LiveOptions) -> Outcome:
 
 def _run(options: LiveOptions, stop: Stop) -> Outcome:
     printer = notices()
-    symbols = SymbolClient(fresh=options.fresh)
+    symbols = SymbolClient(
+        fresh=options.fresh, on_notice=lambda text: printer.text(f"afterfree: {printable(text)}")
+    )
     with contextlib.ExitStack() as stack:
         stack.callback(symbols.close)
         with stop.patience(ATTACHING_S):

@@ -20,7 +20,7 @@ from agent.forensics.casework import Explained, explained
 from agent.forensics.from_events import Gathered, gather
 from agent.replay_source import RecordingSource
 from agent.sanitize import printable
-from probes.confined import Asked, answered, enter
+from probes.confined import Asked, answered, enter, preload
 from probes.events import Event
 from symbols.safefiles import Folder
 
@@ -102,6 +102,7 @@ def make(spool: Path, target: Path, *, plain: bool = False) -> dict[str, Any]:
             name = target.name.removesuffix(layout.SUFFIX)
 
             def made(asked: Asked) -> dict[str, Any] | None:
+                preload()
                 lacks = [f"its files were read with more rights than needed: {one}" for one in enter(asked)]
                 return _made({**case, "notes": [*case.get("notes", []), *lacks]}, files, out, name, plain)
 

@@ -237,7 +237,7 @@ def test_killed_in_a_storm_of_findings_it_leaves_nothing(after_s: float, tmp_pat
             time.sleep(after_s)
             assert storm.poll() is None, "the storm was over too early"
             children = descendants(watch.pid)
-            assert any("agent.symbolize_worker" in command for command in children.values()), children
+            assert any("agent.symbolize_keeper" in command for command in children.values()), children
             assert watch.end(signal.SIGKILL) == -signal.SIGKILL
             assert_nothing_is_left(program_ids, maps, children)
         finished(storm)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -14,8 +16,10 @@ import pytest
 from agent import cli
 from agent.errors import SymbolsFailed
 from agent.symbolize import Question, SymbolClient
+from tests.requirements import require_program
 
 WORKER = Path(__file__).with_name("fake_worker.py")
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def client(mode: str, **options: Any) -> SymbolClient:
@@ -192,3 +196,51 @@ def test_the_real_worker_says_when_the_image_is_unknown() -> None:
     made.settle(20)
     made.close()
     assert "reason" in (made.answer(Question("frames", "sha256:00", (4096,))) or {})
+
+
+def test_one_that_keeps_rights_is_told_of_once() -> None:
+    said: list[str] = []
+    reply = {"answers": [{"reason": "x"}], "lacks": ["its system calls are not filtered (Invalid argument)"]}
+    code = f"import sys\nfor _ in sys.stdin: print({json.dumps(reply)!r}, flush=True)"
+    made = SymbolClient(command=[sys.executable, "-c", code], on_notice=said.append)
+    for address in (1, 2):
+        made.ask(question(address))
+        made.settle(10)
+    made.close()
+    assert len(said) == 1
+    assert "more rights than needed: its system calls are not filtered" in said[0]
+
+
+def test_the_real_worker_reads_what_only_its_owner_can(tmp_path: Path) -> None:
+    """Also where our own code lies out of reach of nobody: in root's home, say."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    exe, profile = closed / "program", closed / "profile.toml"
+    source = closed / "program.c"
+    source.write_text(
+        "struct slot { void *next; long data; };\nstatic struct slot *pool;\n"
+        "__attribute__((noinline)) struct slot *take(void)\n"
+        "{ struct slot *one = pool; pool = one->next; return one; }\n"
+        "__attribute__((noinline)) void give(struct slot *one) { one->next = pool; pool = one; }\n"
+        "int main(void) { static struct slot all[2]; give(all); give(all + 1); give(take()); return 0; }\n"
+    )
+    subprocess.run([require_program("gcc"), "-g", "-O1", "-o", str(exe), str(source)], check=True)
+    profile.write_text(
+        'name = "test"\n[slot]\ntype = "slot"\ncreate = { function = "take", returns = "slot" }\n'
+        'destroy = { function = "give", slot = "one" }\n[userdata]\nkind = "pointer"\n'
+    )
+    for path in (exe, profile):
+        path.chmod(0o700)
+    for package in ("agent", "probes", "symbols"):
+        shutil.copytree(
+            ROOT / package, closed / package, ignore=shutil.ignore_patterns("__pycache__", "*.c", "*.h")
+        )
+    code = (
+        f"import sys; sys.path.insert(0, {str(closed)!r}); from agent.symbolize import SymbolClient\n"
+        f"made = SymbolClient(fresh=True); plan = made.resolve({str(exe)!r}, {str(profile)!r})\n"
+        "print(len(plan['sites'])); made.close()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=False
+    )
+    assert (result.stderr, result.stdout) == ("", "2\n")

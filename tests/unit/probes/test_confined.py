@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-import symbols.symtab  # noqa: F401 - loaded before rights are given up: the checkout may be root's alone
 from probes import confined, seccomp
-from probes.confined import Asked, Failed, Opener, answered, enter
+from probes.confined import Asked, Failed, Opener, answered, enter, preload
 from symbols.cachefolder import CacheFolder
 from symbols.errors import NotElf
 from symbols.files import files
@@ -32,6 +31,7 @@ def status() -> dict[str, str]:
 
 def inside(work: Callable[[], Any]) -> Any:
     def run(asked: Asked) -> Any:
+        preload()  # the checkout may be root's alone
         lacks = enter(asked)
         return [lacks, work()]
 
