@@ -9,7 +9,7 @@ import os
 import select
 import signal
 import sys
-from pathlib import Path
+from importlib.util import cache_from_source
 
 from probes import confined
 
@@ -49,22 +49,17 @@ def main() -> int:
 def _within_reach() -> bool:
     """Whether the worker can load the rest of our code, and quickly, when it is nobody: then it loads only
     what it comes to need. A checkout may lie in root's home, and nobody can keep compiled modules."""
-    root = Path(__file__).resolve().parent.parent
-    places = [root / "symbols" / "resolve.py", root / "symbols" / "__pycache__" / _compiled("resolve")]
+    source = os.path.join(
+        os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "symbols", "resolve.py"
+    )
+    places = [source, cache_from_source(source)]
     for name in ("capstone", "zstandard"):
-        found = next((Path(entry, name, "__init__.py") for entry in sys.path if _there(entry, name)), None)
+        packages = (os.path.join(entry, name, "__init__.py") for entry in sys.path)
+        found = next(filter(os.path.exists, packages), None)
         if found is None:
             return False
         places.append(found)
-    return confined.readable([str(place) for place in places])
-
-
-def _compiled(name: str) -> str:
-    return f"{name}.{sys.implementation.cache_tag}.pyc"
-
-
-def _there(entry: str, name: str) -> bool:
-    return os.path.exists(os.path.join(entry, name, "__init__.py"))
+    return confined.readable(places)
 
 
 def _relay(opener: confined.Opener, requests: int, replies: int) -> bool:

@@ -10,13 +10,11 @@ import errno
 import hashlib
 import json
 import os
-import pkgutil
 import resource
 import signal
 import socket
 import stat
 import sys
-import traceback
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any
@@ -118,6 +116,8 @@ def readable(paths: list[str]) -> bool:
 
 def preload(packages: Iterable[str] = ()) -> None:
     """Load everything that a reader of debug information may come to need, while it can still be read."""
+    import pkgutil
+
     for found in pkgutil.iter_modules(symbols.__path__):
         import_module(f"symbols.{found.name}")
     for name in ("hashlib", "tempfile", *packages):
@@ -321,7 +321,7 @@ def fork(work: Callable[[Asked], None]) -> tuple[int, socket.socket]:
             work(Asked(theirs))
             status = 0
     except BaseException:  # noqa: BLE001 - whatever it is, this process must not go on in our place
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())
     finally:
         with contextlib.suppress(Exception):
             sys.stderr.flush()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 
 # linux/audit.h, and the numbers of arch/x86/entry/syscalls/syscall_64.tbl and asm-generic/unistd.h
@@ -99,9 +98,9 @@ def install() -> None:
     Raises OSError where the kernel refuses (ENOSYS, EINVAL: it was built without), or for another machine.
     """
     try:
-        code = program(platform.machine(), os.getpid())
+        code = program(os.uname().machine, os.getpid())
     except KeyError:
-        raise OSError(errno.ENOSYS, f"no filter for {platform.machine()}") from None
+        raise OSError(errno.ENOSYS, f"no filter for {os.uname().machine}") from None
     filled = _Program(len(code) // 8, code)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(filled), 0, 0):
