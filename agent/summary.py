@@ -42,6 +42,7 @@ _LOSSES = {
     "(afterfree doctor)",
     "deliveries-beyond-limit": "deliveries of one wait were more than are read",
     "user-memory-not-resident": "reads of target memory failed",
+    "probe-hits-preempted": "probe hits had no place to work on: others were preempted within theirs",
     "calls-entered-before-watching": "probe hits in calls that began before watching: slot not known",
 }
 """What Lost.what means to a user; any other kind is shown by its name."""

@@ -210,6 +210,7 @@ class Counter(IntEnum):
     DESTROYS_UNKNOWN = 35
     ADDS_FREED = 36
     BAD_CLOSES = 37
+    PREEMPTED = 38
 
 
 RECORD = struct.Struct("<IHHQQQIIIiiiIi")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import struct
+import time
+from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from operator import itemgetter
@@ -16,7 +18,7 @@ _RECORD_SIZE = abi.RECORD.size
 _LIFETIME_SIZE = ctypes.sizeof(abi.Lifetime)
 _LIFETIME_WORDS = _LIFETIME_SIZE // 8
 _BY_TIME = itemgetter(3)
-_SEQ = struct.Struct("<I").unpack_from
+_LOW = 0xFFFF_FFFF
 _WHO = struct.Struct("<8xQ16xI").unpack_from  # (ts, tgid) of struct af_rec
 
 
@@ -33,16 +35,36 @@ def _words(mapping: mmap.mmap) -> memoryview:
     return memoryview(mapping).cast("Q")
 
 
-_IN_FLIGHT = 8  # programs that may be within a record on one CPU: each interrupts the one before
+PATIENCE_S = 2.0
+"""For a program that was preempted within a record (preempt=full, PREEMPT_RT); then its place is lost."""
 
 
-def _whole(mapping: mmap.mmap, start: int, end: int, place: Callable[[int], int]) -> int:
-    """Up to which record of [start, end) every one is written: a program takes its place first, and writes
-    `seq` (the low half of the record's number) last. place: record number -> its offset in the mapping."""
-    for number in range(max(start, end - _IN_FLIGHT), end):
-        if _SEQ(mapping, place(number))[0] != number & 0xFFFF_FFFF:
-            return number
-    return end
+def _whole(seqs: memoryview, start: int) -> int:
+    """How many records from number `start` on are written, one after the other. A program takes its place
+    first, and writes `seq` (the low half of the record's number) last. seqs: of each place, as 32 bits."""
+    last = (start & _LOW) + len(seqs) - 1
+    numbers = range(start, start + len(seqs))
+    if last <= _LOW and seqs == array("I", range(start & _LOW, last + 1)):
+        return len(seqs)
+    wrong = (index for index, number in enumerate(numbers) if seqs[index] != number & _LOW)
+    return next(wrong, len(seqs))
+
+
+class _Holes:
+    """Places of each CPU that were taken and are not filled: each is waited for, for a while."""
+
+    def __init__(self, cpus: int, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._since: list[tuple[int, float]] = [(-1, 0.0)] * cpus
+
+    def given_up(self, cpu: int, number: int) -> bool:
+        """Whether this CPU's record of that number has been waited for long enough."""
+        known, since = self._since[cpu]
+        now = self._clock()
+        if known != number:
+            self._since[cpu] = (number, now)
+            return False
+        return now - since > PATIENCE_S
 
 
 class Recorder:
@@ -53,8 +75,11 @@ class Recorder:
 
     MARGIN_NS = 3_000_000  # a record is written within this of its timestamp; younger ones wait a turn
 
-    def __init__(self, fd: int, cpus: int, capacity: int) -> None:
+    def __init__(
+        self, fd: int, cpus: int, capacity: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._capacity = capacity
+        self._holes = _Holes(cpus, clock)
         self._stride = (capacity + 1) * _RECORD_SIZE
         self._map = _map(fd, cpus * self._stride)
         self._heads = _words(self._map)
@@ -66,15 +91,15 @@ class Recorder:
         return int(self._heads[cpu * self._stride // 8])
 
     def _take(self, cpu: int) -> bytes:
-        """What is new of one CPU, whole records."""
+        """What is new of one CPU, whole records up to the first that is not written to its end."""
         start, end = self._next[cpu], self._written(cpu)
         if end - start > self._capacity:
             self.lost += end - self._capacity - start
             start = end - self._capacity
         base = cpu * self._stride + _RECORD_SIZE
         mask = self._capacity - 1
-        end = _whole(self._map, start, end, lambda number: base + (number & mask) * _RECORD_SIZE)
         first, last = start & mask, end & mask
+        self._next[cpu] = start
         if start == end:
             return b""
         if first < last:
@@ -84,7 +109,15 @@ class Recorder:
                 self._map[base + first * _RECORD_SIZE : base + self._capacity * _RECORD_SIZE]
                 + self._map[base : base + last * _RECORD_SIZE]
             )
-        self._next[cpu] = end
+        with memoryview(raw) as view, view.cast("I") as words, words[:: _RECORD_SIZE // 4] as seqs:
+            whole = _whole(seqs, start)
+        raw = raw[: whole * _RECORD_SIZE]
+        self._next[cpu] = start + whole
+        if not raw:
+            if self._holes.given_up(cpu, start):
+                self.lost += 1
+                self._next[cpu] = start + 1
+            return b""
         # what the kernel overwrote while it was being copied is not to be trusted: one more than the distance
         # says, because the next record may be half written
         overwritten = self._written(cpu) + 1 - self._capacity - start
@@ -94,6 +127,16 @@ class Recorder:
             raw = raw[overwritten * _RECORD_SIZE :]
         return raw
 
+    def _taken_now(self, cpu: int) -> bytes:
+        """The next whole records, without waiting for any before them; b"" when there are none."""
+        written = self._written(cpu)
+        while self._next[cpu] < written:
+            raw = self._take(cpu)
+            if raw:
+                return raw
+            self._next[cpu] += 1
+        return b""
+
     def last(self, tgid: int) -> tuple[bytes, int]:
         """See last_records. Moves the reading position; `read` must not be called afterwards."""
         kept: list[bytes] = []
@@ -102,7 +145,7 @@ class Recorder:
             written = self._written(cpu)
             self._next[cpu] = max(0, written - self._capacity)
             overwritten += self._next[cpu]
-            raw = self._take(cpu)
+            raw = b"".join(iter(lambda: self._taken_now(cpu), b""))  # noqa: B023
             records = (raw[at : at + _RECORD_SIZE] for at in range(0, len(raw), _RECORD_SIZE))
             kept.extend(deque((record for record in records if _WHO(record)[1] == tgid), maxlen=LAST_RECORDS))
         kept.sort(key=_WHO)
@@ -155,8 +198,11 @@ def last_records(fd: int, cpus: int, capacity: int, tgid: int) -> tuple[bytes, i
 class Lifetimes:
     """One record per destroyed slot, one ring per CPU, oldest overwritten."""
 
-    def __init__(self, fd: int, heads_fd: int, cpus: int, capacity: int) -> None:
+    def __init__(
+        self, fd: int, heads_fd: int, cpus: int, capacity: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._capacity = capacity
+        self._holes = _Holes(cpus, clock)
         self._cpus = cpus
         self._map = _map(fd, cpus * capacity * _LIFETIME_SIZE)
         self._heads_map = _map(heads_fd, cpus * ctypes.sizeof(abi.RingHead))
@@ -175,14 +221,31 @@ class Lifetimes:
             if end - start >= self._capacity:
                 self.lost += end - self._capacity + 1 - start
                 start = end - self._capacity + 1
-            base, mask = cpu * self._capacity, self._capacity - 1
-            end = _whole(self._map, start, end, lambda number: (base + (number & mask)) * _LIFETIME_SIZE)  # noqa: B023
-            self._next[cpu] = end
+            base = cpu * self._capacity
+            self._next[cpu] = start
             while start < end:
                 first = start & (self._capacity - 1)
                 count = min(end - start, self._capacity - first)
-                yield base + first, count
+                whole = self._whole(base + first, count, start)
+                if whole:
+                    self._next[cpu] = start + whole
+                    yield base + first, whole
+                elif self._holes.given_up(cpu, start):
+                    self.lost += 1
+                    self._next[cpu] = start + 1
+                if whole < count:
+                    break
                 start += count
+
+    def _whole(self, index: int, count: int, number: int) -> int:
+        """How many of `count` records from place `index` on are written; the first is record `number`."""
+        word = index * _LIFETIME_SIZE // 4
+        with (
+            memoryview(self._map) as view,
+            view.cast("I") as words,
+            words[word : word + count * _LIFETIME_SIZE // 4 : _LIFETIME_SIZE // 4] as seqs,
+        ):
+            return _whole(seqs, number)
 
     def count(self) -> tuple[Counter[int], dict[int, bytes]]:
         """Signatures of what is new with their counts, and the bytes of one lifetime of each.

@@ -61,6 +61,7 @@ _LOSSES = {
     abi.Counter.SUSPECTS_DROPPED: "suspicions-of-one-batch",
     abi.Counter.ITEMS_TRUNCATED: "registrations-of-one-file-beyond-limit",
     abi.Counter.OBJECTS_FULL: "objects-map-full",
+    abi.Counter.PREEMPTED: "probe-hits-preempted",
     abi.Counter.ENTRY_UNSEEN: "calls-entered-before-watching",
     abi.Counter.BATCHES_FULL: "nested-waits-beyond-limit",
 }

@@ -11,6 +11,7 @@
  *   AF_ASK (0: no BTF, the kernel cannot be asked) and the offsets of its structures:
  *   AF_TASK_FILES, AF_TASK_SIGNAL, AF_TASK_LEADER, AF_TASK_EXIT, AF_SIGNAL_LIVE, AF_SIGNAL_FLAGS, AF_SIGNAL_EXIT,
  *   AF_FILES_FDT, AF_FDT_FD, AF_FDT_MAX, AF_FILE_PRIVATE, AF_FILE_EP, AF_FILE_INODE,
+ *   AF_FILE_COUNT (-1: not found), AF_FILE_REF (1: a file_ref_t),
  *   AF_INODE_INO, AF_INODE_MODE, AF_SOCKET_TYPE, AF_ITEM_LINK, AF_ITEM_FFD, AF_ITEM_EP, AF_ITEM_EVENT
  *   and of tracepoints, from tracefs: AF_TP_NEWTASK_PID, AF_TP_NEWTASK_FLAGS, AF_TP_EXEC_FILENAME,
  *   AF_TP_SIGNAL_SIG, AF_TP_SIGNAL_CODE, AF_TP_SIGNAL_PID, AF_TP_FAULT_ADDRESS, AF_TP_FAULT_IP
@@ -209,8 +210,14 @@ struct af_trigger_args {
 	u32 tid;     /* 0: the current thread */
 };
 
+/* What a program works on beyond its 512 bytes of stack. Those of tracepoints run with preemption off (trace_call_bpf),
+ * one at a time on a CPU, and have place 0. A uprobe's only stays on its CPU (bpf_prog_run_array_sleepable, 6.0): with
+ * preempt=full or PREEMPT_RT another task's programs may run within it, so that it takes a place of its own. */
+#define AF_SCRATCHES 9
 struct af_noticed { u64 addr; u32 what; u32 events; u32 index; u32 repeat; u32 flags; u32 gap; };
 struct af_scratch {
+	u64 taken;         /* by a uprobe's program that is not over */
+	u64 place;
 	struct af_epoll_event events[43]; /* AF_CHUNK and what makes 511 bytes a safe length */
 	struct af_noticed noticed[AF_CHUNK];
 	u32 noticed_count;
@@ -234,9 +241,9 @@ BPF_F_TABLE("array", int, struct af_ring_head, lifetime_heads, AF_CPUS, BPF_F_MM
 BPF_RINGBUF_OUTPUT(urgent, AF_URGENT_PAGES);
 BPF_F_TABLE("hash", s32, struct af_stack, stacks, AF_MAX_STACKS, 0);
 BPF_F_TABLE("hash", s32, struct af_stack_bytes, stack_bytes, AF_MAX_STACK_BYTES, 0);
-BPF_F_TABLE("percpu_array", int, struct af_stack_bytes, stack_scratch, 1, 0);
+BPF_F_TABLE("percpu_array", int, struct af_stack_bytes, stack_scratch, AF_SCRATCHES, 0);
 BPF_F_TABLE("percpu_array", int, u64, counters, AF_C_MAX, 0);
-BPF_F_TABLE("percpu_array", int, struct af_scratch, scratch, 1, 0);
+BPF_F_TABLE("percpu_array", int, struct af_scratch, scratch, AF_SCRATCHES, 0);
 BPF_F_TABLE("array", int, struct af_slot, empty_slot, 1, 0);
 BPF_F_TABLE("array", int, struct af_reg, empty_reg, 1, 0);
 BPF_F_TABLE("array", int, struct af_thread, empty_thread, 1, 0);

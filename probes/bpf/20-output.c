@@ -7,7 +7,32 @@ AF_FN void af_count(u32 which)
 	int key = which;
 	u64 *value = counters.lookup(&key);
 	if (value)
-		*value += 1;
+		__sync_fetch_and_add(value, 1); /* whoever is preempted in between would put back an old count */
+}
+
+/* A place to work on for a uprobe's program, until it gives it back; null, and counted, when as many others were
+ * preempted on this CPU within theirs. */
+AF_FN struct af_scratch *af_scratch_take(void)
+{
+	struct af_scratch *found = 0;
+	AF_LOOP
+	for (u32 i = 1; i < AF_SCRATCHES; i++) {
+		int key = i;
+		struct af_scratch *s = scratch.lookup(&key);
+		if (s && !__sync_lock_test_and_set(&s->taken, 1)) {
+			s->place = i;
+			found = s;
+			break;
+		}
+	}
+	if (!found)
+		af_count(AF_C_PREEMPTED);
+	return found;
+}
+
+AF_FN void af_scratch_give(struct af_scratch *s)
+{
+	__sync_lock_test_and_set(&s->taken, 0);
 }
 
 /* One call instead of hundreds of moves: the verifier looks at each of them on every path. */
@@ -56,15 +81,13 @@ AF_FN struct af_thread *af_thread_now(void)
 	return t;
 }
 
-/* Registers and stack bytes of the first hit with this stack id. Two threads at once: the first one wins.
- * Another program that interrupts this one on this CPU may mix its bytes into the scratch area; who unwinds
- * compares with the kernel's own walk. */
-AF_FN void af_keep_stack(s32 id)
+/* Registers and stack bytes of the first hit with this stack id. Two threads at once: the first one wins. */
+AF_FN void af_keep_stack(s32 id, u64 place)
 {
 	if (stack_bytes.lookup(&id))
 		return;
-	int zero = 0;
-	struct af_stack_bytes *s = stack_scratch.lookup(&zero);
+	int key = (int)place;
+	struct af_stack_bytes *s = stack_scratch.lookup(&key);
 	if (!s)
 		return;
 	u64 r = (u64)bpf_task_pt_regs((void *)bpf_get_current_task_btf());
@@ -91,12 +114,8 @@ AF_FN void af_keep_stack(s32 id)
 /* An id of the user stack: a hash of all of it. The kernel's own stack map has one place for many stacks, so that
  * the second of two would be refused, or change what the first one's id says. caller: the return address at a
  * function's entry, which the walk by frame pointers passes over; 0 elsewhere. */
-AF_FN s32 af_stack_id_from(void *ctx, u64 caller)
+AF_FN s32 af_stack_id_in(void *ctx, u64 caller, struct af_scratch *s)
 {
-	int zero = 0;
-	struct af_scratch *s = scratch.lookup(&zero);
-	if (!s)
-		return -1;
 	__builtin_memset(&s->stack, 0, sizeof(s->stack));
 	if (bpf_get_stack(ctx, &s->stack, sizeof(s->stack), BPF_F_USER_STACK) < 0) {
 		af_count(AF_C_STACK_FAILED);
@@ -113,14 +132,17 @@ AF_FN s32 af_stack_id_from(void *ctx, u64 caller)
 			af_count(AF_C_STACK_FAILED);
 			return -1;
 		}
-		af_keep_stack(id);
+		af_keep_stack(id, s->place);
 	}
 	return id;
 }
 
+/* The same for a tracepoint's program. */
 AF_FN s32 af_stack_id(void *ctx)
 {
-	return af_stack_id_from(ctx, 0);
+	int zero = 0;
+	struct af_scratch *s = scratch.lookup(&zero);
+	return s ? af_stack_id_in(ctx, 0, s) : -1;
 }
 
 /* One 64-byte store. The place is taken at once, since another program may interrupt this one on its CPU; `seq` is

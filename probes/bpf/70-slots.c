@@ -30,17 +30,8 @@ AF_FN void af_create_failed(struct af_target *target)
 	t->pending_next -= 1;
 }
 
-AF_FN int af_hit_create(struct pt_regs *ctx, u64 ip, u64 addr)
+AF_FN void af_created(struct pt_regs *ctx, struct af_target *target, u64 ip, u64 addr, struct af_scratch *s)
 {
-	struct af_target *target = af_target_now();
-	int zero = 0;
-	struct af_scratch *s = scratch.lookup(&zero);
-	if (!target || !s)
-		return 0;
-	if (addr < 4096) {
-		af_create_failed(target);
-		return 0;
-	}
 	u64 now = bpf_ktime_get_ns();
 	af_hit_thread(ip);
 	struct af_slot *slot = af_slot_find(target, addr);
@@ -48,7 +39,7 @@ AF_FN int af_hit_create(struct pt_regs *ctx, u64 ip, u64 addr)
 	if (!slot) {
 		slot = af_slot_new(target, addr);
 		if (!slot)
-			return 0;
+			return;
 		slot->state = AF_SLOT_LIVE;
 		slot->gen = 1;
 		slot->live_from = 1;
@@ -68,6 +59,22 @@ AF_FN int af_hit_create(struct pt_regs *ctx, u64 ip, u64 addr)
 	/* the site says where; a stack would cost a microsecond of every connection */
 	af_at_set(&slot->create, now, now, ip, (u32)bpf_get_current_pid_tgid(), -1);
 	af_record(AF_CREATED, 0, now, ip, addr, slot->gen, -1, -1, 0, 0, -1);
+}
+
+AF_FN int af_hit_create(struct pt_regs *ctx, u64 ip, u64 addr)
+{
+	struct af_target *target = af_target_now();
+	if (!target)
+		return 0;
+	if (addr < 4096) {
+		af_create_failed(target);
+		return 0;
+	}
+	struct af_scratch *s = af_scratch_take();
+	if (!s)
+		return 0;
+	af_created(ctx, target, ip, addr, s);
+	af_scratch_give(s);
 	return 0;
 }
 
@@ -131,34 +138,26 @@ AF_FN u64 af_destroy_begun(struct af_thread *t, struct pt_regs *ctx, u64 ip, u64
 	return d->ret;
 }
 
-AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 ip, u64 addr, bool entry)
+AF_FN void af_destroyed(struct pt_regs *ctx, struct af_target *target, u64 ip, u64 addr, bool entry,
+			  struct af_scratch *s)
 {
-	struct af_target *target = af_target_now();
-	int zero = 0;
-	struct af_scratch *s = scratch.lookup(&zero);
-	if (!target || !s || addr < 4096)
-		return 0;
-#if AF_COUNT_OFFSET >= 0
-	if (!af_frees(addr))
-		return 0;
-#endif
 	u64 now = bpf_ktime_get_ns();
 	u32 tid = (u32)bpf_get_current_pid_tgid();
 	struct af_thread *t = af_hit_thread(ip);
 	if (!t)
-		return 0;
+		return;
 	struct af_slot *slot = af_slot_find(target, addr);
 	af_count(AF_C_HITS_DESTROY);
 	if (slot && slot->state == AF_SLOT_FREE && af_within_destroy(t, addr, ctx->sp, ip))
-		return 0; /* a destructor called by a destructor: one destroy */
-	s32 stack = af_stack_id_from(ctx, af_destroy_begun(t, ctx, ip, addr, entry));
+		return; /* a destructor called by a destructor: one destroy */
+	s32 stack = af_stack_id_in(ctx, af_destroy_begun(t, ctx, ip, addr, entry), s);
 	struct af_at at;
 	u16 flags = 0;
 	af_at_set(&at, now, now, ip, tid, stack);
 	if (!slot) {
 		slot = af_slot_new(target, addr);
 		if (!slot)
-			return 0;
+			return;
 		slot->state = AF_SLOT_LIVE;
 		slot->flags = AF_S_INFERRED;
 		flags = AF_F_UNKNOWN | AF_F_INFERRED;
@@ -180,7 +179,7 @@ AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 ip, u64 addr, bool entry)
 				    .epfd = slot->epfd, .stack = stack, .kind = AF_DESTROYED};
 	/* no create gave it out, nobody registered it: another kind of object, which the same code ends */
 	if (slot->state == AF_SLOT_FREE && AF_CREATE_COMPLETE && !slot->gen && slot->fd < 0 && !slot->add.ts)
-		return 0;
+		return;
 	if (slot->state == AF_SLOT_FREE) {
 		slot->double_destroys += 1;
 		af_flag(slot, AF_S_DOUBLED);
@@ -189,7 +188,7 @@ AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 ip, u64 addr, bool entry)
 			af_flag(slot, AF_S_TWICE_PENDING);
 			af_put_off(t, slot, AF_S_TWICE_PENDING);
 		}
-		return 0;
+		return;
 	}
 	u32 nested = 0;
 	u32 in_batch = af_undispatched(target, slot, holds, ctx->sp, &nested);
@@ -239,6 +238,22 @@ AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 ip, u64 addr, bool entry)
 			objects.delete(&key);
 	}
 #endif
+}
+
+AF_FN int af_hit_destroy(struct pt_regs *ctx, u64 ip, u64 addr, bool entry)
+{
+	struct af_target *target = af_target_now();
+	if (!target || addr < 4096)
+		return 0;
+#if AF_COUNT_OFFSET >= 0
+	if (!af_frees(addr))
+		return 0;
+#endif
+	struct af_scratch *s = af_scratch_take();
+	if (!s)
+		return 0;
+	af_destroyed(ctx, target, ip, addr, entry, s);
+	af_scratch_give(s);
 	return 0;
 }
 
@@ -294,16 +309,12 @@ AF_FN void af_dispatched(struct af_target *target, struct af_thread *t, struct a
 		slot->doubtful = slot->undispatched;
 }
 
-AF_FN int af_hit_dispatch(struct pt_regs *ctx, u64 ip, u64 object, bool entry)
+AF_FN void af_handled(struct pt_regs *ctx, struct af_target *target, u64 ip, u64 object, bool entry,
+			  struct af_scratch *s)
 {
-	struct af_target *target = af_target_now();
-	int zero = 0;
-	struct af_scratch *s = scratch.lookup(&zero);
-	if (!target || !s)
-		return 0;
 	struct af_thread *t = af_hit_thread(ip);
 	if (!t)
-		return 0;
+		return;
 	u64 now = bpf_ktime_get_ns();
 	af_count(AF_C_HITS_DISPATCH);
 #if AF_OBJECT_IS_SLOT
@@ -326,7 +337,7 @@ AF_FN int af_hit_dispatch(struct pt_regs *ctx, u64 ip, u64 object, bool entry)
 		/* given out again since, or taken out of the batch by the loop */
 		if (slot && (slot->state != AF_SLOT_FREE ||
 			     !af_batch_of(target, slot, slot->last_batch, slot->last_index, ctx->sp)))
-			return 0;
+			return;
 	}
 	/* quiet while its deliveries are (af_delivered) */
 	if (!slot || slot->consecutive < AF_QUIET_AFTER || af_worth_sending(slot->consecutive, true))
@@ -337,23 +348,23 @@ AF_FN int af_hit_dispatch(struct pt_regs *ctx, u64 ip, u64 object, bool entry)
 		if (entry)
 			bpf_probe_read_user(&site, sizeof(site), (void *)ctx->sp);
 		af_dispatched(target, t, slot, site, ctx->sp, entry, now);
-		return 0;
+		return;
 	}
 	if (!garbage && !(slot && slot->state == AF_SLOT_FREE))
-		return 0;
+		return;
 	if (slot && known) {
 		/* the memory of a freed object may be a new one's by now: only what a delivery is pending for counts,
 		 * and not what the destroying call itself does to it */
 		if (!slot->undispatched || af_within_destroy(t, slot->addr, ctx->sp, 0))
-			return 0;
+			return;
 		/* it may have been answered by a function that is not probed, and the memory be another one's by now */
 		if (slot->destroy.ts > slot->last_delivery && !af_tells(target, slot))
-			return 0;
+			return;
 		/* where its delivery may have been answered already, only a batch that still names it shows the opposite */
 		if (slot->undispatched <= slot->doubtful &&
 		    !(AF_OBJECT_IS_SLOT && AF_CREATE_COMPLETE &&
 		      af_batch_of(target, slot, slot->last_batch, slot->last_index, ctx->sp)))
-			return 0;
+			return;
 		if (!slot->stale_dispatches && slot->destroy.ts > slot->last_delivery &&
 		    slot->last_tid == (u32)bpf_get_current_pid_tgid() && af_open_batch(t, slot->last_batch)) {
 			struct af_at *freed = &slot->destroy;
@@ -370,12 +381,22 @@ AF_FN int af_hit_dispatch(struct pt_regs *ctx, u64 ip, u64 object, bool entry)
 	if (slot) {
 		slot->stale_dispatches += 1;
 		if (!af_worth_sending(slot->stale_dispatches, slot->consecutive > 0))
-			return 0;
+			return;
 	}
 	struct af_trigger_args a = {.ts = now, .enter = ip, .addr = object, .gen = slot ? slot->gen : 0,
 				    .fd = slot ? slot->fd : -1, .epfd = t->wait.epfd,
-				    .stack = af_stack_id(ctx), .kind = AF_DISPATCHED};
+				    .stack = af_stack_id_in(ctx, 0, s), .kind = AF_DISPATCHED};
 	bool found = slot && (af_existing(slot, 0, slot->gen + 1, AF_WHENEVER, false, &s->reg) || af_remembered(slot, &s->reg));
 	af_suspect(AF_SUSPECT_STALE_DISPATCH, &a, af_tgid(), target, t, slot, found ? &s->reg : 0, 0);
+}
+
+AF_FN int af_hit_dispatch(struct pt_regs *ctx, u64 ip, u64 object, bool entry)
+{
+	struct af_target *target = af_target_now();
+	struct af_scratch *s = target ? af_scratch_take() : 0;
+	if (!s)
+		return 0;
+	af_handled(ctx, target, ip, object, entry, s);
+	af_scratch_give(s);
 	return 0;
 }

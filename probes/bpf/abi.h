@@ -364,6 +364,7 @@ enum af_counter {
 	AF_C_DESTROYS_UNKNOWN = 35, /* destroys of what create never gave out, in a process watched from its start */
 	AF_C_ADDS_FREED = 36,      /* ADDs of an address whose slot was freed, and no create followed: another object's */
 	AF_C_BAD_CLOSES = 37,      /* closes that failed on numbers of which nothing is known */
+	AF_C_PREEMPTED = 38,       /* hits of probed functions for which no place to work on was free on their CPU */
 	AF_C_MAX = 40,
 };
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from probes import abi
-from probes.rings import _IN_FLIGHT, Lifetimes, Recorder, Urgent
+from probes.rings import PATIENCE_S, Lifetimes, Recorder, Urgent, last_records, unpacked
 
 CAPACITY = 8
 
@@ -145,17 +145,43 @@ def test_the_number_of_a_record_wraps_at_32_bits(fake: FakeRecorder) -> None:
     assert times(recorder.read(FAR)) == [5]
 
 
-def test_only_as_many_as_can_be_in_flight_are_looked_at() -> None:
-    """One that was never finished holds nothing up for ever."""
-    fake = FakeRecorder(1, 4 * _IN_FLIGHT)
-    fake.start_at(0, 5)
+def test_a_program_preempted_within_a_record_is_waited_for_however_many_follow() -> None:
+    """With preempt=full any number of programs may run on a CPU within one."""
+    fake = FakeRecorder(1, 256)
+    fake.start_at(0, 250)
     recorder = Recorder(fake.fd, 1, fake.capacity)
-    fake.begin(0)
-    for ts in range(1, _IN_FLIGHT):
+    preempted = fake.begin(0)
+    for ts in range(2, 102):
         fake.write(0, ts)
     assert recorder.read(FAR) == []
-    fake.write(0, _IN_FLIGHT)
-    assert times(recorder.read(FAR))[-1] == _IN_FLIGHT
+    fake.finish(0, preempted, 1)
+    assert times(recorder.read(FAR)) == list(range(1, 102))
+    assert recorder.lost == 0
+    os.close(fake.fd)
+
+
+def test_a_record_that_is_never_finished_is_lost_and_holds_nothing_up_for_ever() -> None:
+    fake, now = FakeRecorder(1, 256), [0.0]
+    fake.start_at(0, 5)
+    recorder = Recorder(fake.fd, 1, fake.capacity, clock=lambda: now[0])
+    fake.begin(0)
+    fake.write(0, 7)
+    assert recorder.read(FAR) == []
+    now[0] = PATIENCE_S + 1
+    assert recorder.read(FAR) == []
+    assert times(recorder.read(FAR)) == [7]
+    assert recorder.lost == 1
+    os.close(fake.fd)
+
+
+def test_what_is_kept_of_a_crash_does_not_wait_for_a_preempted_program() -> None:
+    fake = FakeRecorder(1, 256)
+    fake.write(0, 1)
+    fake.begin(0)
+    for ts in range(3, 40):
+        fake.write(0, ts)
+    records, _ = last_records(fake.fd, 1, fake.capacity, 1)
+    assert times(list(unpacked(records))) == [1, *range(3, 40)]
     os.close(fake.fd)
 
 
@@ -224,6 +250,19 @@ def test_a_lifetime_that_is_being_written_is_not_taken_and_not_lost() -> None:
     fake.finish(0, half, 9)
     assert reader.count()[0] == {9: 1, 2: 1}
     assert reader.lost == 0
+
+
+def test_a_lifetime_that_is_never_finished_is_lost() -> None:
+    fake, now = FakeLifetimes(), [0.0]
+    fake.write(0, 1)
+    reader = Lifetimes(fake.fd, fake.heads, 2, CAPACITY, clock=lambda: now[0])
+    fake.begin(0)
+    fake.write(0, 2)
+    assert reader.count()[0] == {}
+    now[0] = PATIENCE_S + 1
+    assert reader.count()[0] == {}
+    assert reader.count()[0] == {2: 1}
+    assert reader.lost == 1
 
 
 def ring_bytes(size: int) -> int:
