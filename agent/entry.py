@@ -31,6 +31,11 @@ def shut() -> None:
 def main() -> NoReturn:
     """`afterfree …`"""
     shut()
+    if sys.argv[1:] == ["--version"]:  # as agent/cli.py says it, without loading what reads command lines
+        from agent import __version__
+
+        sys.stdout.write(f"afterfree {__version__}\n")
+        sys.exit(0)
     from agent import cli
 
     cli.main()

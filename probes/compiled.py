@@ -8,7 +8,7 @@ import json
 import platform
 import struct
 import zlib
-from base64 import b85decode, b85encode
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +81,7 @@ class ProgramCache:
 
     def __init__(self, entries: CacheFolder | None = None) -> None:
         self._entries = entries or CacheFolder(
-            magic=b"afterfree-programs/1\n", suffix=".bpf", most_entries=64, most_bytes=32 << 20
+            magic=b"afterfree-programs/2\n", suffix=".bpf", most_entries=64, most_bytes=32 << 20
         )
 
     def load(self, key: str) -> Compiled | None:
@@ -122,7 +122,7 @@ def _to_json(compiled: Compiled) -> dict[str, Any]:
             for name, shape in compiled.maps.items()
         },
         "programs": {
-            name: [b85encode(program.code).decode(), program.maps]
+            name: [b64encode(program.code).decode(), program.maps]
             for name, program in compiled.programs.items()
         },
     }
@@ -138,7 +138,7 @@ def _from_json(value: Any) -> Compiled:
     }
     programs = {}
     for name, (code, named) in value["programs"].items():
-        raw = b85decode(code)
+        raw = b64decode(code, validate=True)
         links = tuple((int(index), str(to)) for index, to in named)
         count = len(raw) // INSTRUCTION
         if len(raw) % INSTRUCTION or not 0 < count <= _MOST_INSTRUCTIONS:
