@@ -7,16 +7,20 @@ import binascii
 import types
 import typing
 import zlib
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import IntEnum, IntFlag
-from operator import attrgetter
+from itertools import repeat
+from operator import attrgetter, call, itemgetter
 from typing import Any, cast
 
 from probes import events
 
 _I64_MIN = -(1 << 63)
 _U64_MAX = (1 << 64) - 1
+_ONLY_INT = {int}
+_MOST_MEMBERS = 4096  # remembered of one enum: flags come in any combination
 
 TAGS: dict[str, type[Any]] = {
     "suspicion": events.SuspicionRaised,
@@ -159,13 +163,27 @@ def _mapping(key: Any, item: Any) -> tuple[Encode, Decode]:
 
 
 def _enum(hint: type[IntFlag] | type[IntEnum]) -> tuple[Encode, Decode]:
+    known: dict[int, Any] = {}  # making a member takes longer than all the rest of a field
+
     def read(value: Any) -> Any:
+        found = known.get(value) if type(value) is int else None
+        if found is not None:
+            return found
         try:
-            return hint(_to_int(value))
+            found = hint(_to_int(value))
         except ValueError as error:
             raise BadEvent(f"{value} is no {hint.__name__}") from error
+        if len(known) < _MOST_MEMBERS:
+            known[value] = found
+        return found
 
     return int, read
+
+
+def _check_ints(values: Sequence[Any]) -> None:
+    """Raises BadEvent unless all are integers of 64 bits."""
+    if values and (set(map(type, values)) != _ONLY_INT or min(values) < _I64_MIN or max(values) > _U64_MAX):
+        raise BadEvent("expected integers of 64 bits")
 
 
 def _named_tuple(hint: type[Any]) -> tuple[Encode, Decode]:
@@ -174,20 +192,40 @@ def _named_tuple(hint: type[Any]) -> tuple[Encode, Decode]:
     def read(value: Any) -> Any:
         if type(value) is not list or len(value) != size:
             raise BadEvent(f"expected a list of {size} integers")
-        return hint(*map(_to_int, value))
+        _check_ints(value)
+        return hint._make(value)
 
     return list, read
+
+
+def _is_row_of_ints(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, tuple) and hasattr(hint, "_fields")
 
 
 def _record(hint: type[Any]) -> tuple[Encode, Decode]:
     names = tuple(field.name for field in fields(hint))
     hints = typing.get_type_hints(hint)
     codecs = [_codec(hints[name]) for name in names]
-    decoders = [decode for _, decode in codecs]
     # Most fields are what they are in JSON (int, str, NamedTuple): only the others are converted.
     special = [(i, encode) for i, (encode, _) in enumerate(codecs) if encode is not _same]
     get: Callable[[Any], Any] = attrgetter(*names)
-    single = len(names) == 1
+    single, count = len(names) == 1, len(names)
+    numbers = [i for i, name in enumerate(names) if hints[name] is int]
+    many = len(numbers) > 1
+    integers: Callable[[Any], Any] = itemgetter(*numbers) if many else _same
+    rows = [
+        (i, hints[name]._make, len(hints[name]._fields))
+        for i, name in enumerate(names)
+        if _is_row_of_ints(hints[name])
+    ]
+    others = [
+        (i, decode)
+        for i, (name, (_, decode)) in enumerate(zip(names, codecs, strict=True))
+        if hints[name] is not int and not _is_row_of_ints(hints[name])
+    ]
+    # Frozen and with slots: filled in as its own __init__ would, without a call by keyword for each field.
+    new: Callable[[Any], Any] = object.__new__
+    put = [vars(hint)[name].__set__ for name in names]
 
     def write(value: Any) -> list[Any]:
         row = [get(value)] if single else list(get(value))
@@ -196,9 +234,22 @@ def _record(hint: type[Any]) -> tuple[Encode, Decode]:
         return row
 
     def read(value: Any) -> Any:
-        if type(value) is not list or len(value) != len(names):
-            raise BadEvent(f"expected the {len(names)} fields of {hint.__name__}")
-        return hint(**{name: decode(item) for name, decode, item in zip(names, decoders, value, strict=True)})
+        if type(value) is not list or len(value) != count:
+            raise BadEvent(f"expected the {count} fields of {hint.__name__}")
+        ints = list(integers(value)) if many else [value[i] for i in numbers]
+        for i, _make, size in rows:
+            row = value[i]
+            if type(row) is not list or len(row) != size:
+                raise BadEvent(f"expected a list of {size} integers")
+            ints += row
+        _check_ints(ints)
+        for i, make, _size in rows:
+            value[i] = make(value[i])
+        for i, decode in others:
+            value[i] = decode(value[i])
+        made = new(hint)
+        deque(map(call, put, repeat(made), value), 0)
+        return made
 
     return write, read
 

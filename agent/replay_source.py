@@ -14,6 +14,7 @@ from agent.errors import NotARecording, OtherVersion, RecordingDamaged, Recordin
 from agent.recording import FORMAT_VERSION, FRAME, MAGIC, MAX_INFLATED, MAX_PAYLOAD, PREFIX, FrameType
 from probes import abi
 from probes.events import Event, RecordsRead
+from probes.records import StoredRecords
 from symbols.safefiles import existing
 
 _MAX_ANSWERS = 64 << 20
@@ -71,8 +72,8 @@ class RecordingSource:
         if kind == FrameType.RECORDS:
             yield self._records_read(payload)
         elif kind == FrameType.EVENTS:
-            for line in payload.split(b"\n"):
-                event = self._decode(line)
+            for value in self._values(payload):
+                event = self._decode(value)
                 self._events += 1
                 yield event
         elif kind == FrameType.END:
@@ -140,14 +141,30 @@ class RecordingSource:
     def _records_read(self, payload: bytes) -> RecordsRead:
         if len(payload) % abi.RECORD.size:
             raise self._damaged(f"{len(payload)} bytes of records are not a multiple of {abi.RECORD.size}")
-        records = tuple(abi.RECORD.iter_unpack(payload))
+        records = StoredRecords(payload)
         self._events += 1
         self._records += len(records)
         return RecordsRead(records=records)
 
-    def _decode(self, line: bytes) -> Event:
+    def _values(self, payload: bytes) -> Iterator[Any]:
+        """The JSON of every line: all lines at once, or, where that does not work out, one by one."""
+        lines = payload.split(b"\n")
         try:
-            return codec.decode(json.loads(line))
+            values = json.loads(b"[%b]" % b",".join(lines))
+        except (ValueError, RecursionError):
+            values = []
+        if len(values) == len(lines):
+            yield from values
+            return
+        for line in lines:
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise self._damaged(f"an event does not decode: {error}") from error
+
+    def _decode(self, value: Any) -> Event:
+        try:
+            return codec.decode(value)
         except (ValueError, RecursionError) as error:
             raise self._damaged(f"an event does not decode: {error}") from error
 

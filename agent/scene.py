@@ -23,6 +23,7 @@ from probes.events import (
     TargetAttached,
     ThreadSeen,
 )
+from probes.records import seen_at
 
 _MOST_TARGETS = 256
 _MOST_THREADS = 8192
@@ -167,12 +168,12 @@ class Scene:
             del self._modules[tgid]
 
     def _records(self, event: RecordsRead) -> None:
-        # Hot in a replay of a whole stream: plain tuples, fields as in probes.abi.Record.
+        # Hot in a replay of a whole stream.
         waiting = _WAITING
         waiters = self._waiters
-        for record in event.records:
-            if record[1] in waiting and (record[6], record[7]) not in waiters:
-                waiters[record[6], record[7]] = record[10]
+        for kind, tgid, tid, epfd in seen_at(event.records):
+            if kind in waiting and (tgid, tid) not in waiters:
+                waiters[tgid, tid] = epfd
 
     def comm(self, tgid: int, tid: int) -> str:
         """The thread's name, "" unknown. Untrusted text."""

@@ -2,7 +2,7 @@
 # Immutable values only; must not judge, do I/O or import anything but the ABI.
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -173,9 +173,10 @@ class SlotLingering:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordsRead:
-    """Stream records of one poll, merged over CPUs by ts: plain tuples in probes.abi.Record order."""
+    """Stream records of one poll, merged over CPUs by ts: plain tuples in probes.abi.Record order, or what
+    looks like a tuple of them (probes.records.StoredRecords)."""
 
-    records: tuple[tuple[int, ...], ...]
+    records: Sequence[tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from agent.correlator.catalog import RULES, uncertain_title
 from agent.correlator.context import Context
+from agent.correlator.copies import replace
 from agent.correlator.findings import Actor, Candidate, Confidence, Finding, RuleId, Severity
 from probes.abi import Kind, RegFlag, RegState, SlotFlag
 from probes.events import Moment, Registration, SlotLife, SuspicionRaised, Trigger
@@ -53,10 +54,12 @@ def order(actors: Iterable[Actor]) -> tuple[Actor, ...]:
         before = timed[-1].moment
         moment = actor.moment
         timed.append(
-            replace(
-                actor,
+            Actor(
+                role=actor.role,
+                moment=moment,
                 gap_ns=moment.ts - before.ts,
                 concurrent=moment.tid != before.tid and moment.enter <= before.ts,
+                note=actor.note,
             )
         )
     return (*unseen, *timed)

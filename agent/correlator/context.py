@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from agent.correlator.bounded import BoundedMap
+from agent.correlator.copies import replace
 from probes.events import FdinfoChecked, Lost, SlotLife
 from symbols.plan import Role
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from agent.correlator.bounded import BoundedMap
 from agent.correlator.census import Census
 from agent.correlator.chain import Dropped
 from agent.correlator.context import Context, FdinfoLog, LossWindows, PlanFacts, Target
+from agent.correlator.copies import replace
 from agent.correlator.findings import Finding, RuleId
 from agent.correlator.grouping import Groups
 from agent.correlator.lifetimes import LifetimeLedger

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from agent.correlator.copies import replace
 from agent.correlator.findings import Finding, RuleId
 
 try:  # hashlib would map OpenSSL: 3.4 MB of the daemon's resident memory

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from agent.correlator.context import Context
+from agent.correlator.copies import replace
 from agent.correlator.findings import Finding, RuleId
 from agent.correlator.grouping import Groups
 from agent.correlator.rules_lifetime import signature_rules, unseen_lifetime

@@ -2,6 +2,8 @@
 # Pure functions; counting lifetimes is lifetimes.py.
 from __future__ import annotations
 
+from functools import lru_cache
+
 from agent.correlator.chain import Doubts, Dropped, actor, draft, seen
 from agent.correlator.context import Context
 from agent.correlator.findings import Actor, Finding, RuleId
@@ -13,6 +15,7 @@ LIFETIME_RULES = (RuleId.DELIVERY_AFTER_CLOSE, RuleId.IMPLICIT_REMOVAL, RuleId.C
 _REMOVED = Signature.DEL | Signature.DEL_OTHER
 
 
+@lru_cache(maxsize=1024)  # asked for every lifetime, and arithmetic with flags is slow
 def signature_rules(signature: int) -> tuple[RuleId, ...]:
     """The warnings that a lifetime of this signature gives; the bits alone decide."""
     rules: list[RuleId] = []

@@ -2,8 +2,6 @@
 # Pure functions.
 from __future__ import annotations
 
-from dataclasses import replace
-
 from agent.correlator import steps
 from agent.correlator.chain import (
     Doubts,
@@ -17,6 +15,7 @@ from agent.correlator.chain import (
     trigger_moment,
 )
 from agent.correlator.context import Context
+from agent.correlator.copies import replace
 from agent.correlator.findings import Finding, RuleId, Severity
 from probes.abi import RecordFlag, RegFlag, RegState, SlotFlag, SlotState
 from probes.events import Moment, SuspicionRaised

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 
 from agent.correlator.bounded import BoundedMap
+from agent.correlator.copies import replace
 from agent.correlator.findings import Finding, RuleId
 from agent.correlator.rules_delivery import repeat_count
 from probes.abi import RecordFlag
