@@ -7,7 +7,7 @@ import struct
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 SLOT_BYTES = 128
 COMM_BYTES = 16
 CRASH_STACK_BYTES = 8192
@@ -335,6 +335,8 @@ class Slot(ctypes.LittleEndianStructure):
         ("dispatch_site", _U64),
         ("doubtful", _U32),
         ("progressed", _U32),
+        ("taken", _U32),
+        ("arrived", _U32),
         ("links", Link * SLOT_LINKS),
     ]
 

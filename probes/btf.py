@@ -27,6 +27,12 @@ _DEEPEST = 8  # anonymous members within anonymous members
 _LARGEST = 64 << 20  # bytes of BTF
 
 MEMBERS: Mapping[str, tuple[str, str]] = {
+    "AF_TASK_THREAD": ("task_struct", "thread"),
+    "AF_THREAD_CR2": ("thread_struct", "cr2"),
+    "AF_THREAD_TRAP": ("thread_struct", "trap_nr"),
+    "AF_TASK_MM": ("task_struct", "mm"),
+    "AF_MM_START_CODE": ("mm_struct", "start_code"),
+    "AF_MM_END_CODE": ("mm_struct", "end_code"),
     "AF_TASK_FILES": ("task_struct", "files"),
     "AF_TASK_SIGNAL": ("task_struct", "signal"),
     "AF_TASK_LEADER": ("task_struct", "group_leader"),
@@ -43,6 +49,10 @@ MEMBERS: Mapping[str, tuple[str, str]] = {
     "AF_INODE_INO": ("inode", "i_ino"),
     "AF_INODE_MODE": ("inode", "i_mode"),
     "AF_SOCKET_TYPE": ("socket", "type"),
+    "AF_SOCKET_SK": ("socket", "sk"),
+    "AF_SOCK_PROTOCOL": ("sock", "sk_protocol"),
+    "AF_TCP_TAKEN": ("tcp_sock", "copied_seq"),
+    "AF_TCP_ARRIVED": ("tcp_sock", "data_segs_in"),
     "AF_ITEM_LINK": ("epitem", "fllink"),
     "AF_ITEM_FFD": ("epitem", "ffd"),
     "AF_ITEM_EP": ("epitem", "ep"),

@@ -53,6 +53,9 @@ TRACEPOINTS: tuple[tuple[str, str, bool], ...] = (
     ("exceptions:page_fault_user", "af_fault", False),
 )
 
+UNASKED = ("af_fault",)
+"""Programs that are attached only where the kernel cannot be asked (AF_ASK of 10-maps.c)."""
+
 MAPS = (
     "recorder",
     "lifetimes",
@@ -183,7 +186,7 @@ def load(request: LoadRequest, cache: ProgramCache | None = None) -> Loaded:
         chain = Map(fds["prog"], 4, 4)
         for index, name in enumerate(CHAIN):
             chain.put(struct.pack("<i", index), struct.pack("<i", programs[name]))
-    _attach_tracepoints(programs, loaded)
+    _attach_tracepoints(programs, loaded, asked="-DAF_ASK=1" in flags)
     _attach_uprobes(programs, request, loaded)
     return loaded
 
@@ -303,10 +306,12 @@ def _prog_load(name: str, kind: int, code: bytes, log: ctypes.Array[ctypes.c_cha
     return int(load(kind, name[:_NAME].encode(), code, len(code), _LICENSE, 0, int(size > 0), log, size))
 
 
-def _attach_tracepoints(programs: dict[str, int], loaded: Loaded) -> None:
+def _attach_tracepoints(programs: dict[str, int], loaded: Loaded, *, asked: bool) -> None:
     from bcc import lib
 
     for tracepoint, program, required in TRACEPOINTS:
+        if asked and program in UNASKED:
+            continue
         there = [name for name in tracepoint.split("|") if perf.tracepoint_id(*name.split(":")) is not None]
         category, event = (there or tracepoint.split("|"))[0].split(":")
         if not there:

@@ -9,10 +9,11 @@
  *   AF_LINK_OFFSET (-1: the profile names none), AF_COUNT_OFFSET (-1: none), AF_COUNT_SIZE, AF_FREES_AT
  *   AF_MAX_ENTERED: calls whose entry values are kept
  *   AF_ASK (0: no BTF, the kernel cannot be asked) and the offsets of its structures:
- *   AF_TASK_FILES, AF_TASK_SIGNAL, AF_TASK_LEADER, AF_TASK_EXIT, AF_SIGNAL_LIVE, AF_SIGNAL_FLAGS, AF_SIGNAL_EXIT,
- *   AF_FILES_FDT, AF_FDT_FD, AF_FDT_MAX, AF_FILE_PRIVATE, AF_FILE_EP, AF_FILE_INODE,
- *   AF_FILE_COUNT (-1: not found), AF_FILE_REF (1: a file_ref_t),
- *   AF_INODE_INO, AF_INODE_MODE, AF_SOCKET_TYPE, AF_ITEM_LINK, AF_ITEM_FFD, AF_ITEM_EP, AF_ITEM_EVENT
+ *   AF_TASK_FILES, AF_TASK_MM, AF_TASK_THREAD, AF_TASK_SIGNAL, AF_TASK_LEADER, AF_TASK_EXIT, AF_SIGNAL_LIVE,
+ *   AF_SIGNAL_FLAGS, AF_SIGNAL_EXIT, AF_THREAD_CR2, AF_THREAD_TRAP, AF_MM_START_CODE, AF_MM_END_CODE, AF_FILES_FDT,
+ *   AF_FDT_FD, AF_FDT_MAX, AF_FILE_PRIVATE, AF_FILE_EP, AF_FILE_INODE, AF_FILE_COUNT (-1: not found),
+ *   AF_FILE_REF (1: a file_ref_t), AF_INODE_INO, AF_INODE_MODE, AF_SOCKET_TYPE, AF_SOCKET_SK, AF_SOCK_PROTOCOL,
+ *   AF_TCP_TAKEN, AF_TCP_ARRIVED, AF_ITEM_LINK, AF_ITEM_FFD, AF_ITEM_EP, AF_ITEM_EVENT
  *   and of tracepoints, from tracefs: AF_TP_NEWTASK_PID, AF_TP_NEWTASK_FLAGS, AF_TP_EXEC_FILENAME,
  *   AF_TP_SIGNAL_SIG, AF_TP_SIGNAL_CODE, AF_TP_SIGNAL_PID, AF_TP_FAULT_ADDRESS, AF_TP_FAULT_IP
  */
@@ -35,6 +36,7 @@
 #define AF_QUIET_AFTER 64     /* consecutive deliveries after which repeats are only counted */
 #define AF_HOPELESS_AFTER 1024 /* deliveries that no call can answer, after which they are a spin */
 #define AF_SUSPECT_AFTER 512  /* deliveries without known progress after which progress should be watched */
+#define AF_WASTED 16          /* deliveries for each call that made progress, beyond which they are a spin */
 #define AF_HOT_NS 1500000000ull /* that long without progress, while it was watched: a spin */
 #define AF_HOT_AFTER 1024     /* and that many deliveries */
 #define AF_ITEMS 16           /* registrations of one file that are looked at */
@@ -47,6 +49,7 @@
 #define AF_SETTLE_AT_ONCE 5   /* of these, by one program of the tail-call chain */
 #define AF_MANY_WAITERS 0xffffffffu
 #define AF_STACK_DEPTH 32
+#define AF_STACK_WORDS 16 /* of the stack's end, that tell one stack from another */
 #define AF_MAX_STACKS 16384
 #define AF_MAX_NUMBERS 16384   /* descriptor numbers whose last registration is remembered */
 #define AF_STACK_SHORT 128    /* bytes still read where the whole AF_STACK_BYTES are not there: the stack's end */
@@ -194,6 +197,9 @@ struct af_entered { u64 armed; u64 value; };
 struct af_path_key { char path[AF_PATH]; };
 struct af_stack { u64 ip[AF_STACK_DEPTH]; };
 
+/* addresses that code may be at: [from, to) */
+struct af_span { u64 from; u64 to; };
+
 /* of a suspicion: what set it off */
 struct af_trigger_args {
 	u64 ts;
@@ -233,12 +239,14 @@ struct af_scratch {
 	struct af_trigger_args args;
 	u64 items[AF_CLOSING];   /* epitems of the number that is being closed */
 	struct af_stack stack;
+	u64 words[AF_STACK_WORDS];
 };
 
 BPF_F_TABLE("array", int, struct af_rec, recorder, (AF_RING_RECORDS + 1) * AF_CPUS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", int, struct af_lifetime, lifetimes, AF_LIFE_RECORDS * AF_CPUS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", int, struct af_ring_head, lifetime_heads, AF_CPUS, BPF_F_MMAPABLE);
 BPF_RINGBUF_OUTPUT(urgent, AF_URGENT_PAGES);
+BPF_F_TABLE("hash", u32, struct af_span, spans, AF_MAX_TARGETS, 0);
 BPF_F_TABLE("hash", s32, struct af_stack, stacks, AF_MAX_STACKS, 0);
 BPF_F_TABLE("hash", s32, struct af_stack_bytes, stack_bytes, AF_MAX_STACK_BYTES, 0);
 BPF_F_TABLE("percpu_array", int, struct af_stack_bytes, stack_scratch, AF_SCRATCHES, 0);

@@ -82,6 +82,24 @@ AF_FN bool af_dying(u64 file)
 	return AF_FILE_REF ? count >= 0xc000000000000000ull : !count;
 }
 
+/* Of a TCP connection, how far the program has read, and how many segments of data have come (struct tcp_sock). */
+AF_FN bool af_tcp(u64 file, u32 *taken, u32 *arrived)
+{
+#if AF_TCP_TAKEN
+	if (!file || ((u32)af_word(af_word(file + AF_FILE_INODE) + AF_INODE_MODE) & 0170000) != 0140000)
+		return false; /* no socket */
+	u64 socket = af_word(file + AF_FILE_PRIVATE);
+	u64 sk = af_word(socket + AF_SOCKET_SK);
+	if ((af_word(socket + AF_SOCKET_TYPE) & 0xffff) != 1 || (af_word(sk + AF_SOCK_PROTOCOL) & 0xffff) != 6)
+		return false; /* SOCK_STREAM, IPPROTO_TCP */
+	*taken = (u32)af_word(sk + AF_TCP_TAKEN);
+	*arrived = (u32)af_word(sk + AF_TCP_ARRIVED);
+	return true;
+#else
+	return false;
+#endif
+}
+
 /* Does the registration at this epitem exist now? An epitem that was removed has lost its place in the file's list
  * (hlist_del_rcu poisons pprev); one that another registration has reused differs in some field. */
 AF_FN u32 af_ask(u64 item, u64 ep, u64 file, s32 fd, u64 userdata)
@@ -117,6 +135,7 @@ AF_FN bool af_disarmed(u64 item)
 AF_FN u64 af_file(s32 fd) { return fd < 0 ? 0 : AF_NUMBER(fd); }
 AF_FN u64 af_eventpoll(s32 epfd) { return epfd < 0 ? 0 : AF_NUMBER(epfd); }
 AF_FN u64 af_inode(u64 file) { return 0; }
+AF_FN bool af_tcp(u64 file, u32 *taken, u32 *arrived) { return false; }
 AF_FN bool af_disarmed(u64 item) { return false; }
 AF_FN u64 af_find_item(u64 ep, u64 file, s32 fd, struct af_epoll_event *event) { return AF_TOO_MANY; }
 AF_FN u32 af_ask(u64 item, u64 ep, u64 file, s32 fd, u64 userdata) { return AF_CANNOT_TELL; }

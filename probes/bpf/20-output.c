@@ -111,21 +111,67 @@ AF_FN void af_keep_stack(s32 id, u64 place)
 	stack_bytes.insert(&id, s);
 }
 
-/* An id of the user stack: a hash of all of it. The kernel's own stack map has one place for many stacks, so that
- * the second of two would be refused, or change what the first one's id says. caller: the return address at a
- * function's entry, which the walk by frame pointers passes over; 0 elsewhere. */
+#if AF_ASK
+AF_FN u64 af_as_code(u64 word, struct af_span *own, struct af_span *libraries)
+{
+	bool code = word - own->from < own->to - own->from;
+	if (libraries)
+		code |= word - libraries->from < libraries->to - libraries->from;
+	return code ? word : 0;
+}
+#endif
+
+#define AF_MIX(hash, word) (((hash) ^ (word)) * 1099511628211ull) /* FNV-1a, by words */
+
+/* What tells the user stack from others: the instruction, the first callers by frame pointers, and what at its end may
+ * be a return address: frame pointers miss the caller of a function that has set up none. 0: it must be walked. */
+AF_FN u64 af_fingerprint(u64 caller, struct af_scratch *s)
+{
+#if AF_ASK
+	u32 tgid = af_tgid();
+	u64 mm = af_word((u64)bpf_get_current_task() + AF_TASK_MM);
+	struct af_span own = {.from = af_word(mm + AF_MM_START_CODE), .to = af_word(mm + AF_MM_END_CODE)};
+	struct af_span *libraries = spans.lookup(&tgid);
+	u64 sp = AF_USER(sp), frame[2] = {AF_USER(bp), 0};
+	u64 hash = AF_MIX(AF_MIX(14695981039346656037ull, AF_USER(ip)), caller);
+	if (bpf_probe_read_user(s->words, sizeof(s->words), (void *)sp))
+		return 0; /* the very end of the stack */
+	for (u32 i = 0; i < 2; i++)
+		if (!bpf_probe_read_user(frame, sizeof(frame), (void *)frame[0]))
+			hash = AF_MIX(hash, af_as_code(frame[1], &own, libraries));
+	AF_LOOP
+	for (u32 i = 0; i < AF_STACK_WORDS; i++) {
+		u64 code = af_as_code(s->words[i], &own, libraries);
+		if (code)
+			hash = AF_MIX(hash, code);
+	}
+	return hash;
+#else
+	return 0;
+#endif
+}
+
+/* An id of the user stack: walked for the first one of its fingerprint only. The kernel's own stack map has one place
+ * for many stacks, so that the second of two would be refused, or change what the first one's id says. caller: the
+ * return address at a function's entry, which the walk by frame pointers passes over; 0 elsewhere. */
 AF_FN s32 af_stack_id_in(void *ctx, u64 caller, struct af_scratch *s)
 {
+	u64 hash = af_fingerprint(caller, s);
+	s32 id = (s32)((hash ^ hash >> 32) & 0x7fffffff);
+	if (hash && stacks.lookup(&id))
+		return id;
 	__builtin_memset(&s->stack, 0, sizeof(s->stack));
 	if (bpf_get_stack(ctx, &s->stack, sizeof(s->stack), BPF_F_USER_STACK) < 0) {
 		af_count(AF_C_STACK_FAILED);
 		return -1;
 	}
-	u64 hash = (14695981039346656037ull ^ caller) * 1099511628211ull; /* FNV-1a, by words */
-	AF_LOOP
-	for (u32 i = 0; i < AF_STACK_DEPTH; i++)
-		hash = (hash ^ s->stack.ip[i]) * 1099511628211ull;
-	s32 id = (s32)((hash ^ hash >> 32) & 0x7fffffff);
+	if (!hash) {
+		hash = AF_MIX(14695981039346656037ull, caller);
+		AF_LOOP
+		for (u32 i = 0; i < AF_STACK_DEPTH; i++)
+			hash = AF_MIX(hash, s->stack.ip[i]);
+		id = (s32)((hash ^ hash >> 32) & 0x7fffffff);
+	}
 	if (!stacks.lookup(&id)) {
 		stacks.insert(&id, &s->stack);
 		if (!stacks.lookup(&id)) {

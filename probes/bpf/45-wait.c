@@ -171,6 +171,30 @@ AF_FN bool af_worth_sending(u32 count, bool consecutive)
 }
 
 #define AF_NOTICE_SPIN 100   /* progress should be watched */
+#define AF_EPOLLOUT 4u
+
+/* Of a TCP connection the kernel tells whether what was delivered is read: then nobody needs to watch the calls. Looked
+ * at twice in AF_SUSPECT_AFTER deliveries. Fewer segments than AF_WASTED allows: something spins beside the reading. */
+AF_FN bool af_taken(struct af_slot *slot, u32 events, u64 idle)
+{
+	u32 half = AF_SUSPECT_AFTER / 2, taken = 0, arrived = 0, links = 0;
+	u64 file = 0;
+	if (!idle || (idle & (half - 1)) || (events & AF_EPOLLOUT))
+		return false;
+	for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
+		struct af_link *link = &slot->links[i];
+		if (!link->ep)
+			continue;
+		links += 1;
+		file = link->file ? link->file : af_file(link->fd); /* one from fdinfo has its number only */
+	}
+	if (links != 1 || !af_tcp(file, &taken, &arrived))
+		return false;
+	bool moved = !(idle & half) && taken != slot->taken && arrived - slot->arrived >= half / AF_WASTED;
+	slot->taken = taken;
+	slot->arrived = arrived;
+	return moved;
+}
 
 /* Deliveries without progress on the file: a spin, whatever else rotates through the batches. */
 AF_FN void af_idle(struct af_target *target, struct af_slot *slot, u32 events, struct af_scratch *s, u64 now)
@@ -183,7 +207,7 @@ AF_FN void af_idle(struct af_target *target, struct af_slot *slot, u32 events, s
 			((slot->flags & AF_S_CLOSED) && !(slot->flags & AF_S_DELETED));
 	if (slot->flags & AF_S_EDGE)
 		return;
-	if (!slot->idle || (!hopeless && slot->idle_since < since)) {
+	if (!slot->idle || (!hopeless && (slot->idle_since < since || af_taken(slot, events, slot->idle + 1)))) {
 		slot->idle = 0;
 		slot->progressed = 0;
 		slot->idle_reported = 0;

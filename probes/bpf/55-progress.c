@@ -6,7 +6,6 @@
  */
 #define AF_EAGAIN (-11)
 #define AF_PROGRESS_ITEMS 64 /* registrations of one file: of a listener, in the instances of many loops */
-#define AF_WASTED 16         /* deliveries for each call that made progress, beyond which they are a spin */
 #define AF_READABLE 0x41u /* EPOLLIN, EPOLLRDNORM */
 AF_FN int af_progressed(s32 fd, u32 only)
 {

@@ -153,6 +153,7 @@ int af_exited(void *ctx)
 	return 0;
 }
 
+/* Only where the kernel cannot be asked at the signal: every page fault of every process pays for it. */
 int af_fault(void *ctx)
 {
 	if (!af_target_now())

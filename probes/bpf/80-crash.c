@@ -191,6 +191,24 @@ AF_FN void af_crash_links(struct af_crash *c)
 #endif
 }
 
+/* The address whose access the kernel answers with this signal (force_sig_fault, set_signal_archinfo of
+ * arch/x86/mm/fault.c); none where the signal was sent, or the address was not canonical. */
+AF_FN bool af_faulted(struct af_thread *t, u64 ip, s32 code, u64 *addr)
+{
+#if AF_ASK
+	u64 thread = (u64)bpf_get_current_task() + AF_TASK_THREAD;
+	if (code <= 0 || code == 0x80 || af_word(thread + AF_THREAD_TRAP) != 14) /* SI_KERNEL, X86_TRAP_PF */
+		return false;
+	*addr = af_word(thread + AF_THREAD_CR2);
+	return true;
+#else
+	if (!t->fault_ts || t->fault_ip != ip)
+		return false;
+	*addr = t->fault_addr;
+	return true;
+#endif
+}
+
 int af_signaled(void *ctx)
 {
 	s32 sig = *(s32 *)(ctx + AF_TP_SIGNAL_SIG), code = *(s32 *)(ctx + AF_TP_SIGNAL_CODE);
@@ -227,8 +245,8 @@ int af_signaled(void *ctx)
 	u64 ip = 0, sp = 0;
 	bpf_probe_read_kernel(&ip, 8, (void *)((u64)regs + __builtin_offsetof(struct pt_regs, ip)));
 	bpf_probe_read_kernel(&sp, 8, (void *)((u64)regs + __builtin_offsetof(struct pt_regs, sp)));
-	bool faulted = (sig == 11 || sig == 7) && t->fault_ts && t->fault_ip == ip;
-	u64 addr = faulted ? t->fault_addr : 0;
+	u64 addr = 0;
+	bool faulted = (sig == 11 || sig == 7) && af_faulted(t, ip, code, &addr);
 	s32 stack = af_stack_id(ctx);
 	c->head.type = AF_URGENT_CRASH;
 	c->head.version = AF_ABI_VERSION;

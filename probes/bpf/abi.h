@@ -7,7 +7,7 @@
 #ifndef AFTERFREE_ABI_H
 #define AFTERFREE_ABI_H
 
-#define AF_ABI_VERSION 3
+#define AF_ABI_VERSION 4
 
 /* kinds of stream records (struct af_rec.kind) */
 enum af_kind {
@@ -175,6 +175,8 @@ struct af_slot {
 	__u64 dispatch_site;         /* of the first dispatch since the last batch: where it was called from */
 	__u32 doubtful;              /* of `undispatched`: a handler called by another one, or a second one, may have answered */
 	__u32 progressed;            /* calls that made progress since `idle` began to count */
+	__u32 taken;                 /* of a TCP connection, when it was last looked at: copied_seq */
+	__u32 arrived;               /* data_segs_in */
 	struct af_link links[AF_SLOT_LINKS];
 };
 

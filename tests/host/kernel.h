@@ -62,9 +62,11 @@ struct sim_file {
 
 struct sim_fdtable { u32 max_fds; struct sim_file **fd; };
 struct sim_files { struct sim_fdtable *fdt, table; struct sim_file *fd[SIM_FDS]; };
+struct sim_mm { u64 start_code, end_code; };
 struct sim_signal { u32 live, flags, group_exit_code; };
 struct sim_task {
 	struct sim_files *files;
+	struct sim_mm *mm;
 	struct pt_regs regs;
 	u32 tgid, pid;
 	struct sim_signal *signal;

@@ -9,6 +9,12 @@
 
 /* -- the offsets that the loader takes from BTF and tracefs */
 #define AF_ASK 1
+#define AF_TASK_THREAD 0
+#define AF_THREAD_CR2 0
+#define AF_THREAD_TRAP 0
+#define AF_TASK_MM __builtin_offsetof(struct sim_task, mm)
+#define AF_MM_START_CODE __builtin_offsetof(struct sim_mm, start_code)
+#define AF_MM_END_CODE __builtin_offsetof(struct sim_mm, end_code)
 #define AF_TASK_FILES __builtin_offsetof(struct sim_task, files)
 #define AF_TASK_SIGNAL __builtin_offsetof(struct sim_task, signal)
 #define AF_TASK_LEADER __builtin_offsetof(struct sim_task, group_leader)
@@ -27,6 +33,7 @@
 #define AF_INODE_INO __builtin_offsetof(struct sim_inode, i_ino)
 #define AF_INODE_MODE __builtin_offsetof(struct sim_inode, i_mode)
 #define AF_SOCKET_TYPE 0 /* no file here is a socket */
+#define AF_TCP_TAKEN 0
 #define AF_ITEM_LINK __builtin_offsetof(struct sim_epitem, fllink)
 #define AF_ITEM_FFD __builtin_offsetof(struct sim_epitem, ffd)
 #define AF_ITEM_EP __builtin_offsetof(struct sim_epitem, ep)

@@ -14,6 +14,7 @@ from probes.events import Moment, Registration, SlotLife, SuspicionRaised
 
 NOT_DECODED = {
     "held_batch", "held_index", "last_events", "dispatch_site", "doubtful", "again", "progressed",
+    "taken", "arrived",
     "epoch", "idle_reported", "adder", "reserved", "links",  # of a slot: for the kernel side alone
 }  # fmt: skip
 RENAMED = {"del_": "removed"}
@@ -131,7 +132,7 @@ def test_no_more_memory_than_there_is() -> None:
 @pytest.mark.parametrize(
     ("head", "said"),
     [
-        ({"version": 1}, "ABI version 1, this build reads 3"),
+        ({"version": 1}, "ABI version 1, this build reads 4"),
         ({"type": 9}, "type 9"),
         ({"what": 99}, "unknown suspicion 99"),
     ],
