@@ -21,6 +21,9 @@
 #include "abi.h"
 
 #define AF_FN static inline __attribute__((always_inline))
+/* a member of a map's value that is really read and written there: what the verifier does not follow, it does not
+ * tell states apart by */
+#define AF_KEPT(member) (*(volatile __typeof__(member) *)&(member))
 #define AF_LOOP _Pragma("clang loop unroll(disable)")
 
 #define AF_EPOLLONESHOT (1u << 30)
@@ -46,7 +49,7 @@
 #define AF_BATCHES 4          /* open batches of one thread: nested waits */
 #define AF_LEFT_NS 1000000000ull /* as SETTLE_NS of probes/leftovers.py */
 #define AF_PENDING 1024       /* slots of one thread that wait to be judged */
-#define AF_SETTLE_AT_ONCE 5   /* of these, by one program of the tail-call chain */
+#define AF_SETTLE_AT_ONCE 3   /* of these, by one program of the tail-call chain */
 #define AF_MANY_WAITERS 0xffffffffu
 #define AF_STACK_DEPTH 32
 #define AF_STACK_WORDS 16 /* of the stack's end, that tell one stack from another */
@@ -231,6 +234,12 @@ struct af_scratch {
 	u32 first;
 	u32 count;
 	u32 flags;
+	u32 in_batch;      /* AF_PENDING_… */
+	u32 registered;    /* the slot that is being destroyed is */
+	u32 found;         /* entries of `items` */
+	u32 place;         /* of a slot in a crash record */
+	u32 hopeless;      /* no call can answer what is delivered */
+	u32 same;          /* another delivery for the slot in this batch */
 	u32 repeat;        /* the delivery continues a run: of the batch before, and the first of this one */
 	struct af_path_key path;
 	struct af_reg reg;       /* copies of what is in maps that others may change meanwhile */
@@ -240,6 +249,9 @@ struct af_scratch {
 	u64 items[AF_CLOSING];   /* epitems of the number that is being closed */
 	struct af_stack stack;
 	u64 words[AF_STACK_WORDS];
+	u64 judge;         /* of the slot that is being settled: AF_S_PUT_OFF */
+	u32 send;          /* AF_SETTLED_… */
+	u32 elsewhere;     /* it is registered, and only where this thread does not wait now */
 };
 
 BPF_F_TABLE("array", int, struct af_rec, recorder, (AF_RING_RECORDS + 1) * AF_CPUS, BPF_F_MMAPABLE);

@@ -240,7 +240,7 @@ AF_FN void af_lifetime_out(struct af_slot *slot, u64 signature)
 	af_count(AF_C_LIFETIMES);
 }
 
-/* Send the evidence. t, slot, reg and other may be null; tgid is the target's, whoever runs this. */
+/* Send the evidence. t, slot, reg and other may be null, the latter in state AF_REG_NONE as well; tgid is the target's, whoever runs this. */
 AF_FN void af_suspect(u32 what, struct af_trigger_args *a, u32 tgid, struct af_target *target, struct af_thread *t,
 		      struct af_slot *slot, struct af_reg *reg, struct af_reg *other)
 {
@@ -283,9 +283,9 @@ AF_FN void af_suspect(u32 what, struct af_trigger_args *a, u32 tgid, struct af_t
 	s->other.state = AF_REG_NONE;
 	if (slot)
 		af_copy(&s->slot, slot, sizeof(*slot));
-	if (reg)
+	if (reg && AF_KEPT(reg->state) != AF_REG_NONE)
 		af_copy(&s->reg, reg, sizeof(*reg));
-	if (other)
+	if (other && AF_KEPT(other->state) != AF_REG_NONE)
 		af_copy(&s->other, other, sizeof(*other));
 	__builtin_memset(s->comm, 0, sizeof(s->comm));
 	if (!a->tid || a->tid == tid)

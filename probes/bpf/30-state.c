@@ -349,10 +349,11 @@ AF_FN void af_resolve(struct af_target *target, struct af_slot *slot)
 #define AF_WHENEVER (~0ull)
 
 /* The first registration of the slot, of a generation in [from, to) and begun before `before`, that exists; a copy of
- * it in *copy. `armed`: of those only that can deliver. Links whose registration is over are dropped on the way. */
+ * it in *copy, in state AF_REG_NONE when there is none. `armed`: of those only that can deliver. Links whose registration is over are dropped on the way. */
 AF_FN bool af_existing(struct af_slot *slot, u32 from, u32 to, u64 before, bool armed, struct af_reg *copy)
 {
-	bool found = false;
+	/* found or not: in memory, so that the verifier's states of the loop stay equal */
+	AF_KEPT(copy->state) = AF_REG_NONE;
 	AF_LOOP
 	for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
 		struct af_link *link = &slot->links[i];
@@ -373,17 +374,17 @@ AF_FN bool af_existing(struct af_slot *slot, u32 from, u32 to, u64 before, bool 
 		}
 		if (armed && answer == AF_EXISTS && af_disarmed(note->item))
 			continue;
-		if (!found)
+		if (AF_KEPT(copy->state) == AF_REG_NONE)
 			af_note_copy(copy, note, answer);
-		found = true;
 	}
-	return found;
+	return AF_KEPT(copy->state) != AF_REG_NONE;
 }
 
-/* Any registration of the slot's life that is remembered, existing or not: for the story. */
+/* Any registration of the slot's life that is remembered, existing or not: for the story. None: state AF_REG_NONE. */
 AF_FN bool af_remembered(struct af_slot *slot, struct af_reg *copy)
 {
 	struct af_reg *note = 0;
+	AF_KEPT(copy->state) = AF_REG_NONE;
 	AF_LOOP
 	for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
 		struct af_link *link = &slot->links[i];
@@ -634,8 +635,8 @@ AF_FN void af_slot_foreign(struct af_slot *slot)
 AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, u64 judge, bool waited)
 {
 	u64 was = slot->flags & judge;
-	u32 send = 0;
 	bool added = slot->adder != 0;
+	AF_KEPT(s->send) = 0;
 	if (was & AF_S_CLOSE_PENDING) {
 		af_unflag(slot, AF_S_CLOSE_PENDING);
 		AF_LOOP
@@ -644,7 +645,7 @@ AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, u64 judge, bool
 			struct af_reg *note = link->file ? af_link_note(link) : 0;
 			if (!note || (note->flags & (AF_R_BY_CLOSE | AF_R_REPORTED)) != AF_R_BY_CLOSE)
 				continue;
-			if (send) {
+			if (AF_KEPT(s->send)) {
 				af_flag(slot, AF_S_CLOSE_PENDING); /* one at a time */
 				break;
 			}
@@ -658,30 +659,32 @@ AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, u64 judge, bool
 			af_note_copy(&s->other, note, answer);
 			if (note->gen == slot->gen)
 				af_flag(slot, AF_S_ORPHANED);
-			send = AF_SETTLED_OUTLIVES;
+			AF_KEPT(s->send) = AF_SETTLED_OUTLIVES;
 		}
 	}
-	bool registered = false;
 	if ((was & AF_S_PENDING) && (__sync_fetch_and_and(&slot->flags, ~AF_S_PENDING) & AF_S_PENDING)) {
-		registered = af_existing(slot, slot->live_from, slot->gen + 1,
-					 added ? slot->destroy.ts : AF_WHENEVER, true, &s->reg);
+		bool registered = af_existing(slot, slot->live_from, slot->gen + 1,
+					      added ? slot->destroy.ts : AF_WHENEVER, true, &s->reg);
 		if (!(slot->flags & AF_S_REARMED))
 			af_lifetime_out(slot, af_signature(slot, registered));
-		if (registered)
+		if (registered) {
 			af_flag(slot, AF_S_FREED_TOLD);
+			AF_KEPT(s->send) |= AF_SETTLED_FREED;
+		}
 	}
+	bool registered = AF_KEPT(s->send) & AF_SETTLED_FREED;
 	if (was & AF_S_TWICE_PENDING) {
 		af_unflag(slot, AF_S_TWICE_PENDING);
-		if (!registered && !af_remembered(slot, &s->reg))
-			s->reg.state = AF_REG_NONE;
-		send |= AF_SETTLED_TWICE;
+		if (!registered)
+			af_remembered(slot, &s->reg);
+		AF_KEPT(s->send) |= AF_SETTLED_TWICE;
 	}
 	if (added && waited)
 		slot->adder = 0;
 	/* a destroy that is still to be judged covers it */
 	if (!registered && added && waited && slot->state == AF_SLOT_FREE && !(slot->flags & AF_S_PENDING))
 		af_slot_foreign(slot);
-	return send | (registered ? AF_SETTLED_FREED : 0);
+	return AF_KEPT(s->send);
 }
 
 AF_FN void af_send_settled(struct af_target *target, struct af_slot *slot, struct af_scratch *s, u32 send)
@@ -751,8 +754,8 @@ AF_FN void af_slot_reborn(struct af_target *target, struct af_slot *slot, u64 fl
 					    .epfd = slot->epfd, .stack = -1, .kind = AF_DELIVERED,
 					    .tid = slot->last_tid};
 		slot->stale_reported = slot->stale;
-		bool known = af_remembered(slot, &s->reg);
-		af_suspect(AF_SUSPECT_STALE_DELIVERY, &a, slot->tgid, target, 0, slot, known ? &s->reg : 0, 0);
+		af_remembered(slot, &s->reg);
+		af_suspect(AF_SUSPECT_STALE_DELIVERY, &a, slot->tgid, target, 0, slot, &s->reg, 0);
 	}
 	u64 destroyed = slot->destroy.ts;
 	/* of a life that a destroy has ended, that is: not of an owner that still has it */

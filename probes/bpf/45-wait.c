@@ -38,20 +38,22 @@ AF_FN void af_bad_close_sent(struct af_target *target, struct af_thread *t, stru
 
 /* Is the slot registered only where this thread alone waits, and not where it waits now? Nothing can be delivered before
  * it waits there. */
-AF_FN bool af_waits_elsewhere(struct af_slot *slot, struct af_thread *t, u32 tid)
+AF_FN bool af_waits_elsewhere(struct af_slot *slot, struct af_thread *t, u32 tid, struct af_scratch *s)
 {
-	bool elsewhere = false;
+	AF_KEPT(s->elsewhere) = 0;
 	AF_LOOP
 	for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
 		u64 ep = slot->links[i].ep;
 		if (!ep)
 			continue;
 		u32 *waiter = waiters.lookup(&ep); /* null: whoever waited there has ended */
-		if (ep == t->wait.ep || (waiter && *waiter != tid))
-			return false;
-		elsewhere = true;
+		if (ep == t->wait.ep || (waiter && *waiter != tid)) {
+			AF_KEPT(s->elsewhere) = 0;
+			break;
+		}
+		AF_KEPT(s->elsewhere) = 1;
 	}
-	return elsewhere;
+	return AF_KEPT(s->elsewhere);
 }
 
 /* Judge what this thread put off. One that is to be told ends the loop; the next program of the chain goes on. */
@@ -70,7 +72,6 @@ AF_FN void af_settle_pending(void *ctx)
 	if (t->bad.at)
 		af_bad_close_sent(target, t, &t->bad, s);
 	struct af_slot *told = 0;
-	u32 send = 0;
 	u64 now = bpf_ktime_get_ns();
 	/* The file of a close may hang on this very wait until it is back in user mode (epi_fget; fput leaves the rest to
 	 * task work): whether a registration outlived its close is asked at the next wait's entry. */
@@ -85,7 +86,8 @@ AF_FN void af_settle_pending(void *ctx)
 		struct af_pending_slot *p = pending.lookup(&key);
 		if (!p)
 			continue;
-		u64 addr = p->addr, judge = p->judge;
+		u64 addr = p->addr;
+		AF_KEPT(s->judge) = p->judge;
 		u32 gen = p->gen, epoch = p->epoch;
 		pending.delete(&key);
 		struct af_slot *slot = af_slot_of(af_tgid(), epoch, addr);
@@ -94,24 +96,24 @@ AF_FN void af_settle_pending(void *ctx)
 		/* who ends may leave the closing to who joins it: what was freed just now is judged from outside */
 		u64 begun = slot->destroy.ts > slot->close.ts ? slot->destroy.ts : slot->close.ts;
 		if (t->exiting && now - begun < AF_LEFT_NS)
-			judge &= ~(AF_S_PENDING | AF_S_CLOSE_PENDING);
+			AF_KEPT(s->judge) &= ~(AF_S_PENDING | AF_S_CLOSE_PENDING);
 		if (t->call == AF_CALL_WAIT && !t->exiting && !slot->adder &&
-		    af_waits_elsewhere(slot, t, (u32)key.id)) {
-			u64 later = judge & ~AF_S_TWICE_PENDING;
+		    af_waits_elsewhere(slot, t, (u32)key.id, s)) {
+			u64 later = AF_KEPT(s->judge) & ~AF_S_TWICE_PENDING;
 			if (later)
 				af_put_off(t, slot, later);
-			judge &= AF_S_TWICE_PENDING;
+			AF_KEPT(s->judge) &= AF_S_TWICE_PENDING;
 		}
-		if (judge & slot->flags & ~judged)
-			af_put_off(t, slot, judge & ~judged);
-		send = af_settled(slot, s, judge & judged, slot->adder == (u32)key.id);
-		if (send) {
+		if (AF_KEPT(s->judge) & slot->flags & ~judged)
+			af_put_off(t, slot, AF_KEPT(s->judge) & ~judged);
+		AF_KEPT(s->judge) &= judged;
+		if (af_settled(slot, s, AF_KEPT(s->judge), slot->adder == (u32)key.id)) {
 			told = slot;
 			break;
 		}
 	}
-	if (told && send)
-		af_send_settled(target, told, s, send);
+	if (told)
+		af_send_settled(target, told, s, AF_KEPT(s->send));
 	if (t->missed_count || t->pending_first != t->pending_until)
 		prog.call(ctx, AF_PROG_SETTLE);
 	if (t->exiting) {
@@ -181,6 +183,7 @@ AF_FN bool af_taken(struct af_slot *slot, u32 events, u64 idle)
 	u64 file = 0;
 	if (!idle || (idle & (half - 1)) || (events & AF_EPOLLOUT))
 		return false;
+	AF_LOOP
 	for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
 		struct af_link *link = &slot->links[i];
 		if (!link->ep)
@@ -203,11 +206,11 @@ AF_FN void af_idle(struct af_target *target, struct af_slot *slot, u32 events, s
 	struct af_control *c = control.lookup(&zero);
 	u64 since = c ? c->watch_since : 0, quiet = c ? c->spin_quiet : 0;
 	/* a HUP does not go away; an error does when it is taken (SO_ERROR, MSG_ERRQUEUE) */
-	bool hopeless = ((events & AF_EPOLLHUP) && !(events & ~(AF_EPOLLERR | AF_EPOLLHUP))) ||
-			((slot->flags & AF_S_CLOSED) && !(slot->flags & AF_S_DELETED));
+	AF_KEPT(s->hopeless) = ((events & AF_EPOLLHUP) && !(events & ~(AF_EPOLLERR | AF_EPOLLHUP))) ||
+				((slot->flags & AF_S_CLOSED) && !(slot->flags & AF_S_DELETED));
 	if (slot->flags & AF_S_EDGE)
 		return;
-	if (!slot->idle || (!hopeless && (slot->idle_since < since || af_taken(slot, events, slot->idle + 1)))) {
+	if (!slot->idle || (!AF_KEPT(s->hopeless) && (slot->idle_since < since || af_taken(slot, events, slot->idle + 1)))) {
 		slot->idle = 0;
 		slot->progressed = 0;
 		slot->idle_reported = 0;
@@ -215,14 +218,14 @@ AF_FN void af_idle(struct af_target *target, struct af_slot *slot, u32 events, s
 	}
 	u64 idle = slot->idle + 1;
 	slot->idle = idle;
-	if (hopeless ? idle >= AF_HOPELESS_AFTER
+	if (AF_KEPT(s->hopeless) ? idle >= AF_HOPELESS_AFTER
 		     : since && idle >= AF_HOT_AFTER && now - slot->idle_since >= AF_HOT_NS) {
 		if (!slot->idle_reported || idle >= 2 * slot->idle_reported) {
 			slot->idle_reported = idle;
 			s->what = AF_SUSPECT_HOT;
-			s->flags = hopeless ? AF_F_HOPELESS : 0;
+			s->flags = AF_KEPT(s->hopeless) ? AF_F_HOPELESS : 0;
 		}
-	} else if (!since && !hopeless && (idle & (AF_SUSPECT_AFTER - 1)) == 0 &&
+	} else if (!since && !AF_KEPT(s->hopeless) && (idle & (AF_SUSPECT_AFTER - 1)) == 0 &&
 		   now >= quiet && now - target->spin_said > 1000000000ull) {
 		target->spin_said = now;
 		s->what = AF_NOTICE_SPIN;
@@ -235,23 +238,23 @@ AF_FN void af_delivered(struct af_target *target, struct af_thread *t, u32 tid, 
 			u32 index, struct af_scratch *s)
 {
 	u64 now = t->wait.exit;
-	bool same = slot->last_tid == tid && slot->last_batch == t->batch;
-	bool consecutive = slot->last_tid == tid && slot->last_batch + 1 == t->batch;
+	AF_KEPT(s->same) = slot->last_tid == tid && slot->last_batch == t->batch;
+	AF_KEPT(s->repeat) = slot->last_tid == tid && slot->last_batch + 1 == t->batch;
 	/* delivered again by a wait nested in the batch that it waits in */
-	if (!same && slot->last_tid != tid)
+	if (!AF_KEPT(s->same) && slot->last_tid != tid)
 		slot->held_batch = 0;
-	else if (!same && slot->undispatched && t->depth > 1 && af_open_batch(t, slot->last_batch)) {
+	else if (!AF_KEPT(s->same) && slot->undispatched && t->depth > 1 && af_open_batch(t, slot->last_batch)) {
 		slot->held_batch = slot->last_batch;
 		slot->held_index = slot->last_index;
 	}
 #if AF_HAVE_DISPATCH
-	else if (!same && slot->undispatched && slot->state == AF_SLOT_LIVE && af_holds_object(slot))
+	else if (!AF_KEPT(s->same) && slot->undispatched && slot->state == AF_SLOT_LIVE && af_holds_object(slot))
 		__sync_fetch_and_or(&target->unanswered, AF_KIND(slot->last_events));
 #endif
-	slot->consecutive = same ? slot->consecutive : consecutive ? slot->consecutive + 1 : 0;
-	slot->batch_count = same ? slot->batch_count + 1 : 1;
-	slot->undispatched = same ? slot->undispatched + 1 : 1;
-	if (!same)
+	slot->consecutive = AF_KEPT(s->same) ? slot->consecutive : AF_KEPT(s->repeat) ? slot->consecutive + 1 : 0;
+	slot->batch_count = AF_KEPT(s->same) ? slot->batch_count + 1 : 1;
+	slot->undispatched = AF_KEPT(s->same) ? slot->undispatched + 1 : 1;
+	if (!AF_KEPT(s->same))
 		slot->doubtful = 0;
 	slot->last_events = events;
 	slot->last_batch = t->batch;
@@ -265,13 +268,12 @@ AF_FN void af_delivered(struct af_target *target, struct af_thread *t, u32 tid, 
 		slot->hup_since = now;
 	s->what = 0;
 	s->flags = 0;
-	s->repeat = consecutive;
 	af_idle(target, slot, events, s, now);
 	if (slot->state == AF_SLOT_FREE && !slot->adder) { /* of one that a create may be giving out nobody can tell */
 		slot->stale += 1;
 		if (!t->stale_slot)
 			t->stale_slot = slot->addr;
-		if (af_worth_sending(slot->stale, consecutive))
+		if (af_worth_sending(slot->stale, AF_KEPT(s->repeat)))
 			s->what = AF_SUSPECT_STALE_DELIVERY;
 	} else if (slot->state != AF_SLOT_FREE) {
 		slot->deliveries += 1;
@@ -298,7 +300,7 @@ AF_FN void af_delivered(struct af_target *target, struct af_thread *t, u32 tid, 
 	}
 	t->batch_slots += 1;
 	u16 flags = (slot->flags & AF_S_INFERRED ? AF_F_INFERRED : 0) |
-		    (slot->consecutive >= AF_QUIET_AFTER ? AF_F_REPEAT : 0) | (same ? AF_F_AGAIN : 0);
+		    (slot->consecutive >= AF_QUIET_AFTER ? AF_F_REPEAT : 0) | (AF_KEPT(s->same) ? AF_F_AGAIN : 0);
 	af_record(AF_DELIVERED, flags, now, t->wait.enter, slot->addr, slot->gen, slot->consecutive, t->wait.epfd,
 		  index, events, t->batch);
 }
@@ -393,15 +395,20 @@ AF_FN void af_report_one(struct af_target *target, struct af_thread *t, struct a
 		af_lifecycle_out(AF_SPIN_SUSPECTED, slot->tgid, slot->addr, (u32)slot->idle, 0);
 		return;
 	}
-	bool recycled = p->what == AF_SUSPECT_RECYCLED_DELIVERY;
+#define af_recycled (AF_KEPT(p->what) == AF_SUSPECT_RECYCLED_DELIVERY)
 	/* of a stale delivery, the registration that exists says more than one that is over */
-	bool exists = af_existing(slot, 0, recycled ? slot->live_from : slot->gen + 1, AF_WHENEVER, false, &s->reg);
-	if (recycled && !exists) {
+	u32 until = af_recycled ? slot->live_from : slot->gen + 1;
+	bool exists = af_existing(slot, 0, until, AF_WHENEVER, false, &s->reg);
+	if (!exists && af_recycled) {
 		slot->old_fd = -1; /* it is over by now */
 		return;
 	}
-	bool known = (recycled || !exists) && af_remembered(slot, recycled ? &s->other : &s->reg);
-	if (recycled) {
+	if (!exists)
+		af_remembered(slot, &s->reg);
+	AF_KEPT(s->other.state) = AF_REG_NONE;
+	if (af_recycled)
+		af_remembered(slot, &s->other);
+	if (af_recycled) {
 		slot->recycled += 1;
 		if (!af_worth_sending(slot->recycled, p->repeat))
 			return;
@@ -428,8 +435,8 @@ AF_FN void af_report_one(struct af_target *target, struct af_thread *t, struct a
 		af_record(AF_DELIVERED, p->repeat ? AF_F_REPEAT : AF_F_REPEAT | AF_F_AGAIN, t->wait.exit, t->wait.enter,
 			  slot->addr, slot->gen, slot->consecutive, t->wait.epfd, p->index, p->events, t->batch);
 	}
-	af_suspect(p->what, a, slot->tgid, target, t, slot, exists || (known && !recycled) ? &s->reg : 0,
-		   recycled && known ? &s->other : 0);
+	af_suspect(p->what, a, slot->tgid, target, t, slot, &s->reg, &s->other);
+#undef af_recycled
 }
 
 /* Send what af_deliver found, AF_SUSPECTS at a time, then go on with the next chunk. */
@@ -509,7 +516,8 @@ int af_exit_wait(struct af_sys_exit *ctx)
 	}
 	t->open[t->depth & (AF_BATCHES - 1)] = t->wait;
 	t->depth += 1;
-	af_deliver(ctx);
+	prog.call(ctx, AF_PROG_DELIVER);
+	af_count(AF_C_TAILCALL_FAILED);
 	return 0;
 }
 

@@ -76,19 +76,19 @@ AF_FN void af_close_begun(void *ctx, struct af_target *target, struct af_thread 
 	int zero = 0;
 	struct af_scratch *s = scratch.lookup(&zero);
 	u64 node = af_first_item(t->file);
-	u32 count = 0;
 	if (!s)
 		return;
+	AF_KEPT(s->found) = 0;
 	AF_LOOP
 	for (u32 i = 0; i < AF_ITEMS; i++) {
-		if (!node || count >= AF_CLOSING)
+		if (!node || AF_KEPT(s->found) >= AF_CLOSING)
 			break;
 		u64 item = node - AF_ITEM_LINK;
 		struct af_filefd ffd = {};
 		bpf_probe_read_kernel(&ffd, sizeof(ffd), (void *)(item + AF_ITEM_FFD));
 		if (ffd.fd == fd && ffd.file == t->file) {
-			s->items[count & (AF_CLOSING - 1)] = item;
-			count += 1;
+			s->items[AF_KEPT(s->found) & (AF_CLOSING - 1)] = item;
+			AF_KEPT(s->found) += 1;
 		}
 		node = af_word(node);
 	}
@@ -96,7 +96,7 @@ AF_FN void af_close_begun(void *ctx, struct af_target *target, struct af_thread 
 		af_count(AF_C_ITEMS_TRUNCATED);
 	AF_LOOP
 	for (u32 i = 0; i < AF_CLOSING; i++) {
-		if (i >= count)
+		if (i >= AF_KEPT(s->found))
 			break;
 		u64 item = s->items[i];
 		u64 ep = af_word(item + AF_ITEM_EP);
@@ -107,12 +107,12 @@ AF_FN void af_close_begun(void *ctx, struct af_target *target, struct af_thread 
 		if (known ? known->tgid != af_tgid()
 			  : !af_note_inferred(target, ep, t->file, fd, -1, event.data, event.events, t->enter, item))
 			continue;
-		u32 n = t->closings & (AF_CLOSING - 1);
+		u32 n = AF_KEPT(t->closings) & (AF_CLOSING - 1);
 		t->closing[n].ep = ep;
 		t->closing[n].file = t->file;
 		t->closing[n].fd = fd;
 		t->closing[n].gap = 0;
-		t->closings += 1;
+		AF_KEPT(t->closings) += 1;
 	}
 #else
 	struct af_reg *last = af_number(target, fd);

@@ -191,7 +191,8 @@ AF_FN void af_destroyed(struct pt_regs *ctx, struct af_target *target, u64 ip, u
 		return;
 	}
 	u32 nested = 0;
-	u32 in_batch = af_undispatched(target, slot, holds, ctx->sp, &nested);
+	AF_KEPT(s->in_batch) = af_undispatched(target, slot, holds, ctx->sp, &nested);
+#define in_batch AF_KEPT(s->in_batch)
 	slot->state = AF_SLOT_FREE;
 	slot->adder = 0;
 	slot->destroy = at;
@@ -215,7 +216,8 @@ AF_FN void af_destroyed(struct pt_regs *ctx, struct af_target *target, u64 ip, u
 		if (holder && !holder->stale_slot)
 			holder->stale_slot = slot->addr;
 	}
-	bool registered = af_existing(slot, slot->live_from, slot->gen + 1, AF_WHENEVER, false, &s->reg);
+	AF_KEPT(s->registered) = af_existing(slot, slot->live_from, slot->gen + 1, AF_WHENEVER, false, &s->reg);
+#define registered AF_KEPT(s->registered)
 	if (registered || af_remembered(slot, &s->reg))
 		af_slot_waiter(slot, s->reg.ep, tid, AF_S_DESTROY_BY_OTHER);
 	if (registered) {
@@ -227,8 +229,12 @@ AF_FN void af_destroyed(struct pt_regs *ctx, struct af_target *target, u64 ip, u
 	if (in_batch != AF_PENDING_NO) {
 		if (nested)
 			a.flags |= AF_F_NESTED;
-		af_suspect(AF_SUSPECT_FREED_IN_BATCH, &a, slot->tgid, target, t, slot, registered ? &s->reg : 0, 0);
+		if (!registered)
+			AF_KEPT(s->reg.state) = AF_REG_NONE;
+		af_suspect(AF_SUSPECT_FREED_IN_BATCH, &a, slot->tgid, target, t, slot, &s->reg, 0);
 	}
+#undef in_batch
+#undef registered
 #if AF_OBJECT_OFFSET >= 0
 	if (slot->object && slot->undispatched <= slot->doubtful) {
 		/* its memory may be another slot's object soon, before that one is registered */
@@ -372,8 +378,8 @@ AF_FN void af_handled(struct pt_regs *ctx, struct af_target *target, u64 ip, u64
 						    .gen = slot->gen, .fd = slot->fd, .epfd = slot->epfd,
 						    .stack = freed->stack, .kind = AF_DESTROYED,
 						    .flags = AF_F_PROVEN, .tid = freed->tid};
-			bool known_reg = af_remembered(slot, &s->reg);
-			af_suspect(AF_SUSPECT_FREED_IN_BATCH, &a, slot->tgid, target, t, slot, known_reg ? &s->reg : 0, 0);
+			af_remembered(slot, &s->reg);
+			af_suspect(AF_SUSPECT_FREED_IN_BATCH, &a, slot->tgid, target, t, slot, &s->reg, 0);
 		}
 		slot->undispatched -= 1;
 		af_flag(slot, AF_S_USED_AFTER);
@@ -386,8 +392,10 @@ AF_FN void af_handled(struct pt_regs *ctx, struct af_target *target, u64 ip, u64
 	struct af_trigger_args a = {.ts = now, .enter = ip, .addr = object, .gen = slot ? slot->gen : 0,
 				    .fd = slot ? slot->fd : -1, .epfd = t->wait.epfd,
 				    .stack = af_stack_id_in(ctx, 0, s), .kind = AF_DISPATCHED};
-	bool found = slot && (af_existing(slot, 0, slot->gen + 1, AF_WHENEVER, false, &s->reg) || af_remembered(slot, &s->reg));
-	af_suspect(AF_SUSPECT_STALE_DISPATCH, &a, af_tgid(), target, t, slot, found ? &s->reg : 0, 0);
+	s->reg.state = AF_REG_NONE;
+	if (slot && !af_existing(slot, 0, slot->gen + 1, AF_WHENEVER, false, &s->reg))
+		af_remembered(slot, &s->reg);
+	af_suspect(AF_SUSPECT_STALE_DISPATCH, &a, af_tgid(), target, t, slot, &s->reg, 0);
 }
 
 AF_FN int af_hit_dispatch(struct pt_regs *ctx, u64 ip, u64 object, bool entry)

@@ -12,24 +12,29 @@ AF_FN struct af_crash_slot *af_crash_slot(struct af_crash *c, struct af_target *
 	struct af_slot *slot = addr >= 4096 ? af_slot_find(target, addr) : 0;
 	if (!slot)
 		return 0;
-	u32 n = c->nslots;
+	AF_KEPT(picked->place) = c->nslots;
 	AF_LOOP
-	for (u32 i = 0; i < AF_CRASH_SLOTS; i++)
-		if (i < n && c->slots[i].slot.addr == addr)
-			return &c->slots[i];
+	for (u32 i = 0; i < AF_CRASH_SLOTS; i++) {
+		if (i >= AF_KEPT(c->nslots))
+			break;
+		if (c->slots[i].slot.addr == addr)
+			AF_KEPT(picked->place) = i;
+	}
+	u32 n = AF_KEPT(picked->place);
 	if (n >= AF_CRASH_SLOTS)
 		return 0;
-	c->nslots = n + 1;
 	struct af_crash_slot *s = &c->slots[n];
+	if (n < AF_KEPT(c->nslots))
+		return s;
+	AF_KEPT(c->nslots) = n + 1;
 	s->registers = 0;
 	s->objects = 0;
 	s->in_batch = 0;
 	s->nbytes = 0;
 	af_copy(&s->slot, slot, sizeof(*slot));
+	__builtin_memset(&s->reg, 0, sizeof(s->reg));
 	if (af_remembered(slot, &picked->reg))
 		af_copy(&s->reg, &picked->reg, sizeof(s->reg));
-	else
-		__builtin_memset(&s->reg, 0, sizeof(s->reg));
 	if (!bpf_probe_read_user(s->bytes, AF_CRASH_SLOT_SIZE, (void *)addr))
 		s->nbytes = AF_CRASH_SLOT_SIZE;
 	else
