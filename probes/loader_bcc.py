@@ -18,6 +18,7 @@ from typing import Any
 from probes import btf, perf
 from probes.compiled import Compiled, MapShape, ProgramCache, cache_key, unbound
 from probes.errors import BccMissing, LoaderFailed, TargetGoneWhileAttaching, WrongBcc
+from probes.readers import HANDED
 from probes.sysbpf import Map
 
 HERE = Path(__file__).resolve().parent
@@ -73,6 +74,7 @@ MAPS = (
     "objects",
     "inner",
     "exec_paths",
+    "hits",
     "prog",  # the kernel empties a program array when its last descriptor is closed
 )
 
@@ -90,6 +92,9 @@ LENT = (
 
 CHAIN = ("af_wait_more", "af_report", "af_settle_more")
 """Programs of the tail-call chain, by index (AF_PROG_* in 45-wait.c)."""
+
+HANDLERS = tuple(f"af_on_{role.value}" for role in HANDED)
+"""Programs that readers of several ways to an argument hand on to, by index in `hits`, where the plan has such."""
 
 _KPROBE, _TRACEPOINT, _RAW_TRACEPOINT = 2, 5, 17  # BPF_PROG_TYPE_* (linux/bpf.h)
 _LICENSE = b"Dual MIT/GPL"
@@ -177,7 +182,7 @@ def load(request: LoadRequest, cache: ProgramCache | None = None) -> Loaded:
         cache.store(key, compiled)
     else:
         fds = {name: _created(name, shape) for name, shape in compiled.maps.items()}
-    uprobes = {program for _, program in request.programs}
+    uprobes = {program for _, program in request.programs} | set(HANDLERS)
     programs = _verified(compiled, fds, uprobes)
     loaded = Loaded(maps={}, links=[])
     if not request.empty:
@@ -186,6 +191,9 @@ def load(request: LoadRequest, cache: ProgramCache | None = None) -> Loaded:
         chain = Map(fds["prog"], 4, 4)
         for index, name in enumerate(CHAIN):
             chain.put(struct.pack("<i", index), struct.pack("<i", programs[name]))
+        for index, name in enumerate(HANDLERS):
+            if name in programs:
+                Map(fds["hits"], 4, 4).put(struct.pack("<i", index), struct.pack("<i", programs[name]))
     _attach_tracepoints(programs, loaded, asked="-DAF_ASK=1" in flags)
     _attach_uprobes(programs, request, loaded)
     return loaded

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from probes.errors import Unsupported
-from symbols.plan import LOAD_BIAS, MAX_STEPS, Add, Apply, ArgSource, Deref, Extend, Op, ProbePlan, Role
+from symbols.plan import LOAD_BIAS, MAX_STEPS, Add, Apply, ArgSource, Deref, Extend, Op, ProbePlan, Role, Site
 
 _REGISTERS = {
     "x86_64": {
@@ -17,6 +17,10 @@ _REGISTERS = {
 _U64 = (1 << 64) - 1
 
 MAX_READERS = 256
+
+HANDED = (Role.CREATE, Role.DESTROY, Role.DISPATCH)
+"""Roles of which one program is verified, whatever number of readers of the argument hands on to it: each costs
+the verifier 20 to 90 ms. By index in the map `hits`."""
 
 _C = {
     Op.PLUS: "{a} + {b}",
@@ -77,17 +81,9 @@ def generate(plan: ProbePlan) -> Readers:
         body = reader.body(f"return af_hit_entry(ctx, {entry.index}, {frame}, {value});")
         name = bodies.setdefault(body, f"af_entry_{len(bodies)}")
         programs.append((entry.file_offset, name))
+    shared = _shared(registers, plan)
     for site in plan.sites:
-        reader = _Reader(registers, site.address)
-        reader.only_when(site.when)
-        if site.entry is not None and site.frame is not None:
-            reader.take_entry(site.entry, site.frame)
-        value = reader.value(site.source)
-        more = f", {int(site.at_entry)}" if site.role in (Role.DESTROY, Role.DISPATCH) else ""
-        at = "ctx->ip"
-        if site.stands_for is not None:
-            at += f" + {(site.stands_for - site.address) & _U64:#x}ull"
-        body = reader.body(f"return af_hit_{site.role.value}(ctx, {at}, {value}{more});")
+        body = _site_body(registers, site, shared)
         name = bodies.setdefault(body, f"af_site_{site.role.value}_{len(bodies)}")
         programs.append((site.file_offset, name))
     if len(bodies) > MAX_READERS:
@@ -95,8 +91,49 @@ def generate(plan: ProbePlan) -> Readers:
             f"the plan needs {len(bodies)} argument readers, the limit is {MAX_READERS}",
             remedy="name fewer functions in the profile",
         )
-    text = "\n".join(f"int {name}(struct pt_regs *ctx)\n{body}" for body, name in bodies.items())
-    return Readers(text=text, programs=tuple(programs))
+    texts = [f"int {name}(struct pt_regs *ctx)\n{body}" for body, name in bodies.items()]
+    texts += [_handler(role) for role in HANDED if role in shared]
+    return Readers(text="\n".join(texts), programs=tuple(programs))
+
+
+def _entry(role: Role, value: object) -> str:
+    return f", {value}" if role in (Role.DESTROY, Role.DISPATCH) else ""
+
+
+def _handler(role: Role) -> str:
+    return "\n".join(
+        (
+            f"int af_on_{role.value}(struct pt_regs *ctx)",
+            "{",
+            "\tstruct af_thread *t = af_thread_now();",
+            f"\treturn t ? af_hit_{role.value}(ctx, t->hit_ip, t->hit_value{_entry(role, 't->hit_entry')}) : 0;",
+            "}",
+            "",
+        )
+    )
+
+
+def _shared(registers: dict[str, str], plan: ProbePlan) -> frozenset[Role]:
+    """Roles whose sites take their argument in several ways."""
+    bodies: dict[Role, set[str]] = {}
+    for site in plan.sites:
+        bodies.setdefault(site.role, set()).add(_site_body(registers, site, frozenset()))
+    return frozenset(role for role, found in bodies.items() if role in HANDED and len(found) > 1)
+
+
+def _site_body(registers: dict[str, str], site: Site, shared: frozenset[Role]) -> str:
+    reader = _Reader(registers, site.address)
+    reader.only_when(site.when)
+    if site.entry is not None and site.frame is not None:
+        reader.take_entry(site.entry, site.frame)
+    value, at, role = reader.value(site.source), "ctx->ip", site.role
+    if site.stands_for is not None:
+        at += f" + {(site.stands_for - site.address) & _U64:#x}ull"
+    if role in shared:
+        return reader.body(
+            f"return af_hand_on(ctx, {HANDED.index(role)}, {at}, {value}, {int(site.at_entry)});"
+        )
+    return reader.body(f"return af_hit_{role.value}(ctx, {at}, {value}{_entry(role, int(site.at_entry))});")
 
 
 class _Reader:

@@ -140,6 +140,7 @@ struct af_thread {
 	u64 fault_ip;
 	u64 fault_ts;
 	u64 hit_ip;          /* the last uprobe this thread ran into */
+	u64 hit_value;       /* what its reader handed on to the program of its role */
 	u64 crashed_at;      /* of the first of the fatal signals counted in `crashed` */
 	u64 outlived;        /* slot whose registration outlived the close under way, by a duplicate; 0 none */
 	struct af_missed missed[AF_MISSED];
@@ -175,6 +176,7 @@ struct af_thread {
 	u32 pending_next;
 	u32 pending_until;   /* of them, judged by the chain of programs under way */
 	u32 exiting;         /* it is ending */
+	u32 hit_entry;       /* it is at a function's entry */
 	u32 settle;          /* the batch has a slot whose judgement was put off */
 };
 
@@ -285,3 +287,4 @@ BPF_F_TABLE("hash", u32, u32, children, 4096, 0);
 BPF_F_TABLE("hash", struct af_path_key, u32, exec_paths, 64, 0);
 BPF_F_TABLE("lru_hash", struct af_call_key, struct af_entered, entered, AF_MAX_ENTERED, 0);
 BPF_F_TABLE("prog", int, int, prog, 3, 0);
+BPF_F_TABLE("prog", int, int, hits, 4, 0);

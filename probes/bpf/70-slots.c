@@ -408,3 +408,17 @@ AF_FN int af_hit_dispatch(struct pt_regs *ctx, u64 ip, u64 object, bool entry)
 	af_scratch_give(s);
 	return 0;
 }
+
+/* One program of each role serves all readers of its argument. */
+AF_FN int af_hand_on(struct pt_regs *ctx, int role, u64 ip, u64 value, u32 entry)
+{
+	struct af_thread *t = af_target_now() ? af_thread_now() : 0;
+	if (!t)
+		return 0;
+	t->hit_ip = ip;
+	t->hit_value = value;
+	t->hit_entry = entry;
+	hits.call(ctx, role);
+	af_count(AF_C_TAILCALL_FAILED);
+	return 0;
+}

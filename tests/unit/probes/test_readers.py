@@ -86,14 +86,24 @@ def test_a_destroy_says_whether_it_is_probed_at_its_functions_entry() -> None:
     """There the return address is on top of the stack: it tells when the call is over."""
     inside = site(0, Role.DESTROY, RBX)
     made = generate(plan(inside, dataclasses.replace(site(1, Role.DESTROY, RBX), at_entry=True)))
-    assert "af_hit_destroy(ctx, ctx->ip, v0, 0)" in made.text
-    assert "af_hit_destroy(ctx, ctx->ip, v0, 1)" in made.text
+    assert "af_hand_on(ctx, 1, ctx->ip, v0, 0)" in made.text
+    assert "af_hand_on(ctx, 1, ctx->ip, v0, 1)" in made.text
     assert made.programs[0][1] != made.programs[1][1]
 
 
 def test_a_hit_at_a_branch_is_told_as_the_place_it_leads_to() -> None:
     made = generate(plan(dataclasses.replace(site(0, Role.DESTROY, RBX), stands_for=Addr(0x401010))))
     assert "af_hit_destroy(ctx, ctx->ip + 0x10ull, v0, 0)" in made.text
+
+
+def test_many_ways_to_an_argument_are_verified_as_one_program() -> None:
+    """Each large program costs the verifier a tenth of a second; compilers make dozens of copies of a destroy."""
+    ways = [site(n, Role.DESTROY, ArgSource(register="rbx", steps=(Add(n),))) for n in range(20)]
+    made = generate(plan(*ways, site(30, Role.CREATE, RBX)))
+    assert made.text.count("af_hit_destroy(") == 1
+    assert made.text.count("af_hand_on(ctx, 1, ") == 20
+    assert "af_hit_create(ctx, ctx->ip, v0)" in made.text
+    assert len({name for _, name in made.programs}) == 21
 
 
 def test_steps_become_reads_in_order() -> None:

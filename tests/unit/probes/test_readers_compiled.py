@@ -58,6 +58,12 @@ static int bpf_probe_read_user(void *to, u32 size, void *from)
 	return 0;
 }
 static int af_hit_destroy(struct pt_regs *ctx, u64 ip, u64 v, u32 entry) { result = v; return 1; }
+static int af_hand_on(struct pt_regs *ctx, int role, u64 ip, u64 v, u32 entry)
+{
+	return af_hit_destroy(ctx, ip, v, entry);
+}
+struct af_thread { u64 hit_ip; u64 hit_value; u32 hit_entry; };
+static struct af_thread *af_thread_now(void) { return 0; }
 static int af_hit_entry(struct pt_regs *ctx, u32 n, u64 cfa, u64 v)
 {
 	kept[n][0] = cfa;
