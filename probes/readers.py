@@ -19,8 +19,8 @@ _U64 = (1 << 64) - 1
 MAX_READERS = 256
 
 HANDED = (Role.CREATE, Role.DESTROY, Role.DISPATCH)
-"""Roles of which one program is verified, whatever number of readers of the argument hands on to it: each costs
-the verifier 20 to 90 ms. By index in the map `hits`."""
+"""Roles of which one program is verified, whatever number of readers of the argument hands on to it: each
+costs the verifier 20 to 90 ms. By index in the map `hits`."""
 
 _C = {
     Op.PLUS: "{a} + {b}",
@@ -101,12 +101,13 @@ def _entry(role: Role, value: object) -> str:
 
 
 def _handler(role: Role) -> str:
+    more = _entry(role, "t->hit_entry")
     return "\n".join(
         (
             f"int af_on_{role.value}(struct pt_regs *ctx)",
             "{",
             "\tstruct af_thread *t = af_thread_now();",
-            f"\treturn t ? af_hit_{role.value}(ctx, t->hit_ip, t->hit_value{_entry(role, 't->hit_entry')}) : 0;",
+            f"\treturn t ? af_hit_{role.value}(ctx, t->hit_ip, t->hit_value{more}) : 0;",
             "}",
             "",
         )

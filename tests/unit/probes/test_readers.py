@@ -97,7 +97,7 @@ def test_a_hit_at_a_branch_is_told_as_the_place_it_leads_to() -> None:
 
 
 def test_many_ways_to_an_argument_are_verified_as_one_program() -> None:
-    """Each large program costs the verifier a tenth of a second; compilers make dozens of copies of a destroy."""
+    """Each large program costs the verifier a tenth of a second; a destroy may have dozens of copies."""
     ways = [site(n, Role.DESTROY, ArgSource(register="rbx", steps=(Add(n),))) for n in range(20)]
     made = generate(plan(*ways, site(30, Role.CREATE, RBX)))
     assert made.text.count("af_hit_destroy(") == 1
