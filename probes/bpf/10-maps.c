@@ -49,7 +49,7 @@
 #define AF_BATCHES 4          /* open batches of one thread: nested waits */
 #define AF_LEFT_NS 1000000000ull /* as SETTLE_NS of probes/leftovers.py */
 #define AF_PENDING 1024       /* slots of one thread that wait to be judged */
-#define AF_SETTLE_AT_ONCE 5   /* of these, by one program of the tail-call chain */
+#define AF_SETTLE_AT_ONCE 3   /* of these, by one program of the tail-call chain */
 #define AF_MANY_WAITERS 0xffffffffu
 #define AF_STACK_DEPTH 32
 #define AF_STACK_WORDS 16 /* of the stack's end, that tell one stack from another */

@@ -631,7 +631,8 @@ AF_FN void af_slot_foreign(struct af_slot *slot)
  * calls are over: at the thread's next wait, when the slot is born again or delivered, or from outside. `waited`: the
  * thread that registered a free slot waits, so that no create is under way that would give it out. `judge`: which of
  * AF_S_PUT_OFF, since a destroy of another thread may still be under way. Returns what is to
- * be sent; deciding and sending are apart, since the verifier cannot join states that differ by a ring entry. */
+ * be sent, which is in s->send; deciding and sending are apart, since the verifier cannot join states that differ by a
+ * ring entry. */
 AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, u64 judge, bool waited)
 {
 	u64 was = slot->flags & judge;
@@ -687,11 +688,12 @@ AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, u64 judge, bool
 	return AF_KEPT(s->send);
 }
 
-AF_FN void af_send_settled(struct af_target *target, struct af_slot *slot, struct af_scratch *s, u32 send)
+/* What af_settled found, from s->send. */
+AF_FN void af_send_settled(struct af_target *target, struct af_slot *slot, struct af_scratch *s)
 {
 	AF_LOOP
 	for (u32 which = AF_SETTLED_OUTLIVES; which <= AF_SETTLED_TWICE; which <<= 1) {
-		if (!(send & which))
+		if (!(AF_KEPT(s->send) & which))
 			continue;
 		bool freed = which != AF_SETTLED_OUTLIVES, twice = which == AF_SETTLED_TWICE;
 		struct af_reg *reg = freed ? &s->reg : &s->other;
@@ -717,9 +719,8 @@ AF_FN void af_send_settled(struct af_target *target, struct af_slot *slot, struc
 
 AF_FN void af_settle(struct af_target *target, struct af_slot *slot, struct af_scratch *s, bool waited)
 {
-	u32 send = af_settled(slot, s, AF_S_PUT_OFF, waited);
-	if (send)
-		af_send_settled(target, slot, s, send);
+	if (af_settled(slot, s, AF_S_PUT_OFF, waited))
+		af_send_settled(target, slot, s);
 }
 
 /* To be judged at this thread's next wait, unless something brings it up before. */

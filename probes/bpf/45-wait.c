@@ -56,7 +56,7 @@ AF_FN bool af_waits_elsewhere(struct af_slot *slot, struct af_thread *t, u32 tid
 	return AF_KEPT(s->elsewhere);
 }
 
-/* Judge what this thread put off. One that is to be told ends the loop; the next program of the chain goes on. */
+/* Judge what this thread put off; the next program of the chain goes on. */
 AF_FN void af_settle_pending(void *ctx)
 {
 	struct af_target *target = af_target_now();
@@ -71,7 +71,6 @@ AF_FN void af_settle_pending(void *ctx)
 		af_missed_sent(target, t, s);
 	if (t->bad.at)
 		af_bad_close_sent(target, t, &t->bad, s);
-	struct af_slot *told = 0;
 	u64 now = bpf_ktime_get_ns();
 	/* The file of a close may hang on this very wait until it is back in user mode (epi_fget; fput leaves the rest to
 	 * task work): whether a registration outlived its close is asked at the next wait's entry. */
@@ -107,13 +106,9 @@ AF_FN void af_settle_pending(void *ctx)
 		if (AF_KEPT(s->judge) & slot->flags & ~judged)
 			af_put_off(t, slot, AF_KEPT(s->judge) & ~judged);
 		AF_KEPT(s->judge) &= judged;
-		if (af_settled(slot, s, AF_KEPT(s->judge), slot->adder == (u32)key.id)) {
-			told = slot;
-			break;
-		}
+		if (af_settled(slot, s, AF_KEPT(s->judge), slot->adder == (u32)key.id))
+			af_send_settled(target, slot, s);
 	}
-	if (told)
-		af_send_settled(target, told, s, AF_KEPT(s->send));
 	if (t->missed_count || t->pending_first != t->pending_until)
 		prog.call(ctx, AF_PROG_SETTLE);
 	if (t->exiting) {
