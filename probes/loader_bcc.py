@@ -94,7 +94,7 @@ CHAIN = ("af_wait_more", "af_report", "af_settle_more")
 """Programs of the tail-call chain, by index (AF_PROG_* in 45-wait.c)."""
 
 HANDLERS = tuple(f"af_on_{role.value}" for role in HANDED)
-"""Programs that readers of several ways to an argument hand on to by index in `hits`; a plan may lack them."""
+"""Programs that the readers of a role hand on to, by index in `hits`, where a plan has several of these."""
 
 _KPROBE, _TRACEPOINT, _RAW_TRACEPOINT = 2, 5, 17  # BPF_PROG_TYPE_* (linux/bpf.h)
 _LICENSE = b"Dual MIT/GPL"
