@@ -62,6 +62,7 @@ MAPS = (
     "lifetimes",
     "lifetime_heads",
     "urgent",
+    "spans",
     "stacks",
     "stack_bytes",
     "counters",

@@ -2,6 +2,7 @@
 # Reads rings and maps by descriptor, asks the helper process about other processes; never judges.
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -44,6 +45,7 @@ SIZES = {
     "control": (4, 16),
     "names": (8, abi.COMM_BYTES),
     "exec_paths": (abi.PATH_BYTES, 4),
+    "spans": (4, 16),
     "stacks": (4, 8 * STACK_DEPTH),
     "stack_bytes": (4, ctypes.sizeof(abi.StackBytes)),
 }
@@ -262,6 +264,10 @@ class LiveSession:
         segments = tuple((segment.offset, segment.vaddr) for segment in self._plan.segments)
         inode = self._library or who.inode
         bias = self._helper.load_bias(who.pid, inode, segments) if self._plan.pie else 0
+        span = self._helper.library_span(who.pid, who.inode)
+        if span is not None:
+            with contextlib.suppress(OSError):  # full: stacks are told apart by the program's own code
+                self._maps["spans"].put(who.pid.to_bytes(4, "little"), struct.pack("<QQ", *span))
         try:
             pidfd = os.pidfd_open(who.pid)
         except OSError:  # gone, and awaited by its parent
@@ -326,6 +332,8 @@ class LiveSession:
         entry = self._maps["targets"].get(number)
         epoch = self._epochs.pop(tgid, 0) or (TARGET.unpack(entry)[1] if entry is not None else 0)
         self._forgotten.add(struct.pack("<II", tgid, epoch))
+        if entry is None or TARGET.unpack(entry)[1] == epoch:
+            self._maps["spans"].delete(number)
         if entry is not None and TARGET.unpack(entry)[1] == epoch:
             self._maps["targets"].delete(number)
 

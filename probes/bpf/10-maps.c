@@ -239,7 +239,7 @@ struct af_scratch {
 	u32 in_batch;      /* AF_PENDING_… */
 	u32 registered;    /* the slot that is being destroyed is */
 	u32 found;         /* entries of `items` */
-	u32 place;         /* of a slot in a crash record */
+	u32 picked_place;  /* of a slot in a crash record */
 	u32 hopeless;      /* no call can answer what is delivered */
 	u32 same;          /* another delivery for the slot in this batch */
 	u32 repeat;        /* the delivery continues a run: of the batch before, and the first of this one */

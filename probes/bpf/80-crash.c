@@ -12,15 +12,15 @@ AF_FN struct af_crash_slot *af_crash_slot(struct af_crash *c, struct af_target *
 	struct af_slot *slot = addr >= 4096 ? af_slot_find(target, addr) : 0;
 	if (!slot)
 		return 0;
-	AF_KEPT(picked->place) = c->nslots;
+	AF_KEPT(picked->picked_place) = c->nslots;
 	AF_LOOP
 	for (u32 i = 0; i < AF_CRASH_SLOTS; i++) {
 		if (i >= AF_KEPT(c->nslots))
 			break;
 		if (c->slots[i].slot.addr == addr)
-			AF_KEPT(picked->place) = i;
+			AF_KEPT(picked->picked_place) = i;
 	}
-	u32 n = AF_KEPT(picked->place);
+	u32 n = AF_KEPT(picked->picked_place);
 	if (n >= AF_CRASH_SLOTS)
 		return 0;
 	struct af_crash_slot *s = &c->slots[n];

@@ -156,6 +156,7 @@ def test_what_a_process_left_behind_goes_and_what_its_successor_has_stays(again:
     maps["regs"] = FakeMap(regs)
     target = TARGET.pack(1, 7 if again else 5, 0, 0, 0, 0, 0, 0, 0, 0)
     maps["targets"] = FakeMap({TGID.to_bytes(4, "little"): target})
+    maps["spans"] = FakeMap({TGID.to_bytes(4, "little"): bytes(16)})
     session = object.__new__(LiveSession)
     session._maps = maps  # type: ignore[assignment]
     session._epochs = {TGID: 5}
@@ -166,7 +167,7 @@ def test_what_a_process_left_behind_goes_and_what_its_successor_has_stays(again:
         assert [key[:8] for key in maps[name].held] == [theirs, other], name
     left = [abi.Reg.from_buffer_copy(raw) for raw in regs.values()]
     assert [(reg.tgid, reg.epoch) for reg in left] == [(TGID, 7), (TGID + 1, 5)]
-    assert len(maps["targets"].held) == again
+    assert len(maps["targets"].held) == len(maps["spans"].held) == again
 
 
 class Urgent:
