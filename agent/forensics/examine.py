@@ -11,6 +11,7 @@ from agent.forensics.facts import CodePlace, Examination, Fault, FreeList, SlotS
 from agent.forensics.faultsite import Site, field_of, find_site, loads_of, with_added
 from agent.forensics.freelist import Pools
 from agent.forensics.objects import Objects
+from agent.forensics.sequel import ended_by
 from agent.forensics.slots import Slots, with_way
 from agent.forensics.view import OpenImage, View
 from probes.abi import SlotState
@@ -114,8 +115,10 @@ def _calls(view: View, evidence: CrashEvidence) -> Iterator[tuple[int, int, tupl
     ]
     moments += [reg.dup for reg in history.registrations]
     moments += [actor.moment for finding in history.findings for actor in finding.actors]
+    last = ended_by(evidence)
+    moments += [last.moment] if last is not None else []
     seen: set[tuple[int, int]] = set()
-    for moment in moments[:_MOST_MOMENTS]:
+    for moment in moments[-_MOST_MOMENTS:]:
         if not moment.seen or (moment.ip, moment.stack) in seen:
             continue
         seen.add((moment.ip, moment.stack))

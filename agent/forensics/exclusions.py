@@ -2,9 +2,9 @@
 # Pure: facts in, values out. An untested alternative is said to be untested.
 from __future__ import annotations
 
-from agent.forensics.diagnosis import Diagnosis, Past
 from agent.forensics.explanation import Alternative, Cause, Outcome
 from agent.forensics.facts import Examination, ListEnd
+from agent.forensics.past import Diagnosis, Past
 from probes.abi import SlotState
 
 

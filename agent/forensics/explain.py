@@ -9,11 +9,21 @@ from agent.correlator.catalog import RULES
 from agent.correlator.chain import duplicated, order
 from agent.correlator.chain import seen as seen_actor
 from agent.correlator.findings import Actor, RuleId
-from agent.forensics.diagnosis import Diagnosis, Past, diagnose, past_of
+from agent.forensics.diagnosis import diagnose
 from agent.forensics.evidence import CrashEvidence
 from agent.forensics.exclusions import alternatives
-from agent.forensics.explanation import Cause, Explanation, Statement, Step, Topic
+from agent.forensics.explanation import (
+    Cause,
+    Certainty,
+    Evidence,
+    Explanation,
+    Statement,
+    Step,
+    Topic,
+)
 from agent.forensics.facts import CodePlace, Examination, Fault
+from agent.forensics.past import Diagnosis, Past, past_of
+from agent.forensics.sequel import began_with, ended_by, further_steps
 from agent.forensics.statements import (
     about_connections,
     about_delivery,
@@ -38,11 +48,12 @@ def explain(evidence: CrashEvidence, seen: Examination) -> Explanation:
     same = life is None or life.addr == slot
     statements = (
         *about_fault(evidence, seen),
+        *_ended(evidence, seen),
         *about_origin(seen),
         *about_slot(seen, life if same else None),
         *about_free_list(seen),
         *about_delivery(evidence, seen),
-        *_judgement(found),
+        *_judgement(found, past),
         *about_connections(evidence, seen),
     )
     steps = _steps(evidence, seen, past)
@@ -96,6 +107,7 @@ def _steps(evidence: CrashEvidence, seen: Examination, past: Past) -> tuple[Step
         *seen_actor("closed", life.close),
         *seen_actor("destroyed", life.destroy),
     ]
+    actors += further_steps(evidence, past)
     known = {(actor.role, actor.moment.ts) for actor in actors}
     for finding in again:
         for actor in finding.actors:
@@ -145,7 +157,25 @@ def _where(role: str, places: tuple[CodePlace, ...]) -> str:
     return place_text(places[0]) + caller
 
 
-def _judgement(found: Diagnosis) -> Iterator[Statement]:
+def _ended(evidence: CrashEvidence, seen: Examination) -> Iterator[Statement]:
+    """A checked build makes a panic of a failed close: the crash's own cause, whatever came before."""
+    last = ended_by(evidence)
+    if last is None or seen.fault is None or not seen.fault.aborted:
+        return
+    places = next((found for _ip, stack, found in seen.calls if stack == last.moment.stack), ())
+    where = f" in {place_text(places[0])}" if places else ""
+    yield Statement(
+        topic=Topic.FAULT,
+        text=(
+            f"what ended it is a bad close: the last thing that the thread did before was close(fd {last.fd})"
+            f"{where}, which returned EBADF: that number was closed already"
+        ),
+        certainty=Certainty.OBSERVED,
+        evidence=(Evidence("events", f"close(fd {last.fd}) = -EBADF, then the signal"),),
+    )
+
+
+def _judgement(found: Diagnosis, past: Past) -> Iterator[Statement]:
     if found.rule is not None:
         yield Statement(
             topic=Topic.RULE,
@@ -154,7 +184,11 @@ def _judgement(found: Diagnosis) -> Iterator[Statement]:
             evidence=found.evidence,
         )
     sure = found.order or found.certainty
-    yield Statement(topic=Topic.ORDER, text=found.missing, certainty=sure, evidence=found.evidence)
+    began, remedy = began_with(past)
+    missing = f"it began with {began}. Then: {found.missing}" if began else found.missing
+    yield Statement(topic=Topic.ORDER, text=missing, certainty=sure, evidence=found.evidence)
+    if remedy and found.fix:
+        yield Statement(topic=Topic.FIX, text=remedy, certainty=sure)
     if found.fix:
         yield Statement(topic=Topic.FIX, text=found.fix, certainty=sure)
 
@@ -185,6 +219,8 @@ def _headline(evidence: CrashEvidence, seen: Examination, found: Diagnosis) -> s
         twice = (
             "had been destroyed twice" if found.cause is Cause.DESTROYED_TWICE else "was already destroyed"
         )
+        if ended_by(evidence) is not None and fault is not None and fault.aborted:
+            return f"{name}{where}: a bad close, after the server used a {kind} that {twice}"
         return f"{name}{where}: the server used a {kind} that {twice}"
     if found.cause is Cause.RECYCLED:
         return f"{name}{where}: an old connection's event reached the {kind} of another one"

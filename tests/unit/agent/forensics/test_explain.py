@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from typing import Any
@@ -31,8 +32,8 @@ from agent.forensics.explanation import (
 from agent.forensics.facts import CodePlace, Examination, Fault, FreeList, ListEnd, Load, Named, SlotSeen
 from agent.forensics.render import text
 from agent.text import plain
-from probes.abi import RecordFlag, SlotFlag
-from probes.events import Event, SuspicionRaised
+from probes.abi import Kind, RecordFlag, RegFlag, RegState, SlotFlag
+from probes.events import Event, Moment, SuspicionRaised
 from tests.unit.agent.correlator.playbook import LOOP, SLOT, TGID, WORKER, Life, attached, freed_bytes, life
 
 FRAMES = (
@@ -247,6 +248,70 @@ def test_destroyed_twice() -> None:
     item = explain(_evidence(_history(story, story.destroy_again(60))), _seen(free_list=ring))
     assert (item.cause, item.rule, item.fix_kind) == (Cause.DESTROYED_TWICE, "double-destroy", "destroy-once")
     assert _outcomes(item)["a double destroy"] is Outcome.CAUSE
+
+
+@pytest.mark.parametrize("stale", [55, 65], ids=["before", "after"])
+def test_what_came_first_is_blamed(stale: int) -> None:
+    """A stale event that led to a second destroy is the cause; one that came after it is not."""
+    story = life().added(10).closed(30, shared=True).destroyed(50)
+    told = [(stale, story.stale_delivery(stale)), (60, story.destroy_again(60))]
+    history = _history(story, *(event for _ts, event in sorted(told, key=lambda one: one[0])))
+    item = explain(_evidence(history), _seen())
+    twice = item.cause is Cause.DESTROYED_TWICE
+    assert twice is (stale > 60)
+    assert "destroyed again" in _order(item)
+    assert item.fix_kind == ("destroy-once" if twice else "del-before-close")
+
+
+def _refused(story: Life, ts: int) -> Life:
+    reg = life().added(1).reg
+    assert reg is not None
+    changes: dict[str, Any] = {"fd": 44, "state": RegState.ENDED, "flags": RegFlag.ADD_FAILED}
+    story.other = replace(reg, **changes, error=errno.ENOSPC, add=Moment(ts - 1, ts, 0, LOOP, -1))
+    return story
+
+
+def _record(ts: int, kind: Kind, tid: int = LOOP, fd: int = -1, ret: int = 0) -> tuple[int, ...]:
+    return (1, kind, 0, ts, ts - 1, 0, TGID, tid, 0, fd, -1, ret, 0, 7)
+
+
+def test_a_chain_is_told_in_its_order() -> None:
+    """The ADD failed, its error path destroyed twice and closed twice, and a checked build ended on that."""
+    story = _refused(Life(fd=-1).created(10).destroyed(50).has(double_destroys=1), 30)
+    bad = story.bad_close(70, fd=44)
+    done = ((50, Kind.DESTROYED, -1, 0), (70, Kind.CLOSED, 44, -9), (80, Kind.SIGNALED, -1, 0))
+    records = tuple(_record(ts, kind, fd=fd, ret=ret) for ts, kind, fd, ret in done)
+    history = _history(story, story.destroy_again(60), bad, records=records)
+    fault = replace(FAULT, aborted=True, base="", base_value=None, panic=("debug.panic",))
+    item = explain(_evidence(history, signal=6, ts=80), _seen(fault=fault, loads=()))
+    assert item.cause is Cause.DESTROYED_TWICE
+    assert [(step.role, step.ts) for step in item.steps] == [
+        ("created", 10),
+        ("refused", 30),
+        ("destroyed", 50),
+        ("destroyed", 60),
+        ("closed", 70),
+        ("crashed", 80),
+    ]
+    assert _order(item).startswith("it began with an EPOLL_CTL_ADD of fd 44 that failed with ENOSPC")
+    assert "a bad close, after the server used a Conn that had been destroyed twice" in item.headline
+    said = [statement.text for statement in item.statements if statement.topic is Topic.FAULT]
+    assert "close(fd 44), which returned EBADF" in said[-1]
+    fixes = [statement.text for statement in item.statements if statement.topic is Topic.FIX]
+    assert "max_user_watches" in fixes[0]
+    assert "one owner" in fixes[1]
+
+
+@pytest.mark.parametrize("what", ["another thread", "went on", "no panic"])
+def test_a_bad_close_that_did_not_end_it_is_not_said_to(what: str) -> None:
+    story = life().added(10).removed(20).closed(30).destroyed(50)
+    tid = WORKER if what == "another thread" else LOOP
+    records = [_record(70, Kind.CLOSED, tid, 9, -9)]
+    records += [_record(75, Kind.DELIVERED)] if what == "went on" else []
+    fault = replace(FAULT, aborted=what != "no panic")
+    item = explain(_evidence(_history(story, records=tuple(records)), ts=80), _seen(fault=fault))
+    assert "bad close" not in item.headline
+    assert not any("bad close" in statement.text for statement in item.statements)
 
 
 def test_a_crash_elsewhere_in_a_pool_that_an_earlier_double_destroy_broke() -> None:
