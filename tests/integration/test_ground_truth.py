@@ -41,10 +41,10 @@ class Ledger(Correlator):
         super().__init__(options)
         self.each: dict[tuple[RuleId, Severity], Lives] = {}
 
-    def _group(self, finding: Finding, image: str) -> list[Finding]:
+    def _group(self, finding: Finding, image: str, home: str | None = None) -> list[Finding]:
         lives = self.each.setdefault((finding.rule, finding.severity), Counter())
         lives[finding.slot, finding.generation] += finding.count
-        return super()._group(finding, image)
+        return super()._group(finding, image, home)
 
     def lives(self, rule: RuleId, severity: Severity | None = None) -> Lives:
         total: Lives = Counter()
