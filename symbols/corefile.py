@@ -21,8 +21,21 @@ _MAX_SEGMENTS = 1 << 20
 _MAX_NOTES = 1 << 20
 _MAX_FILES = 1 << 18
 
+# how files that systemd-coredump and others pack begin, and what unpacks them
+_PACKED = (
+    (b"\x28\xb5\x2f\xfd", "zstd", "zstd -d -o core"),
+    (b"\x04\x22\x4d\x18", "lz4", "lz4 -d"),
+    (b"\x1f\x8b", "gzip", "gzip -dc"),
+    (b"\xfd7zXZ\0", "xz", "xz -dc"),
+    (b"BZh", "bzip2", "bzip2 -dc"),
+)
+
 # struct user_regs_struct: elf_prstatus.pr_reg begins at 112 on x86-64
 _REGS_AT = 112
+
+
+class PackedCore(NotElf):
+    """A compressed file where a core was expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +77,8 @@ class CoreFile:
         self.segments: tuple[CoreSegment, ...] = ()
         self.pid = 0
         self.comm = ""  # untrusted text
+        self.size = len(self._map)  # bytes
+        self.whole = 0  # bytes that it had before it was cut off; `size` where it was not
         self.entry = 0  # run-time address of the program's entry point (AT_ENTRY); 0 not known
         try:
             self._parse()
@@ -101,6 +116,14 @@ class CoreFile:
 
     def _parse(self) -> None:
         head = self._map[:64]
+        for magic, name, how in _PACKED:
+            if head.startswith(magic):
+                unpacked = f"{how} {self.path}" + ("" if "-o" in how else " > core")
+                raise PackedCore(
+                    f"it is compressed with {name}",
+                    path=self.path,
+                    remedy=f"unpack it first: {unpacked} (of systemd: coredumpctl dump PID -o core)",
+                )
         if head[:4] != b"\x7fELF" or len(head) < 64 or head[4:6] != b"\x02\x01":
             raise NotElf("not a 64-bit ELF file", path=self.path)
         kind, machine = struct.unpack_from("<HH", head, 16)
@@ -111,7 +134,8 @@ class CoreFile:
         if count == 0xFFFF and shoff + 64 <= len(self._map):  # PN_XNUM: the number is in section 0's sh_info
             count = struct.unpack_from("<I", self._map, shoff + 44)[0]
         if entsize < 56 or count > _MAX_SEGMENTS or phoff + count * entsize > len(self._map):
-            raise self._bad("the program headers do not fit")
+            raise self._bad("its headers are damaged, or it was cut off within them")
+        self.whole = self.size
         loads: list[tuple[int, int, int]] = []
         threads: list[CoreThread] = []
         segments: list[CoreSegment] = []
@@ -119,6 +143,8 @@ class CoreFile:
             ptype, flags, offset, vaddr, _pa, size, memsz, _align = struct.unpack_from(
                 "<IIQQQQQQ", self._map, phoff + index * entsize
             )
+            if ptype in (_PT_LOAD, _PT_NOTE):
+                self.whole = max(self.whole, offset + size)
             size = max(0, min(size, len(self._map) - offset))  # a truncated core still has its beginning
             if ptype == _PT_LOAD:
                 letters = "".join(c if flags & bit else "-" for c, bit in (("r", 4), ("w", 2), ("x", 1)))

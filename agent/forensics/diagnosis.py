@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agent.correlator.findings import RuleId
-from agent.forensics.evidence import CrashEvidence
+from agent.forensics.evidence import CrashEvidence, Ended
 from agent.forensics.explanation import Cause, Certainty, Evidence
 from agent.forensics.facts import Examination, ListEnd
 from agent.forensics.past import Diagnosis, Past, broken_by
@@ -29,7 +29,7 @@ def diagnose(evidence: CrashEvidence, seen: Examination, past: Past) -> tuple[Di
         return _twice(other.life, other, sure), other
     if life is not None and life.state is SlotState.FREE and life.destroy.seen and not _late(life, past):
         return _stale_link(seen, life, _certainty(evidence, seen)), past
-    return _from_memory(seen), past
+    return _from_memory(seen, evidence.ended), past
 
 
 # -- with a history --------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ _BROKEN = {
 }
 
 
-def _from_memory(seen: Examination) -> Diagnosis:
+def _from_memory(seen: Examination, ended: Ended) -> Diagnosis:
     free, slot = seen.free_list, seen.slot
     broken = free is not None and free.end in (ListEnd.CYCLE, ListEnd.MISPLACED)
     if free is not None and broken:
@@ -335,6 +335,15 @@ def _from_memory(seen: Examination) -> Diagnosis:
             certainty=Certainty.UNCERTAIN,
             rule=None,
             missing="nothing that was captured connects the fault with a freed slot",
+            fix="",
+            fix_kind="",
+        )
+    if slot is None and ended is not Ended.CRASHED:
+        return Diagnosis(
+            cause=Cause.UNKNOWN,
+            certainty=Certainty.UNKNOWN,
+            rule=None,
+            missing="nothing crashed, and what memory shows of the pool is in order",
             fix="",
             fix_kind="",
         )

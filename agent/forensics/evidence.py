@@ -78,6 +78,20 @@ class Source(StrEnum):
     CORE = "core file"
 
 
+class Ended(StrEnum):
+    """How the process of some evidence had ended."""
+
+    CRASHED = "crashed"
+    SENT = "ended by a signal that was sent to it"
+    LIVING = "it had not: a core of a living process"
+
+
+# signal(7), x86-64: what an instruction or the thread itself raises, and with what a tracer stops a thread
+_FAULTS = frozenset((4, 7, 8, 11))  # SIGILL, SIGBUS, SIGFPE, SIGSEGV: si_code is positive where one faulted
+_RAISED = _FAULTS | {5, 6, 31}  # SIGTRAP, SIGABRT, SIGSYS
+_STOPS = frozenset((0, 17, 18, 19, 20, 21, 22))
+
+
 class Region(NamedTuple):
     """A line of /proc/PID/maps or a core's load segment: run-time addresses [start, end)."""
 
@@ -150,6 +164,16 @@ class CrashEvidence:
     batches: tuple[OpenBatch, ...] = ()  # as the kernel side knows them; found in memory otherwise
     history: History | None = None
     notes: tuple[str, ...] = ()  # what the capture could not take, and why
+
+    @property
+    def ended(self) -> Ended:
+        """What a core is of. Captures are of crashes: their signals were raised by the thread itself."""
+        if self.source is not Source.CORE or (self.signal in _RAISED and self.si_code is None):
+            return Ended.CRASHED
+        if self.signal in _STOPS:
+            return Ended.LIVING
+        sent = self.signal not in _RAISED or (self.signal in _FAULTS and (self.si_code or 0) <= 0)
+        return Ended.SENT if sent else Ended.CRASHED
 
     @property
     def crashed(self) -> ThreadState | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from agent.forensics.batches import batches
-from agent.forensics.evidence import CrashEvidence
+from agent.forensics.evidence import CrashEvidence, Ended
 from agent.forensics.facts import CodePlace, Examination, Fault, FreeList, SlotSeen
 from agent.forensics.faultsite import Site, field_of, find_site, loads_of, with_added
 from agent.forensics.freelist import Pools
@@ -46,7 +46,7 @@ def examine(
     except (SymbolError, *STRAY_ERRORS) as error:
         site = None
         notes.append(f"the fault could not be examined: {error}")
-    if site is None:
+    if site is None and evidence.ended is Ended.CRASHED:
         notes.append("no registers of the crashed thread were captured")
     found = batches(view, objects)
     loads = loads_of(view, site) if site is not None else ()

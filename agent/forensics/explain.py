@@ -10,7 +10,7 @@ from agent.correlator.chain import duplicated, order
 from agent.correlator.chain import seen as seen_actor
 from agent.correlator.findings import Actor, RuleId
 from agent.forensics.diagnosis import diagnose
-from agent.forensics.evidence import CrashEvidence
+from agent.forensics.evidence import CrashEvidence, Ended
 from agent.forensics.exclusions import alternatives
 from agent.forensics.explanation import (
     Cause,
@@ -58,6 +58,7 @@ def explain(evidence: CrashEvidence, seen: Examination) -> Explanation:
     )
     steps = _steps(evidence, seen, past)
     place = own_frame(fault)
+    crashed_itself = evidence.ended is Ended.CRASHED
     return Explanation(
         source=str(evidence.source),
         pid=evidence.target.tgid,
@@ -82,7 +83,7 @@ def explain(evidence: CrashEvidence, seen: Examination) -> Explanation:
         fix_kind=found.fix_kind,
         statements=statements,
         steps=steps,
-        alternatives=alternatives(seen, past, found),
+        alternatives=alternatives(seen, past, found) if seen.slot is not None or crashed_itself else (),
         stack=_stack(fault) if fault is not None else (),
         memory=seen.slot.lines if seen.slot is not None and same else (),
         unknown=tuple(_unknown(evidence, seen, past, found)),
@@ -208,6 +209,10 @@ def _headline(evidence: CrashEvidence, seen: Examination, found: Diagnosis) -> s
             if fault.in_handler
             else f"{name} at {fault.address:#x}"
         )
+    if fault is None and evidence.ended is Ended.LIVING:
+        name = "no crash, a core of a living process"
+    elif fault is None and evidence.ended is Ended.SENT:
+        name = f"no crash, {name} was sent to the process"
     freed = found.cause not in (Cause.NOT_A_SLOT, Cause.UNKNOWN, Cause.LIST_BROKEN, Cause.RECYCLED)
     kind = (
         seen.slot_type.rpartition(".")[2] if "(" not in seen.slot_type else seen.slot_type.partition("(")[0]
@@ -226,11 +231,13 @@ def _headline(evidence: CrashEvidence, seen: Examination, found: Diagnosis) -> s
         return f"{name}{where}: an old connection's event reached the {kind} of another one"
     if found.cause in (Cause.LIST_BROKEN, Cause.DESTROYED_TWICE):
         return f"{name}{where}: the free list of the {kind} pool is broken"
+    if fault is None and evidence.ended is not Ended.CRASHED:
+        return name
     return f"{name}{where}: nothing connects it with a freed {kind}"
 
 
 def _unknown(evidence: CrashEvidence, seen: Examination, past: Past, found: Diagnosis) -> Iterator[str]:
-    if evidence.history is None:
+    if evidence.history is None and evidence.ended is not Ended.LIVING:
         yield (
             "nothing was watching before the crash: who registered, closed and destroyed the slot, when, on "
             "which thread, and how often it had been delivered"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from agent.forensics.evidence import Ended
 from agent.forensics.facts import CodePlace, Fault, Load, Named
 from agent.forensics.view import Spot, View
 from symbols.access import Access, access_at
@@ -40,6 +41,8 @@ def find_site(view: View) -> Site | None:
     if thread is None or not spots:
         return None
     spots, address, handled = _interrupted(view, spots, view.evidence.fault_addr)
+    if not handled and view.evidence.ended is not Ended.CRASHED:
+        return None
     if not handled and view.evidence.signal == _SIGABRT:
         return _aborted(view, thread.tid, spots)
     spot = spots[0]

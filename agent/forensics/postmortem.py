@@ -74,7 +74,9 @@ def opened(path: str, image: Image) -> Iterator[OpenedCore]:
         core = CoreFile(path)
         stack.callback(core.close)
         if not core.threads:
-            raise MalformedImage("no thread's registers are in it", path=path, where="core file")
+            cut = _cut(core)
+            why = f": {cut}" if cut else ""
+            raise MalformedImage(f"no thread's registers are in it{why}", path=path, where="core file")
         name = executable_path(core, image)
         bias = load_bias(image.segments, (m for m in core.files if m.path == name))
         if bias is None:
@@ -91,6 +93,16 @@ def opened(path: str, image: Image) -> Iterator[OpenedCore]:
             return known[name]
 
         yield OpenedCore(core, _evidence(core, image, name, bias, open_image, proven), open_image)
+
+
+def _cut(core: CoreFile) -> str:
+    """What is missing of a core that is shorter than its headers say; "" where nothing is."""
+    if core.whole <= core.size:
+        return ""
+    return (
+        f"the core is truncated: it holds {core.size} of {core.whole} bytes (a full disk, `ulimit -c`, or "
+        "systemd's ExternalSizeMax=); what lay in the rest is not known"
+    )
 
 
 def executable_path(core: CoreFile, image: Image) -> str:
@@ -126,12 +138,21 @@ def compare(core: CoreFile, image: Image, bias: int) -> bool:
             if raw is None:
                 continue
             seen = True
-            if raw != image.code(at - bias, count):
+            file = image.code(at - bias, count)
+            if raw != file and not (header and at == start and _unsectioned(raw) == _unsectioned(file)):
                 what = "headers" if header else "code"
                 raise CoreMismatch(
                     f"it is another build than the one that crashed: its {what} differ", path=image.path
                 )
     return seen
+
+
+def _unsectioned(page: bytes) -> bytes:
+    """An ELF file's first bytes without where its section headers are: all that strip(1) changes of them."""
+    head = bytearray(page)
+    for at, size in ((40, 8), (58, 6)):  # e_shoff; e_shentsize, e_shnum, e_shstrndx of struct Elf64_Ehdr
+        head[at : at + size] = bytes(size)
+    return bytes(head)
 
 
 def _library(path: str) -> Image | None:
@@ -150,7 +171,7 @@ def _evidence(
     info = crashed.info
     signal = info.signal if info is not None and info.signal else crashed.signal
     address = info.address if info is not None and signal in _FAULTS and info.code > 0 else None
-    notes = []
+    notes = [note for note in (_cut(core),) if note]
     if not proven:
         notes.append(
             "the core holds nothing of the executable to compare: that they belong together is not proven"

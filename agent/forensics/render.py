@@ -67,7 +67,11 @@ def text(item: Explanation) -> list[Line]:
 def _headline(item: Explanation) -> list[Line]:
     parts = textwrap.wrap(printable(item.headline), WIDTH - 10) or [""]
     return [
-        line(Span(" CRASH ", "critical"), " ", Span(parts[0], "label")),
+        line(
+            Span(" CORE  " if item.headline.startswith("no crash") else " CRASH ", "critical"),
+            " ",
+            Span(parts[0], "label"),
+        ),
         *(line(" " * 8, Span(part, "label")) for part in parts[1:]),
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from agent.forensics.evidence import CrashEvidence, Source
+from agent.forensics.evidence import CrashEvidence, Ended, Source
 from agent.forensics.explanation import Certainty, Evidence, Statement, Topic
 from agent.forensics.facts import CodePlace, Examination, Fault, ListEnd, Load
 from agent.text import short_name
@@ -55,6 +55,14 @@ def _as_text(value: int) -> str:
 
 def about_fault(evidence: CrashEvidence, seen: Examination) -> Iterator[Statement]:
     fault = seen.fault
+    if fault is None and evidence.ended is not Ended.CRASHED:
+        text = {
+            Ended.LIVING: "no signal had ended the process: it is of a living one, and nothing faulted",
+            Ended.SENT: "the signal was sent to the process: no instruction of it faulted",
+        }[evidence.ended]
+        rest = Evidence("signal", f"{evidence.signal}, si_code {evidence.si_code}")
+        yield Statement(topic=Topic.FAULT, text=text, certainty=Certainty.OBSERVED, evidence=(rest,))
+        return
     if fault is None:
         text = "where it faulted is not known: no registers of the thread were captured"
         yield Statement(topic=Topic.FAULT, text=text, certainty=Certainty.UNKNOWN)

@@ -30,14 +30,21 @@ class Crash:
     pool: int
 
 
-def crash(tmp: Path, how: str, *flags: str) -> Crash:
-    """Run crash.c under gdb until it dies, and keep its core. how: "stale" or "twice"."""
+def crash(tmp: Path, how: str, *flags: str, strip: bool = False) -> Crash:
+    """Run crash.c under gdb until it dies, and keep its core. how: "stale", "twice" or one of its shapes.
+
+    strip: what runs is a stripped copy; `exe` is the file with the debug information.
+    """
     exe, core, profile = build_c("-g", *flags, source="crash.c"), tmp / f"core.{how}", tmp / "profile.toml"
     profile.write_text(PROFILE)
     command = [require_program("gdb"), "-nx", "-batch"]
     for text in ("set debuginfod enabled off", f"run {how}", f"generate-core-file {core}", "kill"):
         command += ["-ex", text]
-    done = subprocess.run([*command, str(exe)], capture_output=True, text=True, timeout=60)
+    ran = exe
+    if strip:
+        ran = tmp / "stripped"
+        subprocess.run([require_program("strip"), "-o", str(ran), str(exe)], check=True)
+    done = subprocess.run([*command, str(ran)], capture_output=True, text=True, timeout=60)
     found = re.search(r"slot=(0x[0-9a-f]+) pool=(0x[0-9a-f]+)", done.stdout)
     if not core.exists():
         skip_or_fail(f"permission to run a program under gdb: {done.stderr[-200:]}")

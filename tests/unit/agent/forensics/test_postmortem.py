@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -116,12 +117,91 @@ def test_the_executable_may_have_moved(stale: Crash, tmp_path: Path) -> None:
     assert item.slot == stale.slot
 
 
+@pytest.mark.parametrize("flags", [("-O2",), ("-O2", "-Wl,--build-id=none")], ids=["build-id", "none"])
+def test_a_stripped_build_is_the_one_it_was_stripped_from(flags: tuple[str, ...], tmp_path: Path) -> None:
+    one = crash(tmp_path, "stale", *flags, strip=True)
+    item = _explained(one)
+    assert (item.slot, item.slot_field, item.function) == (one.slot, "u.session", "session_state")
+    other = build_c("-g", "-O1", *flags[1:], source="crash.c")
+    with pytest.raises(CoreMismatch):
+        explain_core(str(one.core), str(other), profile=str(one.profile))
+
+
 def test_files_that_are_no_core(stale: Crash, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("not a core")
     for path in (text, stale.exe):
         with pytest.raises(NotElf):
             explain_core(str(path), str(stale.exe), profile=str(stale.profile))
+
+
+@pytest.mark.parametrize(
+    ("magic", "said"),
+    [
+        (b"\x28\xb5\x2f\xfd", "zstd -d"),
+        (b"\x04\x22\x4d\x18", "lz4 -d"),
+        (b"\x1f\x8b\x08", "gzip -dc"),
+        (b"\xfd7zXZ\0", "xz -dc"),
+        (b"BZh9", "bzip2 -dc"),
+    ],
+    ids=["zstd", "lz4", "gzip", "xz", "bzip2"],
+)
+def test_a_compressed_core_is_named_with_what_unpacks_it(
+    magic: bytes, said: str, stale: Crash, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed = tmp_path / "core.packed"
+    packed.write_bytes(magic + bytes(100))
+    assert run(["postmortem", str(packed), "--exe", str(stale.exe), "--profile", str(stale.profile)]) == 1
+    text = capsys.readouterr().err
+    assert "compressed with" in text
+    assert said in text
+
+
+def test_a_truncated_core_says_so(stale: Crash, tmp_path: Path) -> None:
+    raw = bytearray(stale.core.read_bytes())
+    (phoff,), (count,) = struct.unpack_from("<Q", raw, 32), struct.unpack_from("<H", raw, 56)
+    heads = [phoff + 56 * index for index in range(count)]
+    loads = [at for at in heads if struct.unpack_from("<I", raw, at)[0] == 1]
+    last = max(loads, key=lambda at: int(struct.unpack_from("<Q", raw, at + 8)[0]))
+    # gdb writes the notes last, the kernel writes them first: the end is moved away, not cut off
+    size = len(raw) - struct.unpack_from("<Q", raw, last + 8)[0] + 4096
+    struct.pack_into("<QQ", raw, last + 32, size, size)
+    cut = tmp_path / "core.cut"
+    cut.write_bytes(raw)
+    item = explain_core(str(cut), str(stale.exe), profile=str(stale.profile))
+    assert f"truncated: it holds {len(raw)} of {len(raw) + 4096} bytes" in " ".join(item.unknown)
+    assert "truncated" not in " ".join(_explained(stale).unknown)
+    cut.write_bytes(raw[: phoff + 56 * count])
+    with pytest.raises(SymbolError, match="truncated"):
+        explain_core(str(cut), str(stale.exe), profile=str(stale.profile))
+    cut.write_bytes(raw[: phoff + 56])
+    with pytest.raises(SymbolError, match="cut off"):
+        explain_core(str(cut), str(stale.exe), profile=str(stale.profile))
+
+
+@pytest.mark.parametrize(("signal", "code"), [(0, 0), (19, 0), (15, 0), (11, 0), (11, -6)])
+def test_no_fault_is_made_up_where_none_was(signal: int, code: int, stale: Crash, tmp_path: Path) -> None:
+    """A core of a living process (gcore), and of one that somebody else ended."""
+    raw = bytearray(stale.core.read_bytes())
+    at, where = raw.index(b"CORE\0", 64), set()
+    while at >= 0:  # elf_prstatus: pr_info, pr_cursig; siginfo: si_signo, si_errno, si_code
+        kind = int.from_bytes(raw[at - 4 : at], "little")
+        if kind in (1, 0x53494749):
+            where.add(kind)
+            raw[at + 8 : at + 12] = signal.to_bytes(4, "little")
+        if kind == 1:
+            raw[at + 20 : at + 22] = signal.to_bytes(2, "little")
+        if kind == 0x53494749:
+            raw[at + 16 : at + 20] = code.to_bytes(4, "little", signed=True)
+        at = raw.find(b"CORE\0", at + 1)
+    assert where == {1, 0x53494749}
+    living = tmp_path / "core.living"
+    living.write_bytes(raw)
+    item = explain_core(str(living), str(stale.exe), profile=str(stale.profile))
+    assert item.headline.startswith("no crash")
+    assert (item.field, item.function, item.slot, item.cause) == ("", "", 0, Cause.UNKNOWN)
+    assert "nothing faulted" in _sentences(item, Topic.FAULT) or "was sent" in _sentences(item, Topic.FAULT)
+    assert not [sentence for sentence in item.unknown if "no registers" in sentence]
 
 
 def test_damaged_cores_give_typed_errors_or_an_honest_answer(stale: Crash, tmp_path: Path) -> None:
