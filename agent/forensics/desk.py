@@ -184,7 +184,7 @@ class CrashDesk:
             return
         repeated = self._store.again(case.key)
         if repeated:
-            self._repeated(f"process {case.crash.tgid}", repeated)
+            self._repeated(f"process {case.crash.tgid}", repeated, case.key)
             self._drop(case, begun)
             return
         name = begun or self._store.name(case.target.comm, case.crash.tgid)
@@ -206,6 +206,7 @@ class CrashDesk:
         else:
             if lost:
                 self._notice(f"{folder}: the disk is full, kept without {' and '.join(lost)}")
+        self._store.bundled_as(case.key, name)
         self._queue(name, folder, case.key)
 
     def _queue(self, name: str, folder: Path, key: str) -> None:
@@ -244,12 +245,20 @@ class CrashDesk:
         if begun:
             self._store.remove(self._store.spool(begun))
 
-    def _repeated(self, what: str, times: int) -> None:
+    def _repeated(self, what: str, times: int, key: str) -> None:
         if times & (times - 1) == 0:  # said at 2, 4, 8, …
             period = self._store.limits.period
+            bundle = self._store.bundle_of(key)
+            where = f": {bundle}" if bundle is not None else ""
+            if bundle is not None and not bundle.exists() and not self._in_the_making(bundle):
+                where = f": {bundle}, which was removed since"
             self._notice(
-                f"{what} crashed like one before: {times} times by now, one bundle in {period:.0f} s"
+                f"{what} crashed like one before: {times} times by now, one bundle in {period:.0f} s{where}"
             )
+
+    def _in_the_making(self, bundle: Path) -> bool:
+        jobs = [*self._waiting, *self._no_room, *([self._job] if self._job is not None else [])]
+        return any(self._store.path(job.name) == bundle for job in jobs)
 
     def _start(self, job: _Job) -> None:
         arguments = [str(job.folder), str(self._store.path(job.name)), *(["--plain"] if job.plain else [])]
@@ -282,8 +291,12 @@ class CrashDesk:
         repeated = self._store.again(done.key) if done is not None and done.key else 0
         if done is not None and repeated:
             self._store.remove(Path(done.path))  # at another place, for the same cause
-            self._repeated(job.name, repeated)
+            known = self._store.bundle_of(done.key)
+            if known is not None:
+                self._store.bundled_as(job.key, known.name)
+            self._repeated(job.name, repeated, done.key)
         elif done is not None:
+            self._store.bundled_as(done.key, job.name)
             for name in self._store.rotate(Path(done.path)):
                 self._notice(f"{name} was removed: the limits on bundles (--bundles-keep)")
             self._done(done)

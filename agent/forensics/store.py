@@ -46,6 +46,7 @@ class _Seen:
     last: float
     bundled: float  # when its last full bundle was begun
     count: int
+    bundle: str = ""  # the file name of that bundle; "" not known
 
 
 class BundleStore:
@@ -128,6 +129,18 @@ class BundleStore:
         self._write()
         return seen.count
 
+    def bundled_as(self, key: str, name: str) -> None:
+        """Crashes of that kind have this bundle, or will. name: a bundle's, with or without suffix."""
+        seen = self._seen.get(key)
+        if seen is not None:
+            seen.bundle = name.removesuffix(SUFFIX) + SUFFIX
+            self._write()
+
+    def bundle_of(self, key: str) -> Path | None:
+        """The bundle of the crashes of that kind, which may have been removed since."""
+        seen = self._seen.get(key)
+        return self.folder / seen.bundle if seen is not None and seen.bundle else None
+
     def forget(self, key: str) -> None:
         """Its bundle was not written after all: the next one is."""
         self._seen.pop(key, None)
@@ -137,7 +150,9 @@ class BundleStore:
         try:
             rows = json.loads(self._held.read(_COUNTERS, _MOST_COUNTERS))
             found = {
-                str(key): _Seen(float(row[0]), float(row[1]), float(row[2]), int(row[3]))
+                str(key): _Seen(
+                    float(row[0]), float(row[1]), float(row[2]), int(row[3]), _bundle_name(row[4:])
+                )
                 for key, row in list(rows.items())[:_MOST_KEYS]
             }
         except (
@@ -155,7 +170,7 @@ class BundleStore:
         return found
 
     def _write(self) -> None:
-        rows = {key: [s.first, s.last, s.bundled, s.count] for key, s in self._seen.items()}
+        rows = {key: [s.first, s.last, s.bundled, s.count, s.bundle] for key, s in self._seen.items()}
         with contextlib.suppress(OSError):  # counters are a convenience: bundles go on without
             self._held.replace(_COUNTERS, json.dumps(rows).encode())
 
@@ -236,3 +251,10 @@ def _locked(folder: Folder) -> IO[bytes] | None:
         file.close()
         return None
     return file
+
+
+def _bundle_name(row: object) -> str:
+    """A file name from the counters, which may be damaged; an older version kept none."""
+    name = row[0] if isinstance(row, list) and row else ""
+    plain = isinstance(name, str) and re.fullmatch(r"crash-[A-Za-z0-9_-]{1,200}", name.removesuffix(SUFFIX))
+    return str(name) if plain and str(name).endswith(SUFFIX) else ""

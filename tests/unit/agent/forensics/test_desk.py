@@ -109,6 +109,16 @@ def test_a_crash_loop_makes_one_bundle_and_a_counter(tmp_path: Path) -> None:
     held.desk.finish(60)
     assert len(held.store.bundles()) == 1
     assert [notice.partition(": ")[2].split(" ")[0] for notice in held.notices] == ["2", "4"]
+    (bundle,) = held.store.bundles()
+    assert [notice.endswith(f" s: {bundle}") for notice in held.notices] == [True, True]
+    held.notices.clear()
+    again = Desk(tmp_path)  # the next run knows it, too
+    bundle.unlink()
+    for _ in range(3):
+        again.crash()
+        again.desk.pump()
+    again.desk.finish(60)
+    assert [notice.endswith(f"{bundle}, which was removed since") for notice in again.notices] == [True]
 
 
 def test_another_crash_during_a_bundle_is_not_lost(tmp_path: Path) -> None:
@@ -240,6 +250,7 @@ def test_one_explanation_has_one_bundle(tmp_path: Path, monkeypatch: pytest.Monk
     held.desk.finish(60)
     assert len(held.store.bundles()) == len(held.done) == 1
     assert ["crashed like one before" in notice for notice in held.notices] == [True]
+    assert held.notices[0].endswith(str(held.store.bundles()[0]))
 
 
 def new(folder: Path) -> Path:
