@@ -164,27 +164,10 @@ def empty_text(readers: str) -> str:
 
 def load(request: LoadRequest, cache: ProgramCache | None = None) -> Loaded:
     """Compile, verify and attach. The caller passes the fds on; when the last holder dies, all goes."""
-    os.environ["BCC_KERNEL_SOURCE"] = str(KERNEL_HEADERS)
-    bcc = import_bcc()
-    text = empty_text(request.readers) if request.empty else source_text(request.readers)
-    version = [int(part) for part in re.findall(r"\d+", platform.release())[:3]] + [0, 0, 0]
-    flags = (
-        f"-I{SOURCES}",
-        f"-DAF_LINUX_VERSION_CODE={(version[0] << 16) + (version[1] << 8) + min(version[2], 255)}",
-        "-Wno-unused-function",
-        *btf.definitions(ask=request.ask),
-        *request.defines,
-    )
-    cache = cache or ProgramCache()
-    key = cache_key(text, flags, f"bcc {bcc.__version__}", (SOURCES, KERNEL_HEADERS))
-    compiled = None if request.fresh else cache.load(key)
-    if compiled is None:
-        compiled, fds = _compile(bcc, text, flags)
-        cache.store(key, compiled)
-    else:
-        fds = {name: _created(name, shape) for name, shape in compiled.maps.items()}
+    given = flags(request)
+    made, fds = compiled(request, given, cache or ProgramCache())
     uprobes = {program for _, program in request.programs} | set(HANDLERS)
-    programs = _verified(compiled, fds, uprobes)
+    programs = _verified(made, fds, uprobes)
     loaded = Loaded(maps={}, links=[])
     if not request.empty:
         loaded.maps = {name: fds[name] for name in MAPS}
@@ -195,9 +178,38 @@ def load(request: LoadRequest, cache: ProgramCache | None = None) -> Loaded:
         for index, name in enumerate(HANDLERS):
             if name in programs:
                 Map(fds["hits"], 4, 4).put(struct.pack("<i", index), struct.pack("<i", programs[name]))
-    _attach_tracepoints(programs, loaded, asked="-DAF_ASK=1" in flags)
+    _attach_tracepoints(programs, loaded, asked="-DAF_ASK=1" in given)
     _attach_uprobes(programs, request, loaded)
     return loaded
+
+
+def flags(request: LoadRequest) -> tuple[str, ...]:
+    """What the compiler is told of this kernel and of the request. Raises LoaderFailed."""
+    version = [int(part) for part in re.findall(r"\d+", platform.release())[:3]] + [0, 0, 0]
+    return (
+        f"-I{SOURCES}",
+        f"-DAF_LINUX_VERSION_CODE={(version[0] << 16) + (version[1] << 8) + min(version[2], 255)}",
+        "-Wno-unused-function",
+        *btf.definitions(ask=request.ask),
+        *request.defines,
+    )
+
+
+def compiled(
+    request: LoadRequest, given: tuple[str, ...], cache: ProgramCache
+) -> tuple[Compiled, dict[str, int]]:
+    """(what the compiler makes, or made before, descriptors of its maps). Raises BccMissing, WrongBcc,
+    LoaderFailed."""
+    os.environ["BCC_KERNEL_SOURCE"] = str(KERNEL_HEADERS)
+    bcc = import_bcc()
+    text = empty_text(request.readers) if request.empty else source_text(request.readers)
+    key = cache_key(text, given, f"bcc {bcc.__version__}", (SOURCES, KERNEL_HEADERS))
+    known = None if request.fresh else cache.load(key)
+    if known is not None:
+        return known, {name: _created(name, shape) for name, shape in known.maps.items()}
+    made, fds = _compile(bcc, text, given)
+    cache.store(key, made)
+    return made, fds
 
 
 def _compile(bcc: Any, text: str, flags: Sequence[str]) -> tuple[Compiled, dict[str, int]]:
@@ -265,15 +277,24 @@ def _created(name: str, shape: MapShape) -> int:
 
 
 def _verified(compiled: Compiled, fds: dict[str, int], uprobes: set[str]) -> dict[str, int]:
-    """Program name -> descriptor. Two at a time: the verifier takes most of the time to arm."""
+    """Program name -> descriptor, without optional ones that the verifier refuses. Several at a time:
+    the verifier takes most of the time to arm. Raises LoaderFailed."""
+    needed = {program for _, program, required in TRACEPOINTS if required}
+    optional = {program for _, program, _ in TRACEPOINTS} - needed
 
     def load(name: str) -> int:
         kind = _KPROBE if name in uprobes else _RAW_TRACEPOINT if name in _RUN else _TRACEPOINT
-        return _program(name, kind, compiled.programs[name].bound(fds))
+        try:
+            return _program(name, kind, compiled.programs[name].bound(fds))
+        except LoaderFailed:
+            if name not in optional:
+                raise
+            return -1
 
     slowest_first = sorted(compiled.programs, key=lambda name: name not in _SLOW)
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        return dict(zip(slowest_first, pool.map(load, slowest_first), strict=True))
+        found = dict(zip(slowest_first, pool.map(load, slowest_first), strict=True))
+    return {name: fd for name, fd in found.items() if fd >= 0}
 
 
 def _program(name: str, kind: int, code: bytes) -> int:
@@ -331,6 +352,9 @@ def _attach_tracepoints(programs: dict[str, int], loaded: Loaded, *, asked: bool
                     remedy="afterfree doctor",
                 )
             loaded.missing.append(tracepoint)
+            continue
+        if program not in programs:
+            loaded.missing.append(f"{tracepoint} (its verifier refuses {program})")
             continue
         fd = lib.bpf_attach_tracepoint(programs[program], category.encode(), event.encode())
         if fd < 0:

@@ -5,6 +5,14 @@
 
 #define AF_CRASH_SPAN_NS 1000000000ull
 
+/* Events of the batch whose slots are looked up. Before 6.2 the verifier keeps too much of each turn apart (precision
+ * of scalars), and refuses them: the events themselves are in the message all the same. */
+#if AF_LINUX_VERSION_CODE < 0x60200
+#define AF_CRASH_LOOKED 0
+#else
+#define AF_CRASH_LOOKED AF_CRASH_EVENTS
+#endif
+
 /* The entry of `addr` among the slots of this message; a new one when it is known and there is room. */
 AF_FN struct af_crash_slot *af_crash_slot(struct af_crash *c, struct af_target *target, struct af_scratch *picked,
 					  u64 addr)
@@ -129,11 +137,11 @@ AF_FN void af_crash_batch(struct af_crash *c, struct af_scratch *picked, struct 
 	}
 	c->nevents = count;
 	AF_LOOP
-	for (u32 i = 0; i < AF_CRASH_EVENTS; i++) {
+	for (u32 i = 0; i < AF_CRASH_LOOKED; i++) {
 		if (i >= count)
 			break;
 		u64 userdata = 0;
-		__builtin_memcpy(&userdata, &c->events[i * sizeof(struct af_epoll_event) + 4], sizeof(userdata));
+		af_copy(&userdata, &c->events[i * sizeof(struct af_epoll_event) + 4], sizeof(userdata));
 		if (AF_IS_RESERVED(userdata))
 			continue;
 		struct af_slot *slot = af_slot_find(target, af_slot_behind(target, userdata, false));

@@ -8,6 +8,7 @@
 #include "kernel.h"
 
 /* -- the offsets that the loader takes from BTF and tracefs */
+#define AF_LINUX_VERSION_CODE 0x61200
 #define AF_ASK 1
 #define AF_TASK_THREAD 0
 #define AF_THREAD_CR2 0
