@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from agent.forensics.desk import BundleDone, CrashDesk
 from agent.forensics.store import BundleStore
 from probes import children, procfs
 from probes.events import CrashSeen, TargetGone, ThreadSeen, Tick
-from symbols.safefiles import Folder
+from symbols.safefiles import Folder, UnsafePath
 from tests.disks import filled, small_disk
 from tests.unit.agent.correlator.playbook import TGID
 from tests.unit.agent.forensics.cases import case, crash, history
@@ -360,3 +361,57 @@ def test_a_disk_that_stays_full_says_what_is_lost(disk: Path) -> None:
     assert "the disk stayed full" in held.done[0].notes[0]
     assert f"process {TGID}" in held.done[0].notes[0]
     assert not list(held.store.folder.glob(".crash*"))
+
+
+SOMEBODY = 12345
+root = pytest.mark.skipif(os.geteuid() != 0, reason="giving files to somebody else needs root")
+
+
+@root
+def test_a_link_that_was_planted_in_a_case_is_followed_neither_for_reading_nor_for_writing(
+    tmp_path: Path,
+) -> None:
+    """What this project's first bundler did: it wrote through `bundle`, and packed what `core` led to."""
+    store, secret = BundleStore(tmp_path / "bundles"), new(tmp_path / "secret")
+    (secret / "core").write_text("root's alone")
+    case_folder = store.spool("crash-x")
+    spool.write(case_folder, case(), {})
+    (case_folder / "bundle").symlink_to(secret)
+    (case_folder / layout.CORE).symlink_to(secret / "core")
+    with pytest.raises(OSError, match="symbolic links"):
+        bundler.make(case_folder, store.path("crash-x"), plain=True)
+    assert [path.name for path in secret.iterdir()] == ["core"]
+    assert not store.bundles()
+    (case_folder / layout.CORE).unlink()
+    (case_folder / layout.CAPTURE).write_text("planted")
+    os.chown(case_folder / layout.CAPTURE, SOMEBODY, SOMEBODY)
+    with pytest.raises(UnsafePath, match=f"user {SOMEBODY}"):
+        bundler.make(case_folder, store.path("crash-x"), plain=True)
+
+
+@root
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", [layout.CASE, layout.RECORDING, layout.CORE])
+def test_a_fifo_in_a_case_holds_nobody_up(tmp_path: Path, name: str) -> None:
+    store = BundleStore(tmp_path / "bundles")
+    case_folder = store.spool("crash-x")
+    spool.write(case_folder, case(), {})
+    (case_folder / name).unlink(missing_ok=True)
+    os.mkfifo(case_folder / name)
+    with pytest.raises(UnsafePath, match="it is a FIFO"):
+        bundler.make(case_folder, store.path("crash-x"), plain=True)
+
+
+@root
+def test_a_temporary_name_made_before_us_is_not_taken(tmp_path: Path) -> None:
+    """The finished bundle belongs to us, whatever lay there before it."""
+    store = BundleStore(tmp_path / "bundles")
+    planted = store.folder / f".crash-x{layout.SUFFIX}.tmp"
+    planted.touch()
+    os.chown(planted, SOMEBODY, SOMEBODY)
+    store.path("crash-x").symlink_to(planted)
+    spool.write(store.spool("crash-x"), case(), {})
+    bundler.make(store.spool("crash-x"), store.path("crash-x"), plain=True)
+    status = store.path("crash-x").lstat()
+    assert (status.st_uid, status.st_mode & 0o777, stat.S_ISREG(status.st_mode)) == (0, 0o600, True)
+    assert planted.stat().st_size == 0
