@@ -53,7 +53,7 @@ class Step:
 
     actor: Actor
     comm: str
-    thread_role: str  # "loop" or "worker"; "" when the step was not seen
+    thread_role: str  # "loop" or "worker", "thread" where that is not known; "" when the step was not seen
     pcs: tuple[Pc, ...]  # by frame pointers
     unwound: Question | None = None  # the whole stack by call frame information, where its bytes were kept
     identity: str = ""  # of the executable
@@ -188,7 +188,7 @@ def _step(actor: Actor, tgid: int, target: Target | None, scene: Scene) -> Step:
     return Step(
         actor=actor,
         comm=scene.comm(tgid, moment.tid) if moment.tid else "",
-        thread_role=scene.role(tgid, moment.tid) if moment.tid else "",
+        thread_role=scene.thread_role(tgid, moment.tid) if moment.tid else "",
         pcs=pcs,
         unwound=unwound,
         identity=target.identity if target is not None else "",

@@ -32,6 +32,9 @@ _MOST_STACKS = 16384
 _WAITING = frozenset({int(Kind.WAITER_SEEN), int(Kind.DELIVERED), int(Kind.BATCH_CLOSED)})
 """Records that only a thread which waits on an epoll instance causes."""
 
+_ITS_OWN = frozenset({Kind.ADDED, Kind.MODIFIED, Kind.REMOVED, Kind.CLOSED, Kind.DISPATCHED})
+"""Triggers whose suspicion carries the batch of the very thread that it names."""
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -150,6 +153,9 @@ class Scene:
                 self._waiters[event.slot.tgid, event.slot.waiter] = event.slot.epfd
             if event.trigger.kind == Kind.DELIVERED:
                 self._waiters[event.trigger.tgid, event.trigger.tid] = event.trigger.epfd
+            elif event.batch and event.trigger.kind in _ITS_OWN:
+                who = (event.trigger.tgid, event.trigger.tid)
+                self._waiters[who] = self._waiters.get(who, event.trigger.epfd)
         elif isinstance(event, LifetimeEnded | SlotLingering):
             if event.slot.waiter:
                 self._waiters[event.slot.tgid, event.slot.waiter] = event.slot.epfd
@@ -182,6 +188,13 @@ class Scene:
     def role(self, tgid: int, tid: int) -> str:
         """ "loop" for a thread that waits on an epoll instance, "worker" for any other."""
         return "loop" if (tgid, tid) in self._waiters else "worker"
+
+    def thread_role(self, tgid: int, tid: int) -> str:
+        """The same, and "thread" where nobody is known to wait in the process: it may be the loop itself."""
+        role = self.role(tgid, tid)
+        if role == "worker" and not any(key[0] == tgid for key in self._waiters):
+            return "thread"
+        return role
 
     def stack(self, tgid: int, moment: Moment) -> tuple[int, ...]:
         """Run-time addresses of the moment, innermost first; at least its ip when that is known."""

@@ -62,9 +62,9 @@ RULES: dict[RuleId, RuleText] = {
         title="a slot was destroyed that was already free",
         advice=(
             (
-                "The pool's free list now links the slot to itself or twice: two later connections will "
-                "share it. Give the slot one owner on the error path, so that only one of the two call "
-                "sites destroys."
+                "What was given back twice is given out twice: two later connections will share it (a "
+                "pool's free list links it to itself; malloc's free() ends the program when it notices). "
+                "Give the slot one owner on the error path, so that only one of the two call sites destroys."
             ),
         ),
         unit="destroys",

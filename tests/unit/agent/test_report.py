@@ -17,6 +17,7 @@ from agent.symbolize import Answer, Question
 from agent.text import Printer, plain
 from probes.abi import RegState
 from probes.events import CrashSeen, Moment
+from tests.unit.agent.correlator.playbook import life
 from tests.unit.agent.scenario import ATTACHED, BATCH, PID, PLAN, WITNESSES, FixedAnswers, at, finding
 
 
@@ -275,3 +276,17 @@ def test_a_probe_that_was_moved_is_shown_at_the_instances_call(ranges: list[list
     assert "in         worker.NonBlocking.disown  worker.zig:812:9   through heap.memory_pool" in text
     assert ":797" not in text
     assert "worker.zig:812:9" in plain(report.early(item))
+
+
+def test_the_role_of_a_thread_is_said_where_it_is_known(scene: Scene) -> None:
+    assert [scene.thread_role(PID, tid) for tid in (4711, 4713)] == ["loop", "worker"]
+    nobody = Scene()
+    for event in WITNESSES:
+        nobody.feed(event)
+    assert nobody.thread_role(PID, 4713) == "thread"
+    # a thread whose own call was noticed while it had a batch is a loop
+    story = life()
+    bad = story.bad_close(50)
+    nobody.feed(replace(bad, trigger=bad.trigger._replace(tgid=PID, tid=4713), batch=7))
+    nobody.feed(replace(bad, trigger=bad.trigger._replace(tgid=PID, tid=4714), batch=0))
+    assert [nobody.thread_role(PID, tid) for tid in (4713, 4714)] == ["loop", "worker"]
