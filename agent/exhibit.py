@@ -45,6 +45,8 @@ class SourceFrame:
     inlined: bool = False
     reason: str = ""
     module: str = ""  # path of the shared object it lies in; "" in the executable
+    # (file, line) of other calls of the same in its function, where the stack does not tell which it was
+    others: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,8 @@ class Step:
         else:
             stack = [_frames(pc, answers) for pc in self.pcs]
         if self.site is not None and stack:
+            if self.site.at_entry:
+                stack[1:2] = [[replace(frame, others=()) for frame in caller] for caller in stack[1:2]]
             stack[0] = _of_instance(self.site, _frames(self.pcs[0], answers) if self.pcs else [], stack[0])
         return [frame for physical in stack for frame in physical]
 
@@ -254,8 +258,19 @@ def _source_frames(ip: int, module: str, answer: Mapping[str, Any]) -> list[Sour
     rows = answer.get("frames")
     frames = [_source_frame(ip, row, module) for row in rows] if isinstance(rows, list) else []
     if frames and None not in frames:
-        return [frame for frame in frames if frame is not None]
+        known = [frame for frame in frames if frame is not None]
+        return [replace(known[0], others=_others(answer.get("others"))), *known[1:]]
     return [SourceFrame(ip, "?", reason=str(answer.get("reason", "not answered")), module=module)]
+
+
+def _others(rows: Any) -> tuple[tuple[str, int], ...]:
+    if not isinstance(rows, list):
+        return ()
+    return tuple(
+        (str(row[0]), row[1])
+        for row in rows
+        if isinstance(row, list) and len(row) == 2 and isinstance(row[1], int)
+    )
 
 
 def _source_frame(ip: int, row: Any, module: str) -> SourceFrame | None:
@@ -279,6 +294,11 @@ def _frame_json(frame: SourceFrame) -> dict[str, Any]:
         "line": frame.line,
         "column": frame.column,
         "inlined": frame.inlined,
+        **(
+            {"others": [{"file": file, "line": number} for file, number in frame.others]}
+            if frame.others
+            else {}
+        ),
     }
 
 

@@ -16,6 +16,7 @@ WIDTH = 96
 _BAR = "─" * WIDTH
 _FRAMES = 3  # own frames shown per step; four steps, their frames and the rest fit on one screen
 _MEMORY = 7
+_OTHERS = 3  # lines beside the first one where a step's line is one of several
 _LABEL = 11
 
 _VERBS = {
@@ -247,7 +248,11 @@ def _frame(frame: SourceFrame, word: str, *, indent: int, suffix: str = "") -> L
         why = printable(f"{place}{frame.reason}", 60)
         return line(pad, word.ljust(11), f"{frame.ip:#x} ?   ", Span(why, "dim"))
     where = printable(posixpath.basename(frame.file or frame.module)) or "?"
-    if frame.line:
+    if frame.line and frame.others:
+        lines = [f"{printable(posixpath.basename(file)) or '?'}:{number}" for file, number in frame.others]
+        rest = f", {len(lines) - _OTHERS} more" if len(lines) > _OTHERS else ""
+        where = f"one of: {where}:{frame.line}, {', '.join(lines[:_OTHERS])}{rest}"
+    elif frame.line:
         where += f":{frame.line}" + (f":{frame.column}" if frame.column else "")
     return line(
         pad, word.ljust(11), f"{short_name(frame.function, 44)}  ", Span(where, "source"), Span(suffix, "dim")

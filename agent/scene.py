@@ -60,6 +60,7 @@ class PlanSite(NamedTuple):
     file: str  # of the call site of an inlined instance; "" unknown
     line: int
     column: int
+    at_entry: bool  # the return address is part of a stack's id there
     inside: int  # an image address within the instance's own code, the probe's where that is
 
 
@@ -120,6 +121,7 @@ def _plan_site(site: Mapping[str, Any], address: int) -> PlanSite:
         file=str(call.get("file", "")),
         line=line if isinstance(line, int) else 0,
         column=column if isinstance(column, int) else 0,
+        at_entry=site.get("at_entry") is True,
         inside=address if within else ranges[0][0],
     )
 

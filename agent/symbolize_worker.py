@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from agent.libraries import c_library
-from agent.stack_worker import unwound
+from agent.stack_worker import Spot, unwound
 from probes.confined import Asked, enter
 from symbols.cache import PlanCache
 from symbols.cached import resolve_cached
@@ -26,6 +26,7 @@ from symbols.lines import Symbolizer
 from symbols.overlay import describe_bytes
 from symbols.plan import Frame, SlotLayout
 from symbols.serial import plan_from_json, plan_to_json
+from symbols.twins import twins
 
 PACKAGES = ("capstone", "elftools", "zstandard")
 """What children of afterfree import of others' beside bcc."""
@@ -103,13 +104,16 @@ class Worker:
             except SymbolError:
                 return None
 
-        rows = []
+        rows: list[list[Any]] = []
         for spot in unwound(stack, image_of):
             module = next((m for m in stack["modules"] if spot.module and m[0] == spot.module.start), None)
             name = str(module[3]) if module is not None else ""
             found: dict[str, Any] = {"reason": "outside of every mapped file"}
             if module is not None and module[4]:
-                found = self._one(partial(_frames, self._open(request, str(module[4]))), (spot.lookup,))
+                opened = self._open(request, str(module[4]))
+                found = self._one(partial(_frames, opened), (spot.lookup,))
+                if rows and spot.pc not in stack["pcs"]:
+                    found |= self._one(partial(_twins, opened), (spot,))
             rows.append([spot.pc, name, str(module[4]) if module else "", found])
         return {"stack": rows}
 
@@ -166,6 +170,23 @@ def _frames(opened: _Opened, address: int) -> dict[str, Any]:
     if not frames or (len(frames) == 1 and frames[0].function == "?"):
         return {"reason": "no function of this file holds the address"}
     return {"frames": [_row(frame) for frame in frames]}
+
+
+def _twins(opened: _Opened, spot: Spot) -> dict[str, Any]:
+    """Where else its function calls the same: the kernel's walk has passed over this frame, and all stacks
+    that differ in it alone have one id. Only the first of them was kept."""
+    table = spot.module.table if spot.module is not None else None
+    limits = table.function(spot.lookup) if table is not None else None
+    if limits is None:
+        return {}
+    here = opened.symbolizer.frames(spot.lookup)
+    lines = []
+    for back in twins(opened.image, *limits, spot.lookup + 1):
+        frames = opened.symbolizer.frames(back - 1)
+        where = frames[0].location if frames else None
+        if where is not None and here and where != here[0].location and [where.file, where.line] not in lines:
+            lines.append([where.file, where.line])
+    return {"others": lines} if lines else {}
 
 
 def _separate(image: Image) -> Image | None:

@@ -101,9 +101,7 @@ class FrameTable:
 
     def row(self, address: int) -> Row | None:
         """The rules at an image address; None where nothing (or nothing usable) describes it."""
-        if self._sections is None:
-            self._sections = self._open()
-        for section in self._sections:
+        for section in self._opened():
             try:
                 fde = section.find(address)
                 if fde is not None:
@@ -111,6 +109,22 @@ class FrameTable:
             except (SymbolError, *STRAY_ERRORS):
                 continue
         return None
+
+    def function(self, address: int) -> tuple[int, int] | None:
+        """Image addresses [low, high) of the function, or the part of one, that an address lies in."""
+        for section in self._opened():
+            try:
+                fde = section.find(address)
+            except (SymbolError, *STRAY_ERRORS):
+                continue
+            if fde is not None:
+                return fde.low, fde.high
+        return None
+
+    def _opened(self) -> list[_Section]:
+        if self._sections is None:
+            self._sections = self._open()
+        return self._sections
 
     def _open(self) -> list[_Section]:
         found = []

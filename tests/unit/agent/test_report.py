@@ -16,7 +16,7 @@ from agent.sinks import json_line
 from agent.symbolize import Answer, Question
 from agent.text import Printer, plain
 from probes.abi import RegState
-from probes.events import CrashSeen, Moment
+from probes.events import CrashSeen, Moment, StackSeen
 from tests.unit.agent.correlator.playbook import life
 from tests.unit.agent.scenario import ATTACHED, BATCH, PID, PLAN, WITNESSES, FixedAnswers, at, finding
 
@@ -290,3 +290,37 @@ def test_the_role_of_a_thread_is_said_where_it_is_known(scene: Scene) -> None:
     nobody.feed(replace(bad, trigger=bad.trigger._replace(tgid=PID, tid=4713), batch=7))
     nobody.feed(replace(bad, trigger=bad.trigger._replace(tgid=PID, tid=4714), batch=0))
     assert [nobody.thread_role(PID, tid) for tid in (4713, 4714)] == ["loop", "worker"]
+
+
+UNWOUND_SITE = PLAN["sites"][0] | {"kind": "out-of-line", "call_site": None}
+
+
+class Unwound(FixedAnswers):
+    """A stack whose second frame the kernel's walk had passed over: one of three calls of its function."""
+
+    def answer(self, question: Question) -> Answer | None:
+        if question.kind != "unwind":
+            return super().answer(question)
+        mine = {"frames": [["conn_free", "/src/pool.c", 7, 1, False]]}
+        caller = {
+            "frames": [["hang_up", "/src/loop.c", 20, 5, False]],
+            "others": [["/src/loop.c", 22], ["/src/loop.c", 31], ["bad"]],
+        }
+        path, identity = str(PLAN["image"]), str(PLAN["identity"])
+        return {"stack": [[0x1001000, path, identity, mine], [0x1001222, path, identity, caller]]}
+
+
+@pytest.mark.parametrize("at_entry", [False, True])
+def test_a_line_that_the_stack_does_not_tell_is_one_of_several(at_entry: bool) -> None:
+    """At a function's entry the return address is part of the stack's id: then it tells."""
+    scene = Scene()
+    sites = [UNWOUND_SITE | {"at_entry": at_entry}]
+    scene.feed(replace(ATTACHED, plan=PLAN | {"sites": sites}))
+    scene.feed(StackSeen(tgid=PID, id=9, pcs=(0x1001000,), registers={"rsp": 64}, memory=b"x" * 16))
+    item = exhibit(finding(actors=(Actor(role="destroyed", moment=at(5, 4711, 9, 0x1001000)),)), scene)
+    text = plain(report.report(item, Unwound()))
+    told = "called by  hang_up  one of: loop.c:20, loop.c:22, loop.c:31" in text
+    assert told is not at_entry
+    assert ("loop.c:20:5" in text) is at_entry
+    others = item.to_json(Unwound())["actors"][0]["frames"][1].get("others")
+    assert others == (None if at_entry else [{"file": "/src/loop.c", "line": line} for line in (22, 31)])
