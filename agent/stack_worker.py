@@ -12,6 +12,8 @@ from symbols.modules import Module, Modules
 from symbols.unwind import Backtrace, Unwinder
 
 _MOST_FRAMES = 48
+STACK_WORDS = 16
+"""AF_STACK_WORDS of probes/bpf/10-maps.c."""
 
 
 class Spot(NamedTuple):
@@ -39,6 +41,12 @@ def unwound(stack: Mapping[str, Any], open_image: Callable[[str, str], Image | N
 
     trace = Unwinder(modules, read).unwind(registers, _MOST_FRAMES)
     return [_spot(pc, exact, modules) for pc, exact in merged(trace, pcs, registers)]
+
+
+def in_the_id(stack: Mapping[str, Any]) -> set[int]:
+    """The addresses that tell the stack's id from others' (probes/bpf/20-output.c: af_fingerprint): the
+    instruction, two callers by frame pointers, and what of the stack's end may be return addresses."""
+    return {*map(int, stack["pcs"][:3]), *_words(bytes.fromhex(str(stack["memory"]))[: 8 * STACK_WORDS])}
 
 
 def merged(trace: Backtrace, pcs: Sequence[int], registers: Mapping[str, int]) -> list[tuple[int, bool]]:

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from agent.libraries import c_library
-from agent.stack_worker import Spot, unwound
+from agent.stack_worker import Spot, in_the_id, unwound
 from probes.confined import Asked, enter
 from symbols.cache import PlanCache
 from symbols.cached import resolve_cached
@@ -105,6 +105,7 @@ class Worker:
                 return None
 
         rows: list[list[Any]] = []
+        told = in_the_id(stack)
         for spot in unwound(stack, image_of):
             module = next((m for m in stack["modules"] if spot.module and m[0] == spot.module.start), None)
             name = str(module[3]) if module is not None else ""
@@ -112,7 +113,7 @@ class Worker:
             if module is not None and module[4]:
                 opened = self._open(request, str(module[4]))
                 found = self._one(partial(_frames, opened), (spot.lookup,))
-                if rows and spot.pc not in stack["pcs"]:
+                if spot.pc not in told:
                     found |= self._one(partial(_twins, opened), (spot,))
             rows.append([spot.pc, name, str(module[4]) if module else "", found])
         return {"stack": rows}
@@ -173,8 +174,8 @@ def _frames(opened: _Opened, address: int) -> dict[str, Any]:
 
 
 def _twins(opened: _Opened, spot: Spot) -> dict[str, Any]:
-    """Where else its function calls the same: the kernel's walk has passed over this frame, and all stacks
-    that differ in it alone have one id. Only the first of them was kept."""
+    """Where else its function calls the same: stacks that differ in this frame alone have one id, and only
+    the first of them was kept."""
     table = spot.module.table if spot.module is not None else None
     limits = table.function(spot.lookup) if table is not None else None
     if limits is None:

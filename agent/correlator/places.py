@@ -11,7 +11,7 @@ from agent.libraries import c_library
 from probes.events import MappedModule, ModulesMapped, Moment, StackSeen
 
 _WORD = 8
-_MOST_FRAMES = 8  # between a call and the program's own code
+_MOST_FRAMES = 3  # of which a stack's id tells: those behind them are of whoever came first
 _FARTHEST = 1 << 20  # bytes from the stack pointer within which a frame can be believed that was not kept
 
 

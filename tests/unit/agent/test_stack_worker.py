@@ -16,7 +16,7 @@ from agent.exhibit import exhibit
 from agent.report import report
 from agent.scene import Scene
 from agent.snapshots import Snapshots, fingerprint
-from agent.stack_worker import merged
+from agent.stack_worker import STACK_WORDS, in_the_id, merged
 from agent.symbolize import Answer, Question
 from agent.symbolize_worker import Worker
 from probes import procfs
@@ -201,3 +201,14 @@ def test_the_worker_unwinds_a_kept_stack() -> None:
     assert whole["stack"][1][3]["frames"][-1][0] == "main"
     assert "not kept" in lost["reason"]
     assert "another moment" in other["reason"]
+
+
+def test_what_a_stacks_id_tells() -> None:
+    """As the kernel side hashes it: two callers by frame pointers, and the first words of the stack."""
+    source = (Path(procfs.__file__).parent / "bpf" / "10-maps.c").read_text()
+    assert f"#define AF_STACK_WORDS {STACK_WORDS} " in source
+    words = [0x5000 + number for number in range(STACK_WORDS + 4)]
+    memory = b"".join(word.to_bytes(8, "little") for word in words)
+    told = in_the_id({"pcs": [1, 2, 3, 4], "memory": memory.hex()})
+    assert told == {1, 2, 3, *words[:STACK_WORDS]}
+    assert in_the_id({"pcs": [1], "memory": "00" * 5}) == {1}
