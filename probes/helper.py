@@ -11,8 +11,8 @@ from probes import children, errors
 from probes.events import MappedModule
 from probes.procfs import EpollEntry, Identity
 
-TIMEOUT_S = 5.0
-START_S = 60.0
+TIMEOUT_S = 30.0  # answers take milliseconds; on an emulated machine under load a second
+START_S = 300.0
 """Until a helper is ready: a slow or loaded machine takes its time to start an interpreter."""
 
 

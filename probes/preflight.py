@@ -11,7 +11,7 @@ from pathlib import Path
 
 from probes import btf, children, errors, loader, procfs, tracefs, uprobe_events
 
-BCC_TIMEOUT_S = 300.0
+BCC_TIMEOUT_S = 900.0
 _MOST_DETAIL = 900
 
 

@@ -23,7 +23,7 @@ from probes import children
 
 _BUG = "dup-outlives-close"
 _MODE = "ReleaseSafe"
-_DEADLINE = 25.0
+_DEADLINE = 180.0  # of traffic: it ends when the server is dead, which takes a second
 _CLIENTS, _REQUESTS = 8, 25
 _READY = re.compile(rb"ready port=(\d+) pid=(\d+)")
 
@@ -112,7 +112,7 @@ def _running(server: Path) -> Iterator[tuple[subprocess.Popen[bytes], int, IO[by
     """(process, port, file with its standard error), ended at exit whatever happened."""
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            [str(server), "--port", "0", "--bug", _BUG, "--duration-s", "120"],
+            [str(server), "--port", "0", "--bug", _BUG, "--duration-s", "1800"],
             stdout=subprocess.PIPE,
             stderr=errors,
             start_new_session=True,
@@ -134,7 +134,7 @@ def _running(server: Path) -> Iterator[tuple[subprocess.Popen[bytes], int, IO[by
 def _port(process: subprocess.Popen[bytes]) -> int:
     """Wait for the server's ready line."""
     assert process.stdout is not None
-    output, end = b"", time.monotonic() + 10
+    output, end = b"", time.monotonic() + 120
     while time.monotonic() < end:
         if select.select([process.stdout], [], [], 0.2)[0]:
             data = os.read(process.stdout.fileno(), 4096)
@@ -260,8 +260,8 @@ def _traffic(process: subprocess.Popen[bytes], port: int) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(_CLIENTS):
             with contextlib.suppress(OSError):
-                client = stack.enter_context(socket.create_connection(("127.0.0.1", port), 2))
-                client.settimeout(2)
+                client = stack.enter_context(socket.create_connection(("127.0.0.1", port), 20))
+                client.settimeout(20)
                 for _ in range(_REQUESTS):
                     _exchange(client, b"GET / HTTP/1.1\r\nHost: demo\r\n\r\n")
         end = time.monotonic() + _DEADLINE
