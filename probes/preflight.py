@@ -239,6 +239,20 @@ def _failed(name: str, error: errors.ProbeError) -> Check:
     )
 
 
+_WITHOUT = {
+    "signal:signal_generate": "no crash reports",
+    "exceptions:page_fault_user": "no addresses of faults in crash reports",
+    "syscalls:sys_exit_close_range": "what close_range closed is named by nobody",
+    "io_uring:": "use of io_uring goes unnoticed",
+}
+"""What is lost without a tracepoint, or a program on it; of the others nothing but that call."""
+
+
+def _without(tracepoint: str) -> str:
+    lost = next((lost for name, lost in _WITHOUT.items() if tracepoint.startswith(name)), "")
+    return f"{tracepoint}: {lost}" if lost else tracepoint
+
+
 def _bpf() -> Check:
     """Compiles anew, verifies and attaches the whole kernel side on no process at all."""
     if refused := _not_root(_KERNEL_SIDE):
@@ -247,7 +261,7 @@ def _bpf() -> Check:
         points, lacking = loader.tried()
     except errors.ProbeError as error:
         return _failed(_KERNEL_SIDE, error)
-    missing = f", not on this kernel: {'; '.join(lacking)}" if lacking else ""
+    missing = f", not on this kernel: {'; '.join(map(_without, lacking))}" if lacking else ""
     return Check(
         name=_KERNEL_SIDE,
         ok=True,

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from probes import loader_bcc
+from probes import loader, loader_bcc, preflight
 from probes.compiled import Compiled, Program
 from probes.errors import LoaderFailed
 
@@ -30,3 +30,12 @@ def test_one_that_is_needed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
     refusing(monkeypatch, "af_enter_ctl")
     with pytest.raises(LoaderFailed, match="refused the BPF program af_enter_ctl"):
         loader_bcc._verified(MADE, {}, set())
+
+
+def test_doctor_says_what_is_lost_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = "signal:signal_generate (its verifier refuses af_signaled)"
+    monkeypatch.setattr(loader, "tried", lambda: (24, (refused, "syscalls:sys_enter_epoll_pwait2")))
+    monkeypatch.setattr(preflight, "_not_root", lambda _name: None)
+    check = preflight._bpf()
+    assert check.ok
+    assert f"not on this kernel: {refused}: no crash reports; syscalls:sys_enter_epoll_pwait2" in check.detail
