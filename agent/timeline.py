@@ -120,8 +120,11 @@ class TimelineModel:
             name = event.suspect.name.lower().replace("_", " ")
             addr = event.slot.addr if event.slot else t.addr
             gen = event.slot.gen if event.slot else t.gen
+            fd = t.fd
+            if t.kind == Kind.DELIVERED:  # a delivery carries no descriptor: its `fd` field counts
+                fd = event.reg.fd if event.reg else event.slot.fd if event.slot else -1
             self._add(
-                self._row(t.ts, t.tgid, t.tid, f"!! {name}", addr=addr, gen=gen, fd=t.fd, style="critical")
+                self._row(t.ts, t.tgid, t.tid, f"!! {name}", addr=addr, gen=gen, fd=fd, style="critical")
             )
         elif isinstance(event, Lost):
             text = f"lost {event.count:,} {event.what}"
@@ -263,7 +266,7 @@ def timeline_lines(snapshot: Snapshot) -> Iterable[Line]:
         thread = f"{row.role:<6} {row.tid} {printable(row.comm, 15)}" if row.tid else ""
         slot = f"{row.alias} {row.addr:#x} g{row.gen}" if row.addr else ""
         what = f"{printable(row.what)} {printable(row.detail, 24)}".rstrip()
-        gap = f"+{duration(row.gap_ns)}" if row.gap_ns is not None else ""
+        gap = "" if row.gap_ns is None else f"{'' if row.gap_ns < 0 else '+'}{duration(row.gap_ns)}"
         fd = str(row.fd) if row.fd >= 0 else ""
         batch = f"│{row.batch}" if row.batch else ""
         yield line(

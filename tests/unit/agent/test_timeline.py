@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from agent.scene import Scene
 from agent.text import plain
 from agent.timeline import TimelineModel, event_mask, header, timeline_lines
 from probes.abi import Kind
 from probes.events import Event, Lost, RecordsRead, TargetGone
+from tests.unit.agent.correlator.playbook import life
 from tests.unit.agent.scenario import PID, SECOND, SLOT, WITNESSES
 
 LOOP, WORKER = 4711, 4713
@@ -112,3 +115,15 @@ def test_event_masks() -> None:
     assert event_mask(0x2019) == "IN|ERR|HUP|RDHUP"
     assert event_mask(0x80000001) == "IN|ET"
     assert event_mask(0) == "0x0"
+
+
+def test_a_delivery_that_was_noticed_is_shown_with_the_registrations_fd() -> None:
+    """What stands in the record's `fd` field there is a count; and an earlier time has one sign."""
+    story = life(fd=9).created(10).added(20).destroyed(40)
+    stale = story.stale_delivery(70, fd=4711)
+    known = [row for row in model(stale).take().rows if "stale delivery" in row.what]
+    alone = [row for row in model(replace(stale, reg=None)).take().rows if "stale delivery" in row.what]
+    assert [row.fd for row in (*known, *alone)] == [9, 9]
+    snapshot = model(RACE).take()
+    late = replace(snapshot, rows=(replace(snapshot.rows[0], gap_ns=-1500),))
+    assert " -1.50 µs" in plain(timeline_lines(late))
