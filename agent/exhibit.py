@@ -68,6 +68,10 @@ class Step:
 
     def frames(self, answers: Answers) -> list[SourceFrame]:
         """Source frames, innermost first."""
+        return [frame for physical in self.physical(answers) for frame in physical]
+
+    def physical(self, answers: Answers) -> list[list[SourceFrame]]:
+        """Source frames of each physical one, innermost first."""
         answer = answers.answer(self.unwound) if self.unwound is not None else None
         rows = answer.get("stack") if answer is not None else None
         if isinstance(rows, list) and rows:
@@ -78,7 +82,7 @@ class Step:
             if self.site.at_entry:
                 stack[1:2] = [[replace(frame, others=()) for frame in caller] for caller in stack[1:2]]
             stack[0] = _of_instance(self.site, _frames(self.pcs[0], answers) if self.pcs else [], stack[0])
-        return [frame for physical in stack for frame in physical]
+        return stack
 
     def known(self) -> list[SourceFrame]:
         """What the plan alone says of where it was, before anything was asked: the probed function's call."""
@@ -143,6 +147,7 @@ class CrashExhibit:
     crash: CrashSeen
     target: Target | None
     pc: Pc
+    stack: Step | None = None  # of the signal: its first frame is where `pc` is
 
     @property
     def tgid(self) -> int:
@@ -151,9 +156,13 @@ class CrashExhibit:
     def questions(self) -> Iterator[Question]:
         if self.pc.question is not None:
             yield self.pc.question
+        if self.stack is not None:
+            yield from self.stack.questions()
 
     def frames(self, answers: Answers) -> list[SourceFrame]:
-        return _frames(self.pc, answers)
+        """Innermost first; with the callers: the instruction alone may be libc's, which says nothing."""
+        callers = self.stack.physical(answers)[1:] if self.stack is not None else []
+        return [*_frames(self.pc, answers), *(frame for physical in callers for frame in physical)]
 
 
 def exhibit(finding: Finding, scene: Scene) -> Exhibit:
@@ -172,7 +181,10 @@ def exhibit(finding: Finding, scene: Scene) -> Exhibit:
 
 def crash_exhibit(crash: CrashSeen, scene: Scene) -> CrashExhibit:
     target = scene.targets.get(crash.tgid)
-    return CrashExhibit(crash=crash, target=target, pc=_pc(crash.ip, target, scene, exact=True))
+    pc = _pc(crash.ip, target, scene, exact=True)
+    at = Moment(crash.ts, crash.ts, crash.ip, crash.tid, crash.stack_id)
+    step = _step(Actor(role="crashed", moment=at), crash.tgid, target, scene) if crash.stack_id >= 0 else None
+    return CrashExhibit(crash=crash, target=target, pc=pc, stack=step)
 
 
 def _step(actor: Actor, tgid: int, target: Target | None, scene: Scene) -> Step:

@@ -212,6 +212,30 @@ def test_a_crash_names_signal_address_and_place(scene: Scene) -> None:
     assert "worker.zig:512:30" in text
 
 
+def test_a_crash_in_libc_is_told_at_the_programs_own_frame(scene: Scene) -> None:
+    inside = 0x7F00_0000_1234  # no mapped file at all: __pthread_kill_implementation, on a good day
+    scene.feed(StackSeen(tgid=PID, id=77, pcs=(inside, 0x1001333)))
+    crash = CrashSeen(
+        ts=1,
+        tgid=PID,
+        tid=4711,
+        comm="srv-loop",
+        signal=6,
+        si_code=-6,
+        fault_addr=0,
+        ip=inside,
+        registers={},
+        stack=b"",
+        batch=913,
+        stack_id=77,
+    )
+    shown = crash_exhibit(crash, scene)
+    assert len(list(shown.questions())) == 1
+    rows = plain(report.crash(shown, FixedAnswers())).splitlines()
+    assert rows[1].split()[:3] == ["in", "worker.Conn.close", "worker.zig:1210:9"]
+    assert "worker.processHTTPData" in rows[2]
+
+
 def _stack(*frames: SourceFrame) -> list[str]:
     return [" ".join(row.split()) for row in plain(report._stack(list(frames))).splitlines()]
 
