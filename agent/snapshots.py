@@ -5,9 +5,10 @@ from __future__ import annotations
 import zlib
 from collections import OrderedDict
 from collections.abc import Container
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from probes.events import ModulesMapped, StackSeen
+if TYPE_CHECKING:  # they take longer to load than all the rest of `afterfree symbols`
+    from probes.events import ModulesMapped, StackSeen
 
 _MOST_STACKS = 2048  # as many as the kernel side keeps
 _MOST_PROCESSES = 256

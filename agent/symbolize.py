@@ -12,14 +12,16 @@ import time
 from base64 import b64encode
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent.errors import PrerequisiteMissing, SymbolsFailed
 from agent.sanitize import shell
 from agent.snapshots import Snapshots
 from probes import children
-from probes.events import ModulesMapped
 from symbols.safefiles import existing
+
+if TYPE_CHECKING:
+    from probes.events import ModulesMapped
 
 _MOST_ANSWERS = 8192
 _MOST_PER_REQUEST = 64
@@ -228,6 +230,13 @@ class SymbolClient:
         if reply.get("grown"):
             self._end_worker()  # what it took to resolve (25 MB), questions do not need
         return plan
+
+    def begin(self) -> None:
+        """Start the worker now: it comes up while the caller does something else. Whoever asks first is told
+        of a failure."""
+        with contextlib.suppress(OSError):
+            self._start()
+            self._used = self._clock()
 
     def hello(self) -> None:
         """Start the worker and let it load what it will need. Raises SymbolsFailed, PrerequisiteMissing."""

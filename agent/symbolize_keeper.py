@@ -31,7 +31,7 @@ def main() -> int:
         from agent import symbolize_worker
 
         if not _within_reach():
-            confined.preload(symbolize_worker.PACKAGES)
+            confined.preload((*symbolize_worker.PACKAGES, *symbolize_worker.LATE))
         symbolize_worker.serve(asked)
 
     pid, channel = confined.fork(work)

@@ -11,25 +11,25 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from agent.libraries import c_library
-from agent.stack_worker import Spot, in_the_id, unwound
 from probes.confined import Asked, enter
 from symbols.cache import PlanCache
 from symbols.cached import resolve_cached
-from symbols.debugfiles import Searched, find_debug_file
 from symbols.errors import NoDebugInfo, SymbolError
-from symbols.fetch import Debuginfod
 from symbols.image import Image
-from symbols.lines import Symbolizer
-from symbols.overlay import describe_bytes
 from symbols.plan import Frame, SlotLayout
 from symbols.serial import plan_from_json, plan_to_json
 from symbols.twins import twins
 
+if TYPE_CHECKING:
+    from agent.stack_worker import Spot
+    from symbols.lines import Symbolizer
+
 PACKAGES = ("capstone", "elftools", "zstandard")
 """What children of afterfree import of others' beside bcc."""
+LATE = ("agent.libraries", "agent.stack_worker")
+"""What of agent/ some questions need: a plan that is kept is handed out without any reader of DWARF."""
 _MOST_MEMORY = 4096
 """Bytes of one slot that are described."""
 _MOST_IMAGES = 16
@@ -104,6 +104,8 @@ class Worker:
             except SymbolError:
                 return None
 
+        from agent.stack_worker import in_the_id, unwound
+
         rows: list[list[Any]] = []
         told = in_the_id(stack)
         for spot in unwound(stack, image_of):
@@ -155,6 +157,9 @@ class _Opened:
     @property
     def symbolizer(self) -> Symbolizer:
         if self._symbolizer is None:
+            from agent.libraries import c_library
+            from symbols.lines import Symbolizer
+
             # Nobody needs the C library's lines, and opening all its units takes 20 MB.
             library = c_library(os.path.basename(self.image.path))
             self._symbolizer = Symbolizer(self.image, debug=self._separate, names_only=library)
@@ -194,6 +199,9 @@ def _separate(image: Image) -> Image | None:
     """The debug file of a stripped image where one is at hand; no server is asked for a stack."""
     if image.has_debug_info:
         return None
+    from symbols.debugfiles import Searched, find_debug_file
+    from symbols.fetch import Debuginfod
+
     try:
         return find_debug_file(image, Searched(server=Debuginfod(urls=())))
     except SymbolError:
@@ -208,6 +216,8 @@ def _row(frame: Frame) -> list[Any]:
 
 
 def _memory(layout: SlotLayout, _type: str, memory: str) -> dict[str, Any]:
+    from symbols.overlay import describe_bytes
+
     return {"lines": list(describe_bytes(layout, bytes.fromhex(memory)[:_MOST_MEMORY]))}
 
 

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 import stat
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -177,6 +176,8 @@ class Folder:
 
     def remove_all(self, name: str) -> None:
         """A folder with all that is in it, as far as it goes; links in it are removed, not followed."""
+        import shutil  # it brings every compressor, and is rarely needed
+
         shutil.rmtree(name, ignore_errors=True, dir_fd=self.fd)
 
     def sync(self) -> None:

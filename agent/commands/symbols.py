@@ -40,11 +40,13 @@ def command(
         else:
             sys.stdout.write(guess.text())
         return 0
-    from agent.plan_text import plan_lines
     from agent.symbolize import SymbolClient
-    from agent.text import Printer
 
     client = SymbolClient(fresh=no_cache)
+    client.begin()
+    from agent.plan_text import plan_lines  # while the worker comes up
+    from agent.text import Printer
+
     try:
         plan = client.resolve(exe, profile, debug_file)
     finally:
