@@ -74,6 +74,7 @@ MAPS = (
     "names",
     "objects",
     "inner",
+    "sites",
     "exec_paths",
     "hits",
     "prog",  # the kernel empties a program array when its last descriptor is closed

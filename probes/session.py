@@ -20,6 +20,7 @@ from probes.leftovers import Leftovers, not_judged
 from probes.procfs import Identity
 from probes.progress import ProgressWatch
 from probes.rings import Lifetimes, Recorder, Urgent, last_records, unpacked
+from probes.sites import KEY, Sites
 from probes.sysbpf import Map, PerCpuCounters, possible_cpus, run
 from symbols.plan import ProbePlan
 from symbols.serial import plan_to_json
@@ -42,6 +43,7 @@ SIZES = {
     "numbers": (12, ctypes.sizeof(abi.Reg)),
     "objects": (16, 8),
     "inner": (16, 8),
+    "sites": (KEY.size, 8),
     "control": (4, 16),
     "names": (8, abi.COMM_BYTES),
     "exec_paths": (abi.PATH_BYTES, 4),
@@ -49,7 +51,7 @@ SIZES = {
     "stacks": (4, 8 * STACK_DEPTH),
     "stack_bytes": (4, ctypes.sizeof(abi.StackBytes)),
 }
-_BY_PROCESS = ("slots", "numbers", "objects", "inner")  # maps whose keys begin with tgid and epoch
+_BY_PROCESS = ("slots", "numbers", "objects", "inner", "sites")  # maps whose keys begin with tgid and epoch
 _NOT_JUDGED = 6  # of TARGET's fields
 _REG_TGID = abi.Reg.tgid.offset
 _LOSSES = {
@@ -117,6 +119,7 @@ class LiveSession:
         self._urgent = Urgent(maps["urgent"], sizes.urgent_pages * 4096)
         self._counters = PerCpuCounters(maps["counters"], len(abi.Counter))
         self._leftovers = Leftovers(self._maps["slots"], self._settle)
+        self._sites = Sites(self._maps["sites"], lambda tgid: self._epochs.get(tgid, 0))
         self._crowded = 0  # processes that there was no room for
         self._progress = ProgressWatch(self._maps["control"], maps)
         self._helper = ProcHelper()
@@ -311,6 +314,7 @@ class LiveSession:
         if self.targets.pop(tgid, None) is None:
             return
         yield from self._unreported(tgid)
+        self._sites.forget(tgid)
         self._context.forget(tgid)
         self._crashes.pop(tgid, None)
         self._looked.pop(tgid, None)
@@ -321,6 +325,7 @@ class LiveSession:
     def _unreported(self, tgid: int) -> Iterator[events.Event]:
         """What was counted and is sent at doublings, as it stands."""
         yield from self._leftovers.unreported(tgid)
+        yield from self._sites.untold(tgid)
         entry = self._maps["targets"].get(tgid.to_bytes(4, "little"))
         if entry is not None:
             yield from not_judged(tgid, TARGET.unpack(entry)[_NOT_JUDGED])
@@ -398,6 +403,7 @@ class LiveSession:
         if self._is_due("sweep", now, SWEEP_INTERVAL_S):
             self._sweep()
         if self._is_due("scan", now, SCAN_INTERVAL_S):
+            yield from self._sites.untold()
             for event in self._leftovers.scan(time.monotonic_ns()):
                 if isinstance(event, events.SlotLingering):
                     yield from self._context.of_life(event.slot)
@@ -451,6 +457,7 @@ class LiveSession:
             if isinstance(message, events.SuspicionRaised):
                 if message.suspect is abi.Suspect.HOT and not message.trigger.flags & abi.RecordFlag.HOPELESS:
                     self._progress.confirmed(time.monotonic())
+                self._sites.told(message)
                 yield from self._context.of_suspicion(message)
             elif isinstance(message, events.CrashSeen):
                 yield from self._crashed(message)

@@ -22,6 +22,7 @@ _TOTALS: dict[RuleId, tuple[int, Callable[[SlotLife], int]]] = {
     RuleId.STALE_DISPATCH: (2, attrgetter("stale_dispatches")),
 }
 _NOT_JUDGED = 3
+_OF_SITE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,8 @@ class Tallies:
             count = self._increment(finding.rule, evidence, epoch)
         elif finding.rule is RuleId.FREED_IN_OPEN_BATCH and evidence.trigger.flags & RecordFlag.NOT_JUDGED:
             count = self._not_judged(evidence, epoch)
+        elif finding.rule is RuleId.BAD_CLOSE and evidence.trigger.arg:
+            count = self._of_site(evidence, epoch)
         elif finding.rule is RuleId.HOT_REDELIVERY:
             count, rate = self._run(evidence, epoch)
             finding = replace(finding, rate=rate)
@@ -85,6 +88,17 @@ class Tallies:
         before = self._totals.get(key) or 0
         self._totals.put(key, max(total, before))
         return total - before
+
+    def _of_site(self, evidence: SuspicionRaised, epoch: int) -> int:
+        """Those of one call site are sent each at first, later at doublings of their total."""
+        trigger = evidence.trigger
+        key = (_OF_SITE, trigger.tgid, epoch, trigger.stack)
+        before = self._totals.get(key)
+        if before is None and trigger.arg > 1 and self._totals.evicted:
+            self.inexact += 1
+            before = trigger.arg - 1
+        self._totals.put(key, max(trigger.arg, before or 0))
+        return trigger.arg - (before or 0)
 
     def _increment(self, rule: RuleId, evidence: SuspicionRaised, epoch: int) -> int:
         slot = evidence.slot

@@ -53,6 +53,9 @@
 #define AF_MANY_WAITERS 0xffffffffu
 #define AF_STACK_DEPTH 32
 #define AF_STACK_WORDS 16 /* of the stack's end, that tell one stack from another */
+#define AF_MAX_SITES 4096
+#define AF_EACH_OF_SITE 64    /* that many of one rule at one site are sent each, later ones at doublings */
+#define AF_SHARES 16          /* one more than there are suspicions */
 #define AF_MAX_STACKS 16384
 #define AF_MAX_NUMBERS 16384   /* descriptor numbers whose last registration is remembered */
 #define AF_STACK_SHORT 128    /* bytes still read where the whole AF_STACK_BYTES are not there: the stack's end */
@@ -199,6 +202,12 @@ struct af_dup { u64 enter; u64 ts; u64 ip; u32 tid; s32 stack; s32 oldfd; s32 ne
 struct af_call_key { u32 tgid; u32 entry; u64 cfa; };
 struct af_entered { u64 armed; u64 value; };
 
+/* where a rule is broken again and again: how often so far */
+struct af_site_key { u32 tgid; u32 epoch; u32 what; s32 stack; };
+
+/* what a rule has put into the urgent ring since it was nearly empty the last time; at 0: how often it was that */
+struct af_share { u64 round; u64 bytes; };
+
 struct af_path_key { char path[AF_PATH]; };
 struct af_stack { u64 ip[AF_STACK_DEPTH]; };
 
@@ -249,6 +258,7 @@ struct af_scratch {
 	struct af_reg older;
 	struct af_trigger_args args;
 	u64 items[AF_CLOSING];   /* epitems of the number that is being closed */
+	u32 suspect;             /* enum af_suspect of what is being sent */
 	struct af_stack stack;
 	u64 words[AF_STACK_WORDS];
 	u64 judge;         /* of the slot that is being settled: AF_S_PUT_OFF */
@@ -286,5 +296,7 @@ BPF_F_TABLE("lru_hash", u64, struct af_name, names, 4096, 0);
 BPF_F_TABLE("hash", u32, u32, children, 4096, 0);
 BPF_F_TABLE("hash", struct af_path_key, u32, exec_paths, 64, 0);
 BPF_F_TABLE("lru_hash", struct af_call_key, struct af_entered, entered, AF_MAX_ENTERED, 0);
+BPF_F_TABLE("hash", struct af_site_key, u64, sites, AF_MAX_SITES, 0);
+BPF_F_TABLE("array", int, struct af_share, shares, AF_SHARES, 0);
 BPF_F_TABLE("prog", int, int, prog, 3, 0);
 BPF_F_TABLE("prog", int, int, hits, 4, 0);

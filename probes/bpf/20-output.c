@@ -41,10 +41,36 @@ AF_FN void af_scratch_give(struct af_scratch *s)
 /* What suspicions leave to crashes, execs and ends, however many there are: 29 crashes in 4 MiB. */
 #define AF_URGENT_KEPT (AF_URGENT_PAGES * 4096ull / 8)
 
+/* A rule that floods the ring has half of it. The rest but for what is kept is for those that have put in little
+ * since it was nearly empty: 1/32 each, which is as many messages as reports will ever tell apart. */
+AF_FN bool af_has_room(u64 used, u64 size)
+{
+	const u64 whole = AF_URGENT_PAGES * 4096ull;
+	int zero = 0;
+	struct af_scratch *s = scratch.lookup(&zero);
+	struct af_share *round = shares.lookup(&zero);
+	if (used > whole - AF_URGENT_KEPT || !s || !round)
+		return false;
+	int what = s->suspect & (AF_SHARES - 1);
+	struct af_share *own = shares.lookup(&what);
+	if (!own)
+		return false;
+	if (used < whole / 16)
+		round->round += 1;
+	if (own->round != round->round) {
+		own->round = round->round;
+		own->bytes = 0;
+	}
+	if (used > whole / 2 && own->bytes > whole / 32)
+		return false;
+	__sync_fetch_and_add(&own->bytes, size);
+	return true;
+}
+
 AF_FN void *af_reserve(void *ring, u64 size, u64 flags)
 {
 	if (size == sizeof(struct af_suspicion) &&
-	    bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) > AF_URGENT_PAGES * 4096ull - AF_URGENT_KEPT)
+	    !af_has_room(bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA), size))
 		return 0;
 	return bpf_ringbuf_reserve(ring, size, flags);
 }
@@ -240,10 +266,38 @@ AF_FN void af_lifetime_out(struct af_slot *slot, u64 signature)
 	af_count(AF_C_LIFETIMES);
 }
 
+/* How often this rule was broken at this site by now; 0: that is not counted, each is sent. */
+AF_FN u64 af_site_total(struct af_target *target, u32 what, s32 stack)
+{
+	struct af_site_key key = {.tgid = af_tgid(), .epoch = target->epoch, .what = what, .stack = stack};
+	if (stack < 0)
+		return 0;
+	u64 *count = sites.lookup(&key);
+	if (!count) {
+		u64 none = 0;
+		sites.insert(&key, &none);
+		count = sites.lookup(&key);
+	}
+	if (!count)
+		return 0;
+	__sync_fetch_and_add(count, 1);
+	return *count;
+}
+
+/* Whether an occurrence is told by itself; all are in the total of the next one that is, or in the map. */
+AF_FN bool af_site_told(u64 total)
+{
+	return total <= AF_EACH_OF_SITE || !(total & (total - 1));
+}
+
 /* Send the evidence. t, slot, reg and other may be null, the latter in state AF_REG_NONE as well; tgid is the target's, whoever runs this. */
 AF_FN void af_suspect(u32 what, struct af_trigger_args *a, u32 tgid, struct af_target *target, struct af_thread *t,
 		      struct af_slot *slot, struct af_reg *reg, struct af_reg *other)
 {
+	int zero = 0;
+	struct af_scratch *room = scratch.lookup(&zero);
+	if (room)
+		room->suspect = what;
 	struct af_suspicion *s = urgent.ringbuf_reserve(sizeof(struct af_suspicion));
 	if (!s) {
 		af_count(AF_C_URGENT_LOST);

@@ -153,6 +153,10 @@ AF_FN void af_bad_close_sent(struct af_target *target, struct af_thread *t, stru
 	struct af_slot *slot = af_note_slot(&s->reg);
 	if (slot && slot->gen != s->reg.gen)
 		slot = 0;
+	u64 total = af_site_total(target, AF_SUSPECT_BAD_CLOSE, bad->stack);
+	if (!af_site_told(total))
+		return;
+	a.arg = total > 0xffffffffull ? 0xffffffffu : (u32)total;
 	af_suspect(AF_SUSPECT_BAD_CLOSE, &a, af_tgid(), target, t, slot, &s->reg, 0);
 }
 

@@ -148,7 +148,7 @@ def test_what_a_process_left_behind_goes_and_what_its_successor_has_stays(again:
     other = struct.pack("<II", TGID + 1, 5)
     maps = {
         name: FakeMap({who + bytes(size): b"" for who in (mine, theirs, other)})
-        for name, size in (("slots", 8), ("numbers", 4), ("objects", 8), ("inner", 8))
+        for name, size in (("slots", 8), ("numbers", 4), ("objects", 8), ("inner", 8), ("sites", 8))
     }
     regs = {}
     for number, (tgid, epoch) in enumerate(((TGID, 5), (TGID, 7), (TGID + 1, 5))):
@@ -163,7 +163,7 @@ def test_what_a_process_left_behind_goes_and_what_its_successor_has_stays(again:
     session._forgotten = set()
     session._forget(TGID)
     session._sweep()
-    for name in ("slots", "numbers", "objects", "inner"):
+    for name in ("slots", "numbers", "objects", "inner", "sites"):
         assert [key[:8] for key in maps[name].held] == [theirs, other], name
     left = [abi.Reg.from_buffer_copy(raw) for raw in regs.values()]
     assert [(reg.tgid, reg.epoch) for reg in left] == [(TGID, 7), (TGID + 1, 5)]
