@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import heapq
 import os
 import struct
 import time
@@ -25,6 +26,7 @@ _CLOSE_TID = _FIELDS["close"] + abi.At.tid.offset
 _DESTROY_TS = _FIELDS["destroy"] + abi.At.ts.offset
 _AGAIN_TS = _FIELDS["again"] + abi.At.ts.offset
 _DESTROY_TID = _FIELDS["destroy"] + abi.At.tid.offset
+_LINKS = slice(abi.Slot.links.offset, abi.Slot.links.offset + abi.Slot.links.size)
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 LINGER_NS = 5_000_000_000
@@ -32,15 +34,18 @@ SETTLE_NS = (
     1_000_000_000  # that long a thread that does not wait may take between a destroy and what follows it
 )
 HUP_STILL_NS = 5_000_000_000  # a HUP reported within that time is one that is still reported
+FORGET_NS = 1_000_000_000  # a slot freed so recently may still have deliveries under way
 MAX_REPORTED = 256  # slots of each kind named in one scan
 _NO_SLOT = abi.SlotFlag.UNBORN
 _PUT_OFF = abi.SlotFlag.PENDING | abi.SlotFlag.CLOSE_PENDING | abi.SlotFlag.TWICE_PENDING
 
 
 class Leftovers:
-    def __init__(self, slots: Map, settle: Callable[[int, int, int], None]) -> None:
-        """settle(tgid, epoch, address): has the kernel side judge what was put off for a slot."""
-        self._slots, self._settle = slots, settle
+    def __init__(self, slots: Map, settle: Callable[[int, int, int], None], room: int = 0) -> None:
+        """settle(tgid, epoch, address): has the kernel side judge what was put off for a slot. room: entries
+        that the map has; 0: nothing is ever forgotten."""
+        self._slots, self._settle, self._room = slots, settle, room
+        self.forgotten = 0  # slots freed long ago that made room for others
         if slots.value_size != ctypes.sizeof(abi.Slot):
             raise ValueError(f"slots of {slots.value_size} bytes")
 
@@ -48,9 +53,13 @@ class Leftovers:
         """Live slots whose fd was closed LINGER_NS ago or earlier, or that report HUP as long, each with how
         many of its target's have lingered at least as long; and runs as far as they have got."""
         lingering: dict[int, list[tuple[int, bytes]]] = {}  # tgid -> (since when, key)
-        named = 0
+        named = held = 0
+        freed: list[tuple[bool, int, bytes]] = []
         for key, raw in self._slots.entries():
             flags = _u64(raw, "flags")
+            held += 1
+            if _u32(raw, "state") == abi.SlotState.FREE and not flags & _PUT_OFF:
+                freed.append((any(raw[_LINKS]), int(_U64.unpack_from(raw, _DESTROY_TS)[0]), key))
             if flags & _PUT_OFF:
                 self._put_off(raw, now)
             if flags & _NO_SLOT:
@@ -62,12 +71,24 @@ class Leftovers:
             if event is not None and named < MAX_REPORTED:
                 named += 1
                 yield event
+        if self._room and held > self._room * 3 // 4:
+            self._make_room(freed, held - self._room // 2, now)
         for slots in lingering.values():
             slots.sort()
             for number in _chosen(len(slots)):
                 found = self._slots.get(slots[number][1])
                 if found is not None:
                     yield events.SlotLingering(ts=now, slot=decode.slot(found), total=number + 1)
+
+    def _make_room(self, freed: list[tuple[bool, int, bytes]], wanted: int, now: int) -> None:
+        """Forget slots that were freed: those that nothing is registered for, then the oldest. An address
+        that is given out again is known again; a program that never comes back must not fill the map."""
+        for _, at, key in heapq.nsmallest(wanted, freed):
+            raw = self._slots.get(key) if now - at > FORGET_NS else None
+            if raw is None or _u32(raw, "state") != abi.SlotState.FREE:
+                continue
+            if _U64.unpack_from(raw, _DESTROY_TS)[0] == at and self._slots.delete(key):
+                self.forgotten += 1
 
     def unreported(self, tgid: int) -> Iterator[events.SuspicionRaised]:
         """What the kernel side has counted and not reported yet, one suspicion per slot."""

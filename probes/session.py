@@ -36,6 +36,8 @@ _CLONE_VM, _CLONE_FILES = 0x100, 0x400  # clone(2)
 STACK_DEPTH = 32
 URGENT_AT_ONCE = 512
 MAX_STRANGERS = 256
+LEAST_SLOTS = 32768
+MOST_SLOTS = 1 << 20
 SIZES = {
     "targets": (4, TARGET.size),
     "slots": (16, ctypes.sizeof(abi.Slot)),
@@ -79,7 +81,9 @@ class SessionOptions:
     full_lifetimes: bool = False
     ring_records: int = 32768
     lifetime_records: int = 4096
-    max_slots: int = 32768
+    max_slots: int = 0  # 0: as many as the processes there are make likely, at least LEAST_SLOTS
+    max_processes: int = 4096
+    max_threads: int = 8192
     urgent_pages: int = 2048
     empty: bool = False
     ask: bool = True  # False: as on a kernel without BTF
@@ -91,6 +95,15 @@ def _of_library(image: str, executable: str) -> bool:
         return not os.path.samefile(image, executable)
     except OSError:
         return False
+
+
+def slots_for(pids: Sequence[int]) -> int:
+    """Room for twice the descriptors that they have open now: a power of two, LEAST_SLOTS to MOST_SLOTS."""
+    descriptors = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            descriptors += len(os.listdir(f"/proc/{pid}/fd"))
+    return min(max(LEAST_SLOTS, 1 << (2 * descriptors).bit_length()), MOST_SLOTS)
 
 
 class LiveSession:
@@ -118,7 +131,7 @@ class LiveSession:
         self._lifetimes = Lifetimes(maps["lifetimes"], maps["lifetime_heads"], cpus, sizes.lifetime_records)
         self._urgent = Urgent(maps["urgent"], sizes.urgent_pages * 4096)
         self._counters = PerCpuCounters(maps["counters"], len(abi.Counter))
-        self._leftovers = Leftovers(self._maps["slots"], self._settle)
+        self._leftovers = Leftovers(self._maps["slots"], self._settle, sizes.max_slots)
         self._sites = Sites(self._maps["sites"], lambda tgid: self._epochs.get(tgid, 0))
         self._crowded = 0  # processes that there was no room for
         self._progress = ProgressWatch(self._maps["control"], maps)
@@ -195,7 +208,9 @@ class LiveSession:
                 options=loader.LoadOptions(
                     ring_records=options.ring_records,
                     lifetime_records=options.lifetime_records,
-                    max_slots=options.max_slots,
+                    max_slots=options.max_slots or slots_for(pids),
+                    max_targets=options.max_processes,
+                    max_threads=options.max_threads,
                     urgent_pages=options.urgent_pages,
                     empty=options.empty,
                     ask=options.ask,
@@ -408,6 +423,7 @@ class LiveSession:
                 if isinstance(event, events.SlotLingering):
                     yield from self._context.of_life(event.slot)
                 yield event
+            yield from self._loss("slots-forgotten", self._leftovers.forgotten)
         if self._follow and self._is_due("discover", now, DISCOVER_INTERVAL_S):
             yield from self._discover()
 

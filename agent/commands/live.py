@@ -62,6 +62,9 @@ class LiveOptions:
     lines_per_second: int = 200
     stream: bool = False
     full_lifetimes: bool = False
+    max_processes: int = 4096
+    max_threads: int = 8192
+    max_slots: int = 0  # 0: by what the processes have open
     crashes: CrashOptions | None = None  # None: crashes are reported, and no bundle is kept
 
 
@@ -80,6 +83,9 @@ def attached(options: LiveOptions, symbols: SymbolClient) -> Iterator[Supervisor
     session_options = SessionOptions(
         stream=options.stream or options.timeline,
         full_lifetimes=options.full_lifetimes,
+        max_processes=options.max_processes,
+        max_threads=options.max_threads,
+        max_slots=options.max_slots,
     )
 
     def opener(plan: ProbePlan, *, pids: Sequence[int], follow: bool, program: str = "") -> Session:

@@ -148,6 +148,32 @@ def crashes(function: F) -> F:
     )(function)
 
 
+def limits(function: F) -> F:
+    """--max-processes, --max-threads, --max-slots: sizes of the kernel side's tables."""
+    return _stack(
+        click.option(
+            "--max-processes",
+            type=click.IntRange(16, 1 << 17),
+            default=4096,
+            show_default=True,
+            help="Watch so many processes of a program at once; those beyond are counted.",
+        ),
+        click.option(
+            "--max-threads",
+            type=click.IntRange(64, 1 << 20),
+            default=8192,
+            show_default=True,
+            help="Follow so many of their threads at once; those beyond are counted.",
+        ),
+        click.option(
+            "--max-slots",
+            type=click.IntRange(64, 1 << 22),
+            help="Follow so many slots of a program; freed ones make room first.  [default: twice the open "
+            "descriptors, at least 32,768]",
+        ),
+    )(function)
+
+
 max_size = click.option(
     "--max-size", type=Size(), default="4G", show_default=True, help="Stop recording at that many bytes."
 )

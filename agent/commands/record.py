@@ -15,6 +15,7 @@ from agent.commands import options
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The recording, written 0600."
 )
 @options.max_size
+@options.limits
 @click.option(
     "--stream/--no-stream",
     default=True,
@@ -36,6 +37,9 @@ def command(
     output: Path,
     max_size: int,
     stream: bool,
+    max_processes: int,
+    max_threads: int,
+    max_slots: int | None,
 ) -> int:
     """Record everything that is seen, and judge it meanwhile; `afterfree replay` judges it again.
 
@@ -56,6 +60,9 @@ def command(
             record=output,
             max_size=max_size,
             duration=duration,
+            max_processes=max_processes,
+            max_threads=max_threads,
+            max_slots=max_slots or 0,
             stream=stream,
             full_lifetimes=True,
         )

@@ -24,6 +24,7 @@ from agent.commands import options
 )
 @click.option("--record", type=click.Path(path_type=Path), help="Keep a recording for `afterfree replay`.")
 @options.max_size
+@options.limits
 def command(
     *,
     pids: tuple[int, ...],
@@ -48,6 +49,9 @@ def command(
     capture: str,
     freeze_max: float,
     core_size: int,
+    max_processes: int,
+    max_threads: int,
+    max_slots: int | None,
 ) -> int:
     """Watch processes and report findings as they happen.
 
@@ -78,6 +82,9 @@ def command(
             record=record,
             max_size=max_size,
             duration=duration,
+            max_processes=max_processes,
+            max_threads=max_threads,
+            max_slots=max_slots or 0,
             timeline=timeline,
             lines_per_second=timeline_rate,
             crashes=None if no_bundles else crashes,

@@ -120,6 +120,7 @@ class LossWindows:
             "progress-not-watched",
             "processes-beyond-limit",
             "builds-not-watched",
+            "slots-forgotten",
         }
     )
 

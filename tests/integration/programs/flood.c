@@ -57,6 +57,15 @@ int main(int argc, char **argv)
 	fflush(stdout);
 	if (read(0, &byte, 1) != 1)
 		return 1;
+	if (argc > 1 && !strcmp(argv[1], "lives")) { /* each at an address of its own; then one that ends twice */
+		while (times--)
+			ended(1);
+		if (read(0, &byte, 1) != 1)
+			return 1;
+		ended(2);
+		epoll_wait(ep, &event, 1, 0);
+		return read(0, &byte, 1) != 0;
+	}
 	struct conn *one = ended(1);
 	if (closes)
 		close_again(one, times);

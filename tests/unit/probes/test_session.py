@@ -11,6 +11,7 @@ from probes import abi
 from probes.bootstrap import TARGET
 from probes.events import Event, Lost, ProcessForked, SuspicionRaised
 from probes.session import LiveSession
+from probes.sites import Sites
 
 TGID = 4711
 
@@ -206,6 +207,7 @@ def test_a_spin_that_was_found_keeps_progress_watched(suspect: abi.Suspect, flag
     session, told = object.__new__(LiveSession), Told()
     session._urgent = Urgent(bytes(message), b"no message at all")  # type: ignore[assignment]
     session._progress = session._context = told  # type: ignore[assignment]
+    session._sites = Sites(FakeMap({}), lambda _tgid: 0)  # type: ignore[arg-type]
     session._losses_since = 0
     events = list(session._read_urgent())
     assert told.spins == spins

@@ -1,0 +1,79 @@
+"""What the kernel side counts of one call site and does not tell: the rest of the total comes at the end."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from agent.correlator.core import Correlator
+from probes import abi, decode
+from probes.events import SuspicionRaised
+from probes.sites import KEY, Sites
+from probes.sysbpf import Map
+
+TGID, EPOCH, STACK = 4711, 5, 77
+
+
+class Totals:
+    def __init__(self) -> None:
+        self.held: dict[bytes, bytes] = {}
+
+    def count(self, total: int) -> None:
+        self.held[KEY.pack(TGID, EPOCH, abi.Suspect.BAD_CLOSE, STACK)] = total.to_bytes(8, "little")
+
+    def get(self, key: bytes) -> bytes | None:
+        return self.held.get(key)
+
+
+def bad_close(total: int, suspect: abi.Suspect = abi.Suspect.BAD_CLOSE) -> SuspicionRaised:
+    message = abi.SuspicionMessage()
+    message.head.type, message.head.version, message.head.what = 1, abi.ABI_VERSION, suspect
+    trigger = message.trigger
+    trigger.kind, trigger.ret, trigger.fd, trigger.ts = abi.Kind.CLOSED, -9, 5, 1000 + total
+    trigger.tgid, trigger.stack, trigger.arg = TGID, STACK, total
+    found = decode.urgent(bytes(message))
+    assert isinstance(found, SuspicionRaised)
+    return found
+
+
+def made() -> tuple[Totals, Sites]:
+    totals = Totals()
+    return totals, Sites(cast("Map", totals), lambda _tgid: EPOCH)
+
+
+def test_the_total_of_a_site_is_exact_at_every_moment_that_it_is_asked_for() -> None:
+    totals, sites = made()
+    judge = Correlator()
+    for total in [*range(1, 65), 128, 256]:
+        message = bad_close(total)
+        sites.told(message)
+        judge.feed(message)
+    totals.count(300)
+    for event in sites.untold():
+        judge.feed(event)
+    assert [finding.count for finding in judge.findings()] == [300]
+    assert list(sites.untold()) == []
+    totals.count(301)
+    for event in sites.untold(TGID):
+        judge.feed(event)
+    assert [finding.count for finding in judge.findings()] == [301]
+    assert list(sites.untold(TGID + 1)) == []
+
+
+def test_what_is_sent_each_counts_one() -> None:
+    """A site of which there was no room to count, and a recording of an older version."""
+    _, sites = made()
+    judge = Correlator()
+    for _ in range(3):
+        message = bad_close(0)
+        sites.told(message)
+        judge.feed(message)
+    assert [finding.count for finding in judge.findings()] == [3]
+    assert list(sites.untold()) == []
+
+
+def test_a_process_that_is_gone_is_forgotten() -> None:
+    totals, sites = made()
+    sites.told(bad_close(64))
+    totals.count(100)
+    sites.forget(TGID)
+    assert list(sites.untold()) == []
