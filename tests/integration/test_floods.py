@@ -19,7 +19,7 @@ from tests.requirements import require_program
 pytestmark = pytest.mark.bpf
 
 SOURCE = Path(__file__).parent / "programs" / "flood.c"
-TIMES = 20_000  # of which the ring holds some 6,000
+TIMES = 8_000  # of which the ring holds some 5,500
 RULES = {"closes": ("bad-close", "double-destroy"), "destroys": ("double-destroy", "bad-close")}
 
 
