@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 SUITES := $(wildcard tests/unit tests/property tests/golden tests/host tests/integration)
 
-.PHONY: help setup demo test shapes lint check bench orders fuzz format clean
+.PHONY: help setup demo test shapes kernels lint check bench orders fuzz format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ test: $(VENV)/.ready-bpf ## unit, property and integration tests on real BPF (ro
 
 shapes: $(VENV)/.ready-bpf ## watch every small program of tests/shapes, correct and broken ones, at -O0 and -O2 (root)
 	$(PYTEST) -q -m bpf tests/integration/test_shapes.py
+
+kernels: $(VENV)/.ready-bpf ## doctor, shapes, demo and ground truth on Debian's 6.1 and 6.12, also preempt=full and rt, under qemu (root; hours)
+	.ci/setup.sh kernels
+	$(BIN)/python -m tests.kernels $(KERNELS)
 
 lint: $(VENV)/.ready-python ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

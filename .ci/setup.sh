@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Prepares a checkout: distribution packages that cannot come from PyPI, then the virtual environment.
 #   .ci/setup.sh python   what `make check` needs: no root, no bcc
+#   .ci/setup.sh kernels  also what `make kernels` needs: qemu, virtme-ng
 #   .ci/setup.sh bpf      also what attaching needs: bcc, gdb, wrk, strace, bpftool, C compilers
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,7 +19,12 @@ if [ ! -x "$python" ]; then
     missing+=(python3)
 fi
 need_module ensurepip python3-venv
-if [ "$mode" = bpf ]; then
+if [ "$mode" = kernels ]; then
+    need_command qemu-system-x86_64 qemu-system-x86
+    need_command depmod kmod
+    need_command busybox busybox-static
+fi
+if [ "$mode" != python ]; then
     need_module bcc python3-bpfcc
     need_command bpftool bpftool
     need_command cc gcc
@@ -47,7 +53,7 @@ if [ "${#missing[@]}" -gt 0 ]; then
             echo "  next"
             echo "    sudo apt-get install --no-install-recommends ${missing[*]}"
             echo "    (other distributions: the packages of the same purpose; bcc must be the one for $python)"
-            [ "$mode" = bpf ] && echo "    make check needs none of them except python3-venv"
+            [ "$mode" != python ] && echo "    make check needs none of them except python3-venv"
         } >&2
         exit 3
     fi
@@ -63,5 +69,7 @@ if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c 'import pip' >/dev/nul
     "$python" -m venv --system-site-packages "$venv"
 fi
 echo "setup: installing Python packages into $venv"
-"$venv/bin/python" -m pip install -qq --disable-pip-version-check --retries 5 -e '.[dev]'
+extras=dev
+[ "$mode" = kernels ] && extras=dev,kernels
+"$venv/bin/python" -m pip install -qq --disable-pip-version-check --retries 5 -e ".[$extras]"
 "$venv/bin/python" -c 'import agent, probes, symbols, click, rich, elftools, capstone'

@@ -78,7 +78,7 @@ static inline void say(const char *f, ...) {
 static inline void ready(void) {
     const char *go = getenv("GO");
     say("ready %d", getpid());
-    for (int i = 0; go && i < 12000 && access(go, F_OK); i++)
+    for (int i = 0; go && i < 360000 && access(go, F_OK); i++)
         usleep(10000);
 }
 static inline void hold(void) {

@@ -1,0 +1,174 @@
+"""Runs in the guest: what OUT/request.json asks for, one line of OUT/results.jsonl for each thing that ran.
+
+Each line is there when its thing is over, so that a guest that is ended by a limit has told what it did.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from probes import btf
+from probes.sysbpf import possible_cpus
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = Path("/var/cache/afterfree")
+AT_ONCE = 2  # shapes, on as many processors
+
+Row = tuple[str, bool, str]  # what ran, whether it passed, what there is to say
+
+
+def facts() -> Iterator[Row]:
+    """What compiling for this kernel elsewhere needs: see ahead.py."""
+    found = {
+        "release": platform.release(),
+        "version": platform.version(),
+        "cpus": possible_cpus(),
+        "definitions": btf.definitions(),
+    }
+    yield "facts", True, json.dumps(found)
+
+
+def doctor() -> Iterator[Row]:
+    """Compiles here, with nothing taken from elsewhere."""
+    done = _afterfree("doctor")
+    bad = [line.strip() for line in done.stdout.splitlines() if not line.startswith(" ok ")]
+    yield "doctor", done.returncode == 0, (done.stdout if done.returncode else " · ".join(filter(None, bad)))
+
+
+def shapes(names: list[str], folder: Path) -> Iterator[Row]:
+    from tests.integration import shapes as judge
+
+    def judged(name: str) -> Row:
+        run = judge.Run(*name.rsplit("-", 1))
+        failure = judge._judge(run, folder)
+        return name, not failure, failure
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        again = []
+        for row in pool.map(judged, names):
+            if row[1]:
+                yield row
+            else:
+                again.append(row)
+    for name, _, failure in again:
+        alone = judged(name)
+        yield name, alone[1], f"{alone[2]}\n\nthe first time, beside others:\n{failure}"
+
+
+def demo() -> Iterator[Row]:
+    done = _afterfree("demo")
+    said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
+    yield "demo", done.returncode == 0 and "stale-delivery" in said, said[-6000:]
+
+
+def truth(cases: str) -> Iterator[Row]:
+    """The cases of test_ground_truth.py that pytest's expression selects, with fewer connections."""
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rA", "--timeout", "0",
+            "-k", cases, "tests/integration/test_ground_truth.py",
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "AFTERFREE_CONNECTIONS": "400"},
+    )  # fmt: skip
+    found = re.findall(r"^(PASSED|FAILED|ERROR) \S+::(.*?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    if not found:
+        yield "pytest", False, (done.stdout + done.stderr)[-4000:]
+    for status, name in found:
+        yield name, status == "PASSED", "" if status == "PASSED" else done.stdout[-12000:]
+
+
+def _afterfree(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "agent.cli", *words],
+        cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+
+
+def _warm() -> None:
+    """Read the compiler's libraries in one go: else the loader has every page brought by itself."""
+    for pattern in ("libbcc*.so.*", "libLLVM-*.so.1", "libclang-*.so.*"):
+        for path in Path("/usr/lib/x86_64-linux-gnu").glob(pattern):
+            if not path.is_symlink():
+                with path.open("rb") as file:
+                    while file.read(1 << 20):
+                        pass
+
+
+def _in_memory(folder: Path) -> None:
+    """The folder's files under the same names, on a file system that no host is asked for."""
+    if not folder.is_dir():
+        return
+    aside = Path("/dev/shm") / folder.name
+    shutil.copytree(folder, aside)
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(folder)], check=True)
+    shutil.copytree(aside, folder, dirs_exist_ok=True)
+    shutil.rmtree(aside)
+
+
+def _heartbeat() -> None:
+    """On the console: what a guest that is ended by a limit was doing."""
+    while True:
+        time.sleep(30)
+        said = subprocess.run(
+            ["ps", "-eo", "pid,ppid,stat,time,wchan:16,args", "--sort", "-time"],
+            capture_output=True, text=True, check=False,
+        ).stdout.splitlines()  # fmt: skip
+        print(f"--- {time.monotonic():.0f} s", *(line[:150] for line in said[:9]), sep="\n", flush=True)
+
+
+def _rows(suite: str, run: Callable[[], Iterator[Row]]) -> Iterator[dict[str, Any]]:
+    """One of each thing that ran; one of a suite that broke; one that says that it is over."""
+    began = time.monotonic()
+    try:
+        for name, passed, words in run():
+            seconds = round(time.monotonic() - began)
+            yield {"suite": suite, "name": name, "passed": passed, "words": words, "seconds": seconds}
+    except Exception as error:
+        words = f"{type(error).__name__}: {error}"
+        yield {"suite": suite, "name": suite, "passed": False, "words": words, "seconds": 0}
+    yield {"suite": suite, "over": True}
+
+
+def main() -> int:
+    threading.Thread(target=_heartbeat, daemon=True).start()
+    out = Path(sys.argv[1])
+    request: dict[str, Any] = json.loads((out / "request.json").read_text())
+    os.environ.update(AFTERFREE_SLOW="20", HOME="/root", PATH=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=False)
+    if "facts" not in request["suites"]:
+        _warm()
+    for folder in request["folders"]:
+        _in_memory(Path(folder))
+    suites: dict[str, Callable[[], Iterator[Row]]] = {
+        "facts": facts,
+        "doctor": doctor,
+        "shapes": lambda: shapes(request["shapes"], Path(request["programs"])),
+        "demo": demo,
+        "truth": lambda: truth(request["truth"]),
+    }
+    with (out / "results.jsonl").open("a") as results:
+        for suite in request["suites"]:
+            CACHE.mkdir(parents=True, exist_ok=True)
+            if suite != "doctor":
+                shutil.copytree(request["cache"], CACHE, dirs_exist_ok=True)
+            CACHE.chmod(0o700)
+            for row in _rows(suite, suites[suite]):
+                print(json.dumps(row), file=results, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
