@@ -381,7 +381,7 @@ def _attach_uprobes(programs: dict[str, int], request: LoadRequest, loaded: Load
                     detail=f"perf_event_open refused it: {error.strerror}",
                     causes=(
                         "the executable lies on a file system without an inode mapping (some overlays)",
-                        "an earlier version left a probe on this file (dmesg: ref_ctr_offset); a copy has none",
+                        "an earlier version left a probe on this file (dmesg: ref_ctr_offset): copy it",
                         "too many open files (ulimit -n)",
                     ),
                     remedy="afterfree symbols EXE shows the sites; afterfree doctor the prerequisites",
