@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,8 @@ class Units:
 
     def __init__(self, roots: Sequence[str] = _ROOTS, systemctl: str | None = "systemctl") -> None:
         self._roots = [Path(root) for root in roots]
+        import shutil  # it brings every compressor, half a megabyte
+
         self._systemctl = shutil.which(systemctl) if systemctl else None
         self._folders: dict[str, Path] = {}
         self._late = False  # systemctl was asked and did not answer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -85,6 +84,8 @@ class CaptureControl:
         self._done: list[Core] = []
         if sole:  # of runs that were killed: no case refers to them
             for left in folder.glob(f"{_FOLDER}-*"):
+                import shutil  # it brings every compressor, half a megabyte
+
                 shutil.rmtree(left, ignore_errors=True)
         name = f"{_FOLDER}-{os.getpid()}-{os.urandom(4).hex()}"  # nothing can lie there under it
         with Folder.open(folder) as held:
