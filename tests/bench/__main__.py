@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.bench import replay, symbols, target
+from tests.bench import bystander, replay, symbols, target
 from tests.requirements import missing_for_bpf
 
 AIMS = {
@@ -100,7 +100,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=6, help="rounds over all variants (6)")
     parser.add_argument("--connections", type=int, default=20_000, help="of the replayed recording")
-    parser.add_argument("--only", choices=("symbols", "watching"), help="one section")
+    parser.add_argument("--only", choices=("symbols", "watching", "bystander"), help="one section")
     parser.add_argument("--no-big", action="store_true", help="symbols: without the 200 MB program")
     arguments = parser.parse_args()
     if arguments.only == "symbols":
@@ -109,6 +109,8 @@ def main() -> int:
     if missing:
         sys.stderr.write(f"bench: this needs {missing}\n")
         return 3
+    if arguments.only == "bystander":
+        return _bystander(arguments.rounds)
     with tempfile.TemporaryDirectory(prefix="afterfree-bench-") as name:
         costs = target.measure(arguments.rounds, Path(name))
         speeds = replay.measure(Path(name), arguments.connections)
@@ -142,6 +144,18 @@ def main() -> int:
         )
     sys.stdout.write("\n".join([*lines, "", *_verdicts(figures), ""]) + "\n" + json.dumps(result) + "\n")
     return 0 if arguments.only else _symbols(arguments.rounds, big=not arguments.no_big)
+
+
+def _bystander(rounds: int) -> int:
+    with tempfile.TemporaryDirectory(prefix="afterfree-bench-") as name:
+        samples = bystander.measure(rounds, Path(name))
+    body = {
+        "schema": "afterfree.bench.bystander/1",
+        "rounds": rounds,
+        "ns": {f"{tool}: {loop}": taken for (tool, loop), taken in samples.items()},
+    }
+    sys.stdout.write("\n".join(bystander.report(samples)) + "\n" + json.dumps(body) + "\n")
+    return 0
 
 
 def _symbols(rounds: int, *, big: bool) -> int:
