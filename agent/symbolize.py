@@ -258,7 +258,7 @@ class SymbolClient:
             self._start()
             self._write(request)
         except OSError as error:
-            raise self._worker_failed(str(error)) from error
+            raise self._worker_failed(self._unasked(error)) from error
         end = self._clock() + self._patience
         while self._clock() < end:
             line, alive = self._read_line(min(0.2, self._patience))
@@ -398,7 +398,7 @@ class SymbolClient:
             self._start()
             self._write(request)
         except OSError as error:
-            self._lose(f"the symbol worker could not be asked: {error.strerror or error}")
+            self._lose(self._unasked(error))
 
     def _receive(self, timeout: float) -> None:
         line, alive = self._read_line(timeout)
@@ -434,6 +434,12 @@ class SymbolClient:
         if len(self._answers) > _MOST_ANSWERS:
             self._answers.popitem(last=False)
         self._log.append(([question.kind, question.identity, list(question.args)], answer))
+
+    def _unasked(self, error: OSError) -> str:
+        """Why a request was not sent: of a worker that has ended already, how."""
+        if isinstance(error, BrokenPipeError) and self._worker is not None:
+            return self._epitaph()
+        return f"the symbol worker could not be asked: {error.strerror or error}"
 
     def _epitaph(self) -> str:
         if self._worker is None:

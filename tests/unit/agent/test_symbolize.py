@@ -180,6 +180,21 @@ def test_one_that_dies_at_once_has_last_words() -> None:
     made.close()
 
 
+def test_one_that_died_before_it_was_asked_has_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = SymbolClient(command=[sys.executable, "-c", "import no_such_module"])
+    start = made._start
+
+    def and_die() -> None:
+        start()
+        assert made._worker is not None
+        made._worker.wait(30)
+
+    monkeypatch.setattr(made, "_start", and_die)
+    with pytest.raises(SymbolsFailed, match="No module named 'no_such_module'"):
+        made.resolve("/bin/x")
+    made.close()
+
+
 def test_the_real_worker_refuses_a_script(tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text("#!/bin/sh\n")
