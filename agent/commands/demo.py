@@ -217,7 +217,8 @@ def _watch(
 
     show = Show()
     store = BundleStore(Path(tempfile.mkdtemp(prefix="afterfree-demo-")))
-    capture = CaptureControl(store.folder, CaptureMode.ON_SUSPICION, CaptureOptions())
+    # from the start: the server dies within milliseconds of the first finding, and as soon as it is watched
+    capture = CaptureControl(store.folder, CaptureMode.ALWAYS, CaptureOptions())
     desk = CrashDesk(store, configuration={"demo": True}, on_bundle=show.bundle, capture=capture)
     stop = command_options.stop()
     options = LiveOptions(wanted=Wanted(pids=(process.pid,)))
