@@ -110,7 +110,7 @@ def test_a_storm_leaves_room_for_the_crash(watch: Watch, tmp_path: Path) -> None
         client.communicate()
         conclude(watch.session, run, noisy)
     found = run.count("failed-removal")
-    assert found >= 3_500, "too little room is left to suspicions"
+    assert found >= 3_000, "a rule that floods the ring has half of it"
     assert found + run.lost()["urgent"] >= 10_000, "what does not fit is counted"
     item = _explained(watch, run, dying.pid)
     assert item.slot_field == "protocol.http"
