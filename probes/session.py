@@ -418,7 +418,9 @@ class LiveSession:
         if self._is_due("sweep", now, SWEEP_INTERVAL_S):
             self._sweep()
         if self._is_due("scan", now, SCAN_INTERVAL_S):
-            yield from self._sites.untold()
+            totals = self._sites.totals()
+            yield from self._read_urgent()
+            yield from self._sites.untold(totals=totals)
             for event in self._leftovers.scan(time.monotonic_ns()):
                 if isinstance(event, events.SlotLingering):
                     yield from self._context.of_life(event.slot)

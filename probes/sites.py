@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from probes import abi
@@ -34,13 +34,23 @@ class Sites:
             if len(self._last) > _MOST:
                 self._last.popitem(last=False)
 
-    def untold(self, tgid: int | None = None) -> Iterator[SuspicionRaised]:
-        """The last message of each site (of one process) whose total has grown since, with that total."""
+    def totals(self) -> Mapping[tuple[int, int, int], int]:
+        """As they stand. Read before the ring is: what came since is told by messages that are still in it."""
+        return {key: self._total(key) for key in self._last}
+
+    def _total(self, key: tuple[int, int, int]) -> int:
+        raw = self._totals.get(KEY.pack(key[0], self._epoch_of(key[0]), key[1], key[2]))
+        return min(int.from_bytes(raw, "little"), 0xFFFF_FFFF) if raw else 0
+
+    def untold(
+        self, tgid: int | None = None, totals: Mapping[tuple[int, int, int], int] | None = None
+    ) -> Iterator[SuspicionRaised]:
+        """The last message of each site (of one process) whose total has grown since, with that total.
+        totals: what was read before the ring was; by default, as they stand now."""
         for key, message in list(self._last.items()):
             if tgid is not None and key[0] != tgid:
                 continue
-            raw = self._totals.get(KEY.pack(key[0], self._epoch_of(key[0]), key[1], key[2]))
-            total = min(int.from_bytes(raw, "little"), 0xFFFF_FFFF) if raw else 0
+            total = self._total(key) if totals is None else totals.get(key, 0)
             if total > message.trigger.arg:
                 self._last[key] = replace(message, trigger=message.trigger._replace(arg=total))
                 yield self._last[key]

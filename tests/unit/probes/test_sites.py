@@ -77,3 +77,16 @@ def test_a_process_that_is_gone_is_forgotten() -> None:
     totals.count(100)
     sites.forget(TGID)
     assert list(sites.untold()) == []
+
+
+def test_what_the_ring_still_holds_is_not_told_for_it() -> None:
+    """The kernel side counts before it sends: a total that is ahead of what was read says nothing."""
+    totals, sites = made()
+    sites.told(bad_close(1))
+    totals.count(3)  # two messages are in the ring
+    seen = sites.totals()
+    for total in (2, 3):
+        sites.told(bad_close(total))
+    totals.count(4)  # and one came while it was read
+    assert list(sites.untold(totals=seen)) == []
+    assert [event.trigger.arg for event in sites.untold()] == [4]
