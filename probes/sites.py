@@ -35,7 +35,7 @@ class Sites:
                 self._last.popitem(last=False)
 
     def totals(self) -> Mapping[tuple[int, int, int], int]:
-        """As they stand. Read before the ring is: what came since is told by messages that are still in it."""
+        """As they stand. Read before the ring is: what came since is told by messages still in it."""
         return {key: self._total(key) for key in self._last}
 
     def _total(self, key: tuple[int, int, int]) -> int:
