@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from agent.errors import Misused, NoSuchTarget, PrerequisiteMissing
@@ -22,11 +23,15 @@ class Units:
 
     def __init__(self, roots: Sequence[str] = _ROOTS, systemctl: str | None = "systemctl") -> None:
         self._roots = [Path(root) for root in roots]
-        import shutil  # it brings every compressor, half a megabyte
-
-        self._systemctl = shutil.which(systemctl) if systemctl else None
+        self._named = systemctl
         self._folders: dict[str, Path] = {}
         self._late = False  # systemctl was asked and did not answer
+
+    @cached_property
+    def _systemctl(self) -> str | None:
+        import shutil  # where a unit is asked for only: it brings every compressor, half a megabyte
+
+        return shutil.which(self._named) if self._named else None
 
     def processes(self, name: str) -> tuple[int, ...]:
         """Processes of the unit and of the groups below it, at most 4096.

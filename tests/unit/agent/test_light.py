@@ -73,3 +73,10 @@ def test_a_plan_that_is_kept_is_handed_out_without_any_reader(tmp_path: Path) ->
 def ambient() -> set[str]:
     """What an interpreter of this environment loads by itself (an editable installation's finder)."""
     return loaded("")[0]
+
+
+def test_a_watch_without_units_loads_no_compressor() -> None:
+    """shutil brings them all: half a megabyte of each daemon."""
+    code = "import agent.commands.watch, agent.supervisor\nfrom agent.units import Units\nUnits()"
+    modules, _ = loaded(code)
+    assert modules.isdisjoint({"shutil", "lzma", "bz2", "tempfile"} - ambient())
