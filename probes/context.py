@@ -2,16 +2,20 @@
 # registration. Yields each stack and each thread once, before the event that refers to it.
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
 from probes import abi, events
+from probes.events import MappedModule
 from probes.helper import ProcHelper
 from probes.sysbpf import Map
 
 CONFIRMS_PER_SECOND = 20
 HOLDERS_EVERY_S = 1.0  # and at most a fiftieth of the time
 _LOWEST, _HIGHEST = 4096, 1 << 47  # nothing is mapped in the first page; x86-64 without LA57
+LIBRARIES_FROM = 0x6000_0000_0000  # x86-64: mmap(2)'s area; executables lie below (ELF_ET_DYN_BASE)
+READS_IN_A_SECOND = 5  # of a process's mappings
 MAX_KNOWN = 16384  # stacks, and threads, that are remembered; later ones go without
 _CONFIRMED_BY_FDINFO = frozenset(
     {
@@ -59,15 +63,18 @@ class Context:
         identity: str,
         names: Map | None = None,
         moved: Mapping[int, int] | None = None,
+        spans: Map | None = None,
     ) -> None:
         """memory: the map of struct af_stack_bytes. identity: of the targets' executable. names: of threads
-        that have ended. moved: ProbePlan.moved, for stacks to begin where the hits are told as."""
+        that have ended. moved: ProbePlan.moved, for stacks to begin where the hits are told as. spans: where
+        libraries lie (struct af_span)."""
+        self._spans = spans
         self._names = names
         self._moved = moved or {}
         self._bias: dict[int, int] = {}  # tgid -> run-time address minus the image's own
         self._map, self._memory, self._helper, self._identity = stacks, memory, helper, identity
         self._mapped: dict[int, list[tuple[int, int]]] = {}  # tgid -> address ranges of its modules
-        self._read_at: dict[int, int] = {}  # tgid -> when they were read last, s
+        self._reads: dict[int, tuple[int, int]] = {}  # tgid -> second, times that they were read in it
         self._stacks: set[tuple[int, int]] = set()
         self._threads: set[tuple[int, int]] = set()
         self._confirms = (0, 0)  # second, checks made in it
@@ -181,16 +188,19 @@ class Context:
         """What is mapped in a process. bias: of the plan's image; None: as before."""
         if bias is not None:
             self._bias[tgid] = bias
-        self._read_at[tgid] = int(time.monotonic())
+        second, times = self._reads.get(tgid, (0, 0))
+        now = int(time.monotonic())
+        self._reads[tgid] = (now, times + 1 if second == now else 1)
         modules = self._helper.modules(tgid, self._identity)
         if modules is not None:
             self._mapped[tgid] = [(module.start, module.end) for module in modules]
+            self._span(tgid, modules)
             yield events.ModulesMapped(ts=time.monotonic_ns(), tgid=tgid, modules=tuple(modules))
 
     def forget(self, tgid: int) -> None:
         self._mapped.pop(tgid, None)
         self._bias.pop(tgid, None)
-        self._read_at.pop(tgid, None)
+        self._reads.pop(tgid, None)
         self._foreboded.pop(tgid, None)
         self._ended.add(tgid)
         if len(self._ended) > _ENDED:
@@ -199,12 +209,25 @@ class Context:
             self._ended.clear()
 
     def _newly_mapped(self, tgid: int, pcs: tuple[int, ...]) -> Iterator[events.Event]:
-        """Read the mappings again when an address lies outside of them (dlopen), once a second at most."""
+        """Read the mappings again when an address lies outside of them: a process that has just begun maps
+        its libraries after it was attached, others use dlopen(3). A few times a second at most."""
         ranges = self._mapped.get(tgid, [])
         if all(any(start <= pc < end for start, end in ranges) for pc in pcs):
             return
-        if self._read_at.get(tgid) != int(time.monotonic()):
+        second, times = self._reads.get(tgid, (0, 0))
+        if second != int(time.monotonic()) or times < READS_IN_A_SECOND:
             yield from self.of_target(tgid)
+
+    def _span(self, tgid: int, modules: Iterable[MappedModule]) -> None:
+        """Tell the kernel side where the libraries' code lies: [from, to), with whatever is between."""
+        libraries = [m for m in modules if m.identity != self._identity and m.start >= LIBRARIES_FROM]
+        if self._spans is None or not libraries:
+            return
+        low, high = min(m.start for m in libraries), max(m.end for m in libraries)
+        with contextlib.suppress(OSError):  # full: stacks are told apart by the program's own code
+            self._spans.put(
+                tgid.to_bytes(4, "little"), low.to_bytes(8, "little") + high.to_bytes(8, "little")
+            )
 
     def _thread(self, tgid: int, tid: int) -> Iterator[events.Event]:
         if len(self._threads) < MAX_KNOWN:

@@ -102,11 +102,6 @@ class ProcHelper:
         bias = self._ask("load_bias", pid, inode, segments)
         return None if bias is None else int(bias)
 
-    def library_span(self, pid: int, inode: int) -> tuple[int, int] | None:
-        """[from, to) of the code of a process's libraries. inode: of its executable."""
-        span = self._ask("library_span", pid, inode)
-        return None if span is None else (int(span[0]), int(span[1]))
-
     def modules(self, pid: int, own: str) -> list[MappedModule] | None:
         """own: the identity of the process's executable."""
         rows = self._ask("modules", pid, own)

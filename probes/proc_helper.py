@@ -33,10 +33,6 @@ def _load_bias(pid: int, inode: int, segments: list[list[int]]) -> Any:
     return procfs.load_bias(pid, inode, tuple((int(a), int(b)) for a, b in segments))
 
 
-def _library_span(pid: int, inode: int) -> Any:
-    return procfs.library_span(pid, inode)
-
-
 def _processes_of(device: int, inode: int) -> Any:
     return procfs.processes_of(device, inode)
 
@@ -59,7 +55,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "identity": _identity,
     "comm": _comm,
     "load_bias": _load_bias,
-    "library_span": _library_span,
     "processes_of": _processes_of,
     "holders": _holders,
     "modules": _modules,

@@ -121,23 +121,6 @@ def load_bias(pid: int, inode: int, segments: tuple[tuple[int, int], ...]) -> in
     return None
 
 
-def library_span(pid: int, inode: int) -> tuple[int, int] | None:
-    """[from, to) of all code that is mapped from other files than the executable (of that inode number); None
-    when there is none. What lies between may be anything: anonymous memory is mapped below the libraries."""
-    try:
-        with open(f"/proc/{pid}/maps", "rb") as f:
-            lines = f.read(4 << 20).splitlines()
-    except OSError:
-        return None
-    spans = []
-    for line in lines:
-        fields = line.split(None, 5)
-        if len(fields) == 6 and b"x" in fields[1] and fields[5][:1] == b"/" and int(fields[4]) != inode:
-            low, high = fields[0].split(b"-")
-            spans.append((int(low, 16), int(high, 16)))
-    return (min(low for low, _ in spans), max(high for _, high in spans)) if spans else None
-
-
 def modules(pid: int, own: str) -> list[tuple[int, int, int, str, str]] | None:
     """(start, end, bias, path, identity) of every image mapped for execution; None when unreadable.
 

@@ -143,6 +143,7 @@ class LiveSession:
             "" if library else plan.identity,
             self._maps["names"],
             plan.moved,
+            self._maps["spans"],
         )
         self._epoll = select.epoll()
         self._epoll.register(self._urgent.fd, select.EPOLLIN)
@@ -282,10 +283,6 @@ class LiveSession:
         segments = tuple((segment.offset, segment.vaddr) for segment in self._plan.segments)
         inode = self._library or who.inode
         bias = self._helper.load_bias(who.pid, inode, segments) if self._plan.pie else 0
-        span = self._helper.library_span(who.pid, who.inode)
-        if span is not None:
-            with contextlib.suppress(OSError):  # full: stacks are told apart by the program's own code
-                self._maps["spans"].put(who.pid.to_bytes(4, "little"), struct.pack("<QQ", *span))
         try:
             pidfd = os.pidfd_open(who.pid)
         except OSError:  # gone, and awaited by its parent

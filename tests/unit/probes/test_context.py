@@ -8,8 +8,17 @@ from typing import Any, cast
 
 import pytest
 
-from probes.context import Context, walked
-from probes.events import CrashSeen, CrashSlot, Event, FdinfoChecked, Registration, StackSeen
+from probes.context import READS_IN_A_SECOND, Context, walked
+from probes.events import (
+    CrashSeen,
+    CrashSlot,
+    Event,
+    FdinfoChecked,
+    MappedModule,
+    ModulesMapped,
+    Registration,
+    StackSeen,
+)
 from probes.helper import ProcHelper
 from probes.procfs import EpollEntry
 from probes.sysbpf import Map
@@ -170,3 +179,44 @@ def test_not_every_suspicion_is_looked_up(context: Context) -> None:
     assert checks(told) == []
     many = [checks(list(context.of_suspicion(life().freed_registered(50)))) for _ in range(200)]
     assert 0 < sum(map(len, many)) < 200, "at most so many a second"
+
+
+LIBC = 0x7F00_0000_0000
+
+
+class Mapping(FakeHelper):
+    """A process that maps libc a moment after it was attached."""
+
+    mapped = 0
+
+    def modules(self, _pid: int, _own: str) -> list[MappedModule]:  # type: ignore[override]
+        self.mapped += 1
+        own = MappedModule(start=0x5555_0000_0000, end=0x5555_0001_0000, bias=0, path="/exe", identity="own")
+        libc = MappedModule(start=LIBC, end=LIBC + 0x1000, bias=LIBC, path="/libc.so.6", identity="libc")
+        return [own] if self.mapped == 1 else [own, libc]
+
+
+class Spans:
+    def __init__(self) -> None:
+        self.held: dict[bytes, bytes] = {}
+
+    def put(self, key: bytes, value: bytes) -> bool:
+        self.held[key] = value
+        return True
+
+
+def test_what_is_mapped_right_after_the_attach_is_known() -> None:
+    helper, spans = Mapping(), Spans()
+    maps = cast("Map", FakeStacks()), cast("Map", NoBytes())
+    context = Context(*maps, cast("ProcHelper", helper), "own", spans=cast("Map", spans))
+    assert [
+        len(event.modules) for event in context.of_target(TGID, 0) if isinstance(event, ModulesMapped)
+    ] == [1]
+    assert spans.held == {}
+    (again,) = context._newly_mapped(TGID, (0x5555_0000_0010, LIBC + 16))
+    assert isinstance(again, ModulesMapped)
+    assert [module.path for module in again.modules] == ["/exe", "/libc.so.6"]
+    assert list(spans.held.values()) == [struct.pack("<QQ", LIBC, LIBC + 0x1000)]
+    for address in range(40):  # of nothing that is mapped, as a walk that went astray names
+        list(context._newly_mapped(TGID, (address + 1,)))
+    assert helper.mapped <= 2 * READS_IN_A_SECOND  # a second may end meanwhile

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -93,18 +92,3 @@ def test_no_more_are_named_than_fit(
     finally:
         for copy in copies:
             os.close(copy)
-
-
-def test_the_code_of_libraries_lies_in_one_span() -> None:
-    """Of this very interpreter: libc is in it, the executable and the heap are not."""
-    own = os.stat("/proc/self/exe")
-    span = procfs.library_span(os.getpid(), own.st_ino)
-    assert span is not None
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        fields = line.split(None, 5)
-        low = int(fields[0].split("-")[0], 16)
-        if len(fields) == 6 and "/libc.so" in fields[5] and "x" in fields[1]:
-            assert span[0] <= low < span[1]
-        elif len(fields) == 6 and fields[5] in ("[heap]", "[stack]"):
-            assert not span[0] <= low < span[1]
-    assert procfs.library_span(0x7FFF_FFFF, 1) is None
