@@ -80,7 +80,7 @@ class SessionOptions:
     stream: bool = False
     full_lifetimes: bool = False
     ring_records: int = 32768
-    lifetime_records: int = 4096
+    lifetime_records: int = 2048  # per CPU, read ten times a second: 20,000 lives a second on each
     max_slots: int = 0  # 0: as many as the processes there are make likely, at least LEAST_SLOTS
     max_processes: int = 4096
     max_threads: int = 8192
