@@ -59,7 +59,7 @@ class ProgressWatch:
         self._pause = FIRST_PAUSE_S
         self._right = False
         self.failure = ""  # why progress cannot be watched; then no spin but a hopeless one is ever found
-        self.looks = 0
+        self.looks = 0  # begun
 
     @property
     def watching(self) -> bool:
@@ -86,6 +86,7 @@ class ProgressWatch:
                 self._coming = error
 
         self._attaching = True
+        self.looks += 1
         self._thread = self._aside(work)
         self._arrived(now)
 
@@ -100,7 +101,6 @@ class ProgressWatch:
         if not self._links:
             self.failure = "this kernel has none of the tracepoints for calls that make progress"
             return
-        self.looks += 1
         self._right = False
         self._until = now + LOOK_S
         self._say(time.monotonic_ns(), 0)

@@ -134,7 +134,7 @@ class LiveSession:
         self._leftovers = Leftovers(self._maps["slots"], self._settle, sizes.max_slots)
         self._sites = Sites(self._maps["sites"], lambda tgid: self._epochs.get(tgid, 0))
         self._crowded = 0  # processes that there was no room for
-        self._progress = ProgressWatch(self._maps["control"], maps)
+        self.progress = ProgressWatch(self._maps["control"], maps)
         self._helper = ProcHelper()
         self._context = Context(
             self._maps["stacks"],
@@ -427,8 +427,8 @@ class LiveSession:
             yield from self._discover()
 
     def _watch_progress(self, now: float) -> Iterator[events.Event]:
-        self._progress.tick(now)
-        yield from self._loss("progress-not-watched", int(bool(self._progress.failure)))
+        self.progress.tick(now)
+        yield from self._loss("progress-not-watched", int(bool(self.progress.failure)))
 
     def _wait(self, timeout: float) -> Iterator[events.Event]:
         limit = STREAM_INTERVAL_S if self._options.stream else LIFETIMES_INTERVAL_S
@@ -471,7 +471,7 @@ class LiveSession:
                 continue
             if isinstance(message, events.SuspicionRaised):
                 if message.suspect is abi.Suspect.HOT and not message.trigger.flags & abi.RecordFlag.HOPELESS:
-                    self._progress.confirmed(time.monotonic())
+                    self.progress.confirmed(time.monotonic())
                 self._sites.told(message)
                 yield from self._context.of_suspicion(message)
             elif isinstance(message, events.CrashSeen):
@@ -508,7 +508,7 @@ class LiveSession:
             if watched and child not in self.targets:
                 yield from self._attach(child, late=False)
         elif kind == abi.Kind.SPIN_SUSPECTED:
-            self._progress.suspected(time.monotonic())
+            self.progress.suspected(time.monotonic())
         elif kind == abi.Kind.EXITED:
             if tgid in self.targets:
                 self._deaths[tgid] = message.trigger.arg
@@ -582,7 +582,7 @@ class LiveSession:
             return
         self._closed = True
         self.finished = True
-        self._progress.close()
+        self.progress.close()
         self._handles.close()
         if self._recorder is not None:
             self._recorder.close()

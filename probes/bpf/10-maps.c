@@ -39,6 +39,7 @@
 #define AF_QUIET_AFTER 64     /* consecutive deliveries after which repeats are only counted */
 #define AF_HOPELESS_AFTER 1024 /* deliveries that no call can answer, after which they are a spin */
 #define AF_SUSPECT_AFTER 512  /* deliveries without known progress after which progress should be watched */
+#define AF_SUSPECT_NS 250000000ull /* and that long: a loop whose worker is preempted is told again and again, too */
 #define AF_WASTED 16          /* deliveries for each call that made progress, beyond which they are a spin */
 #define AF_HOT_NS 1500000000ull /* that long without progress, while it was watched: a spin */
 #define AF_HOT_AFTER 1024     /* and that many deliveries */

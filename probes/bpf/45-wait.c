@@ -221,7 +221,7 @@ AF_FN void af_idle(struct af_target *target, struct af_slot *slot, u32 events, s
 			s->flags = AF_KEPT(s->hopeless) ? AF_F_HOPELESS : 0;
 		}
 	} else if (!since && !AF_KEPT(s->hopeless) && (idle & (AF_SUSPECT_AFTER - 1)) == 0 &&
-		   now >= quiet && now - target->spin_said > 1000000000ull) {
+		   now - slot->idle_since >= AF_SUSPECT_NS && now >= quiet && now - target->spin_said > 1000000000ull) {
 		target->spin_said = now;
 		s->what = AF_NOTICE_SPIN;
 	}

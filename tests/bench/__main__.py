@@ -101,6 +101,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=6, help="rounds over all variants (6)")
     parser.add_argument("--connections", type=int, default=20_000, help="of the replayed recording")
     parser.add_argument("--only", choices=("symbols", "watching", "bystander"), help="one section")
+    parser.add_argument("--server", metavar="COMMAND", help="watching: this server, not the bundled one")
+    parser.add_argument("--port", type=int, default=0, help="where it listens on loopback")
     parser.add_argument("--no-big", action="store_true", help="symbols: without the 200 MB program")
     arguments = parser.parse_args()
     if arguments.only == "symbols":
@@ -112,7 +114,7 @@ def main() -> int:
     if arguments.only == "bystander":
         return _bystander(arguments.rounds)
     with tempfile.TemporaryDirectory(prefix="afterfree-bench-") as name:
-        costs = target.measure(arguments.rounds, Path(name))
+        costs = target.measure(arguments.rounds, Path(name), command=arguments.server, port=arguments.port)
         speeds = replay.measure(Path(name), arguments.connections)
     result = _result(costs, speeds, arguments.rounds)
     figures = {

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import time
@@ -141,10 +143,37 @@ def _afterfree(target: Server, costs: Costs, tmp: Path) -> Iterator[None]:
             raise RuntimeError(f"findings or a failure in the correct mode: {watch.said()}")
 
 
-def measure(rounds: int, tmp: Path, *, mode: str = "ReleaseSafe") -> Costs:
-    """`rounds` times all variants, each with all loads, on one and the same server."""
+@contextlib.contextmanager
+def _started(command: str, port: int, tmp: Path) -> Iterator[Server]:
+    """A server of another project, which answers GET / on this port of loopback."""
+    words = shlex.split(command)
+    with (tmp / "stderr.txt").open("w") as err:
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=err, text=True)
+    try:
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"{command} does not listen on port {port}") from None
+                time.sleep(0.05)
+        yield Server(process, port, Path(words[0]).resolve(), tmp / "none", tmp / "stderr.txt")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def measure(
+    rounds: int, tmp: Path, *, mode: str = "ReleaseSafe", command: str | None = None, port: int = 0
+) -> Costs:
+    """`rounds` times all variants, each with all loads, on one and the same server.
+
+    command, port: a server of another project, instead of the bundled one.
+    """
     costs = Costs()
-    with server(mode, tmp, "--max-conn", "1024") as target:
+    with _started(command, port, tmp) if command else server(mode, tmp, "--max-conn", "1024") as target:
         _keep_alive(target.port)
         for number in range(rounds):
             # another order every round: what comes first finds the processor in another state

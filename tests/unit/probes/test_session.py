@@ -32,7 +32,7 @@ class NoProgress:
 @pytest.mark.parametrize(("failure", "said"), [("the loader failed", 1), ("", 0)])
 def test_progress_that_cannot_be_watched_is_said_once(failure: str, said: int) -> None:
     session = object.__new__(LiveSession)
-    session._progress = NoProgress(failure)  # type: ignore[assignment]
+    session.progress = NoProgress(failure)  # type: ignore[assignment]
     session._reported = {}
     session._losses_since = 0
     message = abi.LifecycleMessage()
@@ -206,7 +206,7 @@ def test_a_spin_that_was_found_keeps_progress_watched(suspect: abi.Suspect, flag
     message.trigger.flags = flags
     session, told = object.__new__(LiveSession), Told()
     session._urgent = Urgent(bytes(message), b"no message at all")  # type: ignore[assignment]
-    session._progress = session._context = told  # type: ignore[assignment]
+    session.progress = session._context = told  # type: ignore[assignment]
     session._sites = Sites(FakeMap({}), lambda _tgid: 0)  # type: ignore[arg-type]
     session._losses_since = 0
     events = list(session._read_urgent())
