@@ -91,6 +91,15 @@ static bool in_batch(uint32_t life) {
     return false;
 }
 
+// The kernel closes a batch when the next wait begins. Between truth_wait_begins() and that call the loop may be
+// preempted, for as long as a busy machine does that.
+static bool may_be_in_batch(uint32_t life, uint64_t at) {
+    if (!t.batch_open && at - t.wait_enter_ns > 200000000) return false;
+    for (int i = 0; i < t.batch_len; i++)
+        if (t.batch[i] == life) return true;
+    return false;
+}
+
 // -- the file ---------------------------------------------------------------------------------------
 
 static bool wrong(const struct life *l) {
@@ -246,7 +255,8 @@ uint64_t truth_closing(const void *slot) {
     struct life *l = life_of(slot);
     l->close_enter_ns = now();
     l->close_tid = gettid();
-    if (gettid() != t.loop_tid && in_batch((uint32_t)(l - t.lives))) l->close_in_batch_possible = true;
+    if (gettid() != t.loop_tid && may_be_in_batch((uint32_t)(l - t.lives), l->close_enter_ns))
+        l->close_in_batch_possible = true;
     uint64_t number_now = t.batch_number;
     pthread_mutex_unlock(&t.lock);
     return number_now;

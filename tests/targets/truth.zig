@@ -235,7 +235,7 @@ pub const Truth = struct {
             l.close_enter_ns = t;
             l.close_tid = me;
             l.close_on_worker = me != self.loop_tid and l.registered;
-            if (me != self.loop_tid and self.inOpenBatch(life)) l.close_in_batch_possible = true;
+            if (me != self.loop_tid and self.mayBeInOpenBatch(life, t)) l.close_in_batch_possible = true;
         }
     }
 
@@ -373,13 +373,21 @@ pub const Truth = struct {
         return false;
     }
 
+    // The kernel closes a batch when the next wait begins. Between waitEnter() and that call the loop may be
+    // preempted, for as long as a busy machine does that.
+    fn mayBeInOpenBatch(self: *Truth, life: u32, t: u64) bool {
+        if (!self.batch_open and t -% self.wait_enter_ns > 200 * std.time.ns_per_ms) return false;
+        for (self.batch[0..self.batch_len]) |d| if (d.life == life) return true;
+        return false;
+    }
+
+    /// What the batch named stays readable until the next one.
     pub fn waitEnter(self: *Truth) void {
         if (!self.enabled) return;
         const t = sys.now();
         self.mutex.lock();
         defer self.mutex.unlock();
         self.batch_open = false;
-        self.batch_len = 0;
         self.wait_enter_ns = t;
         @atomicStore(u64, &self.batch_seq, self.batch_seq + 1, .release);
     }
