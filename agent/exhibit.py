@@ -84,15 +84,6 @@ class Step:
             stack[0] = _of_instance(self.site, _frames(self.pcs[0], answers) if self.pcs else [], stack[0])
         return stack
 
-    def known(self) -> list[SourceFrame]:
-        """What the plan alone says of where it was, before anything was asked: the probed function's call."""
-        if self.site is None:
-            return []
-        site, ip = self.site, self.actor.moment.ip
-        if not site.inlined or not site.file:
-            return [SourceFrame(ip, site.function)]
-        return [SourceFrame(ip, site.function, site.file, site.line, site.column)]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exhibit:

@@ -38,6 +38,8 @@ _WRAPPERS = frozenset(
         "shutdown",
     }
 )
+# A program's own copy of such wrappers lies in a file so named: http.zig's `posix.epoll_ctl` of posix.zig.
+_WRAPPING = r"(?:^|/)(?:posix|os|sys|syscalls?|linux|libc|unistd|unix)\.[a-z+]+$"
 _C_LIBRARY = re.compile(r"(?:libc|libpthread|ld)(?:[-.].*)?\.so(?:\..*)?|ld-.*|libc\.musl.*")
 
 
@@ -51,6 +53,20 @@ def library_file(file: str) -> bool:
 def _files() -> re.Pattern[str]:
     """Compiled where reports are drawn only: it takes the memory of a small module."""
     return re.compile(_FILES)
+
+
+def own_code(function: str, file: str) -> bool:
+    """Whether a frame with a source file is the program's own: neither a library's nor a wrapper that the
+    program brings along, which says as little of who called (`posix.close` of its posix.zig)."""
+    if not file or library_file(file):
+        return False
+    bare = function.rpartition(".")[2].rpartition(":")[2]
+    return not (bare in _WRAPPERS and _wrapping().search(file))
+
+
+@functools.cache
+def _wrapping() -> re.Pattern[str]:
+    return re.compile(_WRAPPING)
 
 
 def library_function(name: str) -> bool:

@@ -8,7 +8,7 @@ import textwrap
 from agent.correlator.findings import Finding
 from agent.exhibit import Answers, CrashExhibit, Exhibit, SourceFrame, Step
 from agent.forensics.desk import BundleDone
-from agent.libraries import c_library, library_file, library_function
+from agent.libraries import c_library, library_function, own_code
 from agent.sanitize import printable
 from agent.text import Line, Span, duration, line, number, short_name, since
 
@@ -65,7 +65,7 @@ def early(item: Exhibit) -> list[Line]:
     rows += _subject(item)
     rows.append(line(""))
     for step in item.steps:
-        rows += _step(step, item, step.known())
+        rows += _step(step, item, []) + _planned(step)
     rows += _measures(finding)
     rows += _paragraphs("how sure", [f"{finding.confidence}: {_first(finding)}"])
     rows += _paragraphs("symbols", [_FOLLOWS])
@@ -200,6 +200,19 @@ def _step(step: Step, item: Exhibit, frames: list[SourceFrame]) -> list[Line]:
     return rows
 
 
+def _planned(step: Step) -> list[Line]:
+    """What the plan alone says of where it was: the probed function, and where an inlined one was called."""
+    site = step.site
+    if site is None:
+        return []
+    called = ""
+    if site.inlined and site.file and site.line:
+        column = f":{site.column}" if site.column else ""
+        called = f"  called at {printable(posixpath.basename(site.file))}:{site.line}{column}"
+    name = short_name(site.function, 44)
+    return [line(" " * (_LABEL + 1), "in".ljust(11), name, Span(called, "source"))]
+
+
 def _stack(frames: list[SourceFrame], indent: int = _LABEL + 1) -> list[Line]:
     """The program's own frames; library frames on top of them are named behind the first one."""
     mine = _own(frames)
@@ -232,7 +245,7 @@ def _own(frames: list[SourceFrame]) -> list[int]:
     known = [
         (i, frame)
         for i, frame in known
-        if not library_file(frame.file) and (frame.file or not library_function(frame.function))
+        if (own_code(frame.function, frame.file) if frame.file else not library_function(frame.function))
     ]
     mine = [(i, frame) for i, frame in known if not frame.module]
     with_lines = [i for i, frame in mine if frame.file]

@@ -150,7 +150,8 @@ class Scene:
         elif isinstance(event, ThreadSeen):
             self._comms[event.tgid, event.tid] = event.comm
         elif isinstance(event, SuspicionRaised):
-            self._comms[event.trigger.tgid, event.trigger.tid] = event.comm
+            if event.comm:  # empty where another thread told what this one put off
+                self._comms[event.trigger.tgid, event.trigger.tid] = event.comm
             if event.slot is not None and event.slot.waiter:
                 self._waiters[event.slot.tgid, event.slot.waiter] = event.slot.epfd
             if event.trigger.kind == Kind.DELIVERED:

@@ -126,7 +126,7 @@ def _calls(view: View, evidence: CrashEvidence) -> Iterator[tuple[int, int, tupl
         pcs = view.callers(kept, _MOST_PCS) if kept is not None and kept.pcs else [(moment.ip, False)]
         places: list[CodePlace] = []
         for pc, exact in pcs:
-            places += view.places_at(pc, exact=exact or pc == moment.ip)
+            places += view.places_probed(pc) if pc == moment.ip else view.places_at(pc, exact=exact)
         own = tuple(place for place in places if place.own)
         yield moment.ip, moment.stack, (own or tuple(places))[:_MOST_PLACES]
 

@@ -125,7 +125,7 @@ def _steps(evidence: CrashEvidence, seen: Examination, past: Past) -> tuple[Step
             ts=actor.moment.ts,
             tid=actor.moment.tid,
             comm=evidence.thread_name(actor.moment.tid),
-            place=_where(actor.role, places.get((actor.moment.ip, actor.moment.stack), ())),
+            place=_where(places.get((actor.moment.ip, actor.moment.stack), ())),
             gap_ns=actor.gap_ns,
             concurrent=actor.concurrent,
             note=actor.note,
@@ -148,10 +148,8 @@ def _stack(fault: Fault) -> tuple[str, ...]:
     return tuple(place_text(frame) for frame in (*fault.frames, *fault.callers)[:_MOST_STACK])
 
 
-def _where(role: str, places: tuple[CodePlace, ...]) -> str:
-    """A create shows at its end, where an optimizer has mixed in what follows: the function that holds it."""
-    if role == "created":
-        places = tuple(place for place in places if not place.inlined) or places
+def _where(places: tuple[CodePlace, ...]) -> str:
+    """`function (file:line) < caller`."""
     if not places:
         return ""
     caller = f" < {places[1].function.rpartition('.')[2]}" if len(places) > 1 else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from agent.libraries import library_file
+from agent.libraries import own_code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,7 @@ class CodePlace:
     @property
     def own(self) -> bool:
         """Code of the program itself, not of a library that it was called through."""
-        return bool(self.file) and not library_file(self.file)
+        return own_code(self.function, self.file)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from agent.forensics.evidence import CrashEvidence, Fragments, ThreadState
 from agent.forensics.facts import CodePlace
+from agent.forensics.probed import inside, of_instance, site_at
 from agent.stack_worker import merged
 from probes.events import StackSeen
 from symbols.cfi import FrameTable
@@ -126,6 +127,13 @@ class View:
         if module is None or module.image is not self._executable:
             return ()
         return self._described(address - module.bias)
+
+    def places_probed(self, pc: int) -> tuple[CodePlace, ...]:
+        """Source frames of where something was seen: of a probe its instance's, as the plan has it."""
+        places, site = self.places_at(pc, exact=True), site_at(self.plan, pc - self.bias)
+        if site is None or not places:
+            return places
+        return of_instance(site, self._described(inside(site, pc - self.bias)), places)
 
     def callers(self, stack: StackSeen, most: int) -> list[tuple[int, bool]]:
         """(pc, whether it is exact) of a recorded stack: unwound where its bytes were kept."""

@@ -16,6 +16,7 @@ from agent.forensics.explain import explain
 from agent.forensics.explanation import Cause, Explanation
 from agent.forensics.from_events import evidence, gather
 from symbols.image import Image
+from symbols.plan import ProbePlan, Role
 from symbols.resolve import close_session, open_session
 from tests.integration.crashing import (
     C_SWITCHES,
@@ -90,6 +91,16 @@ def test_like_the_truth(watch: Watch, switch: Switch, tmp_path: Path) -> None:
         pytest.skip(f"{switch.name} does not kill a {watch.mode} build")  # by design, not by lack
     item, truth = _died(watch, switch, tmp_path)
     assert_like_truth(item, truth, switch)
+    _created_where_the_plan_says(item, plan_of(watch.exe))
+
+
+def _created_where_the_plan_says(item: Explanation, plan: ProbePlan) -> None:
+    """Not where the probe was moved to. A create that is not inlined has no stack."""
+    calls = [site.call_site for site in plan.sites if site.role is Role.CREATE]
+    if all(calls):
+        places = [f"({Path(call.file).name}:{call.line})" for call in calls if call is not None]
+        steps = [step for step in item.steps if step.role == "created" and step.ts]
+        assert all(any(place in step.place for place in places) for step in steps), (places, steps)
 
 
 def test_a_storm_leaves_room_for_the_crash(watch: Watch, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.libraries import c_library, library_file, library_function
+from agent.libraries import c_library, library_file, library_function, own_code
 
 THEIRS = (
     "/opt/zig/lib/std/posix.zig",
@@ -62,3 +62,20 @@ def test_c_libraries() -> None:
     theirs = ("libc.so.6", "libc-2.31.so", "ld-linux-x86-64.so.2", "ld-musl-x86_64.so.1", "libpthread.so.0")
     assert all(map(c_library, theirs))
     assert not any(map(c_library, ("libcurl.so.4", "libcrypto.so.3", "server", "libcpool.so")))
+
+
+def test_a_wrapper_that_the_program_brings_along_is_not_its_own_code() -> None:
+    theirs = (
+        ("posix.epoll_ctl", "/src/http.zig/src/posix.zig"),
+        ("posix.close", "src/posix.zig"),
+        ("sys::close", "/srv/sys.rs"),
+    )
+    own = (
+        ("posix.Address.toIOAddress", "/src/http.zig/src/posix.zig"),
+        ("worker.Conn.close", "/src/worker.zig"),
+        ("close", "/srv/composix.c"),
+        ("accept", "/srv/server.c"),
+        ("closeAll", "/src/posix.zig"),
+    )
+    assert not any(own_code(function, file) for function, file in theirs)
+    assert all(own_code(function, file) for function, file in own)

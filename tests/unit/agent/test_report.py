@@ -250,6 +250,10 @@ def test_a_step_begins_with_the_programs_own_frame() -> None:
     ]
     linked_in = SourceFrame(1, "close_internal")  # of a static library without lines
     assert _stack(linked_in, own) == ["in processHTTPData worker.zig:859:9 through close_internal"]
+    brought_along = SourceFrame(1, "posix.close", "/src/http.zig/src/posix.zig", 180, 37, True)
+    assert _stack(SourceFrame(0, "close", module=LIBC), brought_along, own) == [
+        "in processHTTPData worker.zig:859:9 through posix.close"
+    ]
     rust = SourceFrame(1, "drop", "/rustc/90b3/library/std/src/os/fd/owned.rs", 10, 0, True)
     assert _stack(rust, own) == ["in processHTTPData worker.zig:859:9 through drop"]
 
@@ -299,7 +303,26 @@ def test_a_probe_that_was_moved_is_shown_at_the_instances_call(ranges: list[list
     text = plain(report.report(item, Moved()))
     assert "in         worker.NonBlocking.disown  worker.zig:812:9   through heap.memory_pool" in text
     assert ":797" not in text
-    assert "worker.zig:812:9" in plain(report.early(item))
+    early = plain(report.early(item))
+    assert "in         heap.memory_pool" in early
+    assert "called at worker.zig:812:9" in early, "the line is the call's, not of the function that is named"
+
+
+def test_before_symbols_are_asked_nothing_is_said_of_unknown_lines() -> None:
+    item = exhibit(finding(actors=(Actor(role="destroyed", moment=at(5, 4711, -1, 0x1001000)),)), _moved([]))
+    (step,) = item.steps
+    assert step.site is not None
+    item = replace(item, steps=(replace(step, site=step.site._replace(inlined=False, file="", line=0)),))
+    (row,) = [row for row in plain(report.early(item)).splitlines() if " in  " in row]
+    assert row.split() == ["in", "heap.memory_pool.Extra(…).destroy"]
+
+
+def test_what_another_thread_put_off_takes_no_name_away(scene: Scene) -> None:
+    """The kernel side cannot name the thread then; its name was read from /proc before."""
+    assert scene.comm(PID, 4713)
+    bad = life().bad_close(50)
+    scene.feed(replace(bad, trigger=bad.trigger._replace(tgid=PID, tid=4713), comm=""))
+    assert scene.comm(PID, 4713)
 
 
 def test_the_role_of_a_thread_is_said_where_it_is_known(scene: Scene) -> None:
