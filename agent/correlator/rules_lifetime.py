@@ -79,7 +79,7 @@ def _actors(slot: SlotLife) -> tuple[Actor, ...]:
         *seen(
             "delivered",
             Moment(slot.last_delivery_enter if last == slot.last_delivery else last, last, 0, waiter),
-            "after the close" if late else "",
+            "visible after the close" if late else "",
         ),
         actor("destroyed", slot.destroy),
     )

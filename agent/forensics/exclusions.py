@@ -16,7 +16,7 @@ def alternatives(seen: Examination, past: Past, found: Diagnosis) -> tuple[Alter
         _uninitialised(seen, past),
         _corruption(seen, past, found),
         _twice(seen, past, found),
-        _recycled(seen, past),
+        _recycled(seen, past, found),
         _elsewhere(seen),
     )
 
@@ -65,6 +65,8 @@ def _corruption(seen: Examination, past: Past, found: Diagnosis) -> Alternative:
         outcome, because = Outcome.UNLIKELY, "the list is broken as the second destroy leaves it"
     elif free.end is ListEnd.NULL:
         nodes, then = f"{free.length} node{'s' if free.length != 1 else ''}", ", then null"
+        if not free.length:
+            nodes, then = "the list is empty", ""
         if free.partial:
             nodes = f"the list leads on through {nodes}"
         if free.partial and not free.length:
@@ -96,9 +98,11 @@ def _twice(seen: Examination, past: Past, found: Diagnosis) -> Alternative:
         outcome, because = Outcome.POSSIBLE, "the list leads through a slot that is in use"
     elif life is not None and not life.double_destroys:
         outcome = Outcome.EXCLUDED
-        because = f"every destroy of generation {life.gen} was watched: one" + (
-            ", and the list has no ring" if free is not None and free.end is ListEnd.NULL else ""
-        )
+        because = (
+            f"every destroy of generation {life.gen} was watched: one"
+            if life.destroy.seen
+            else f"generation {life.gen} lives, no destroy of it was seen"
+        ) + (", and the list has no ring" if free is not None and free.end is ListEnd.NULL else "")
     elif free is not None and free.end is ListEnd.NULL:
         outcome = Outcome.UNLIKELY
         because = "the list has no ring now; an earlier one could have been used up again"
@@ -110,12 +114,14 @@ def _twice(seen: Examination, past: Past, found: Diagnosis) -> Alternative:
     return Alternative(name="a double destroy", test=test, outcome=outcome, because=because)
 
 
-def _recycled(seen: Examination, past: Past) -> Alternative:
+def _recycled(seen: Examination, past: Past, found: Diagnosis) -> Alternative:
     test = (
         "a slot that another connection lives in is not on the free list and holds that connection's values"
     )
     if seen.slot is None:
         outcome, because = Outcome.UNKNOWN, "the slot is not known"
+    elif found.cause is Cause.RECYCLED:
+        outcome, because = Outcome.CAUSE, found.evidence[0].detail if found.evidence else "see above"
     elif _on_list(seen):
         outcome, because = Outcome.EXCLUDED, "the slot is on the free list: nobody lives in it"
     elif _gone(seen, past):
@@ -143,7 +149,7 @@ def _elsewhere(seen: Examination) -> Alternative:
         outcome, because = Outcome.UNLIKELY, "the code can have come to it in more than one way"
     elif "finding" in slot.by:
         outcome = Outcome.UNLIKELY
-        because = "the batch that the thread was working on brought an event for the slot after its end"
+        because = "the batch that the thread worked on brought it the event of a connection that has ended"
     elif seen.fault is not None and seen.fault.aborted:
         outcome = Outcome.UNLIKELY
         because = f"no access faulted, the program ended itself; the slot was found by: {', '.join(slot.by)}"

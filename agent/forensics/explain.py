@@ -108,8 +108,9 @@ def _steps(evidence: CrashEvidence, seen: Examination, past: Past) -> tuple[Step
         *seen_actor("closed", life.close),
         *seen_actor("destroyed", life.destroy),
     ]
-    actors += further_steps(evidence, past)
     known = {(actor.role, actor.moment.ts) for actor in actors}
+    actors += [one for one in further_steps(evidence, past) if (one.role, one.moment.ts) not in known]
+    known |= {(actor.role, actor.moment.ts) for actor in actors}
     for finding in again:
         for actor in finding.actors:
             late = actor.moment.ts > life.destroy.ts > 0 and (actor.role, actor.moment.ts) not in known

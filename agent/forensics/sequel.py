@@ -71,8 +71,15 @@ def ended_by(evidence: CrashEvidence) -> BadClose | None:
 
 
 def further_steps(evidence: CrashEvidence, past: Past) -> Iterator[Actor]:
-    """Steps of the chain that are none of the slot's life: the failing ADD, closes that failed with EBADF."""
+    """Steps of the chain that are none of the slot's life: the failing ADD, closes that failed with EBADF,
+    and what an older registration went through whose events it got."""
     seen: set[tuple[str, int]] = set()
+    begun = past.life.create.ts or past.life.add.ts if past.life is not None else 0
+    old = past.found(RuleId.RECYCLED_DELIVERY)
+    for actor in old.actors if old is not None else ():
+        if actor.moment.seen and actor.moment.ts < begun:
+            seen.add((actor.role, actor.moment.ts))
+            yield actor
     for finding in _about(evidence, past):
         for actor in finding.actors:
             failed = actor.role == "closed" and "EBADF" in actor.note

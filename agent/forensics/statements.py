@@ -173,7 +173,7 @@ def about_origin(seen: Examination) -> Iterator[Statement]:
         certainty = Certainty.INFERRED
         text = (
             f"that the pointer came from slot {slot.address:#x} ({seen.slot_type}) is not shown by the code; "
-            "the batch that the thread was working on brought an event for it after its end"
+            "the batch that the thread was working on brought it the event of a connection that has ended"
         )
     else:
         text = f"it was loaded from slot {slot.address:#x}{field} ({seen.slot_type})"
@@ -267,7 +267,8 @@ def about_free_list(seen: Examination) -> Iterator[Statement]:
         certainty = Certainty.CONFIRMED
     else:
         absent = f"; slot {slot.address:#x} is not on it" if slot is not None else ""
-        text = f"{free.path} holds {nodes} {end}{absent}"
+        empty = not free.length and free.end is ListEnd.NULL
+        text = f"{free.path} {'is empty' if empty else f'holds {nodes} {end}'}{absent}"
         certainty = Certainty.OBSERVED
     yield Statement(topic=Topic.FREE_LIST, text=text, certainty=certainty, evidence=rests)
 

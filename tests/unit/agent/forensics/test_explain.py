@@ -222,6 +222,31 @@ def test_an_older_registration_is_to_blame_for_what_hits_a_slot_freed_in_order(o
     assert ("generation 2 (fd 11) outlived its slot" in _order(item)) is old
 
 
+def test_a_recycled_delivery_is_told_with_the_life_that_it_was_meant_for() -> None:
+    """The one that was hit lives: no destroy of it is told, and what happened is no alternative."""
+    old = life(gen=2, fd=11).added(5).closed(8, shared=True).destroyed(9)
+    story = (
+        life(gen=3)
+        .created(15)
+        .added(20)
+        .has(old_fd=11, old_gen=2, prev_destroy=old.slot.destroy, last_batch=7)
+    )
+    assert old.reg is not None
+    story.reg = old.reg
+    raised = story.recycled_delivery(40)
+    alone = _slot(by=("code", "batch"), filled=False)
+    free = replace(LIST, position=None, nodes=(), length=0)
+    item = explain(_evidence(_history(story, raised)), _seen(slot=alone, free_list=free))
+    assert item.cause is Cause.RECYCLED
+    told = [(step.role, step.note) for step in item.steps]
+    assert told[:3] == [("registered", "generation 2"), ("closed", "generation 2"), ("destroyed", "")]
+    assert [role for role, _ in told[3:5]] == ["created", "registered"]
+    others = {one.name: one for one in item.alternatives}
+    assert others["a recycled slot"].outcome is Outcome.CAUSE
+    assert "generation 3 lives" in others["a double destroy"].because
+    assert others["a stray write (heap corruption)"].because.startswith("the list is empty")
+
+
 def test_an_older_registration_is_known_from_the_life_where_the_finding_was_lost() -> None:
     story = life(gen=3).added(10).delivered(40).has(old_fd=11, old_gen=2, last_batch=7, recycled=2)
     item = explain(_evidence(_history(story.removed(42).closed(45).destroyed(50), lost=9)), _seen())
