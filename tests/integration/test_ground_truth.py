@@ -320,7 +320,7 @@ def test_findings_equal_the_truth(
     bugs = [word for bug in case.bugs for word in ("--bug", bug)]
     ledger = Ledger(CorrelatorOptions(leak_after_ns=LEAK_AFTER_NS))
     run = Run(correlator=ledger)
-    never = watch.session.counters()["not_registered"]
+    before = dict(watch.session.counters())
     with watch.target(tmp_path, run, *bugs, "--survive", *case.server) as target:
         client = load(
             target.port, case.mix, *case.client, connections=case.connections, concurrency=case.concurrency
@@ -331,14 +331,18 @@ def test_findings_equal_the_truth(
             pump_until(watch.session, run, lambda: _slots_of(ledger, rule) >= slots, f"{slots} slots, {rule}")
         summary = conclude(watch.session, run, target)
         truth = target.truth()
-    never = run.counters["not_registered"] - never
-    outcome = compare(case, run, ledger, truth, never)
+    counted = {
+        name: run.counters[name] - before[name] for name in run.counters if run.counters[name] != before[name]
+    }
+    outcome = compare(case, run, ledger, truth, counted.get("not_registered", 0))
     say(_row(case.name, watch.mode, summary["connections"], began, outcome.line))
 
     assert run.lost() == {}, f"events were lost, nothing can be compared: {run.lost()}"
     assert summary["overflow"] == summary["orphan_overflow"] == 0
     assert summary["connections"] >= CONNECTIONS
-    assert not outcome.wrong, "\n".join([f"{case.name}, {watch.mode}:", *outcome.wrong])
+    assert not outcome.wrong, "\n".join(
+        [f"{case.name}, {watch.mode}:", *outcome.wrong, f"counted: {counted}"]
+    )
     silent = [str(rule) for rule in case.fires if not run.count(rule)]
     audit = {name: count for name, count in run.counters.items() if name.startswith("audit_") and count}
     assert not audit, "what is believed of registrations and what the kernel answers differ"
