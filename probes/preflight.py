@@ -28,9 +28,12 @@ class Check:
     tried: bool = True  # False: nobody knows, which is no better than a failure
 
 
-def checks() -> tuple[Check, ...]:
-    """Every prerequisite, tried now. Never raises: a check that breaks is a failed check."""
-    return tuple(guarded(name, check) for name, check in _ALL)
+def checks(*, attaching: bool = True) -> tuple[Check, ...]:
+    """Every prerequisite, tried now. Never raises: a check that breaks is a failed check.
+
+    attaching=False: without those that compile and attach, for one who is about to do that and hears of it.
+    """
+    return tuple(guarded(name, check) for name, check in _ALL if attaching or name not in _ATTACHING)
 
 
 def guarded(name: str, check: Callable[[], Check]) -> Check:
@@ -368,6 +371,7 @@ def _descriptors() -> Check:
 
 
 _KERNEL_SIDE, _RECORDS = "kernel side", "watching"
+_ATTACHING = frozenset((_KERNEL_SIDE, _RECORDS, "capture"))
 
 _ALL: tuple[tuple[str, Callable[[], Check]], ...] = (
     ("root", _root),

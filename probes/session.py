@@ -106,6 +106,20 @@ def slots_for(pids: Sequence[int]) -> int:
     return min(max(LEAST_SLOTS, 1 << (2 * descriptors).bit_length()), MOST_SLOTS)
 
 
+def sizes(options: SessionOptions, pids: Sequence[int] = ()) -> loader.LoadOptions:
+    """What the kernel side of such a session is compiled for; a program in the cache is one of the same."""
+    return loader.LoadOptions(
+        ring_records=options.ring_records,
+        lifetime_records=options.lifetime_records,
+        max_slots=options.max_slots or slots_for(pids),
+        max_targets=options.max_processes,
+        max_threads=options.max_threads,
+        urgent_pages=options.urgent_pages,
+        empty=options.empty,
+        ask=options.ask,
+    )
+
+
 class LiveSession:
     """An EventSource over the kernel side. Make it with `open`; `close` (or death) removes every probe."""
 
@@ -206,16 +220,7 @@ class LiveSession:
                 plan,
                 image=f"/proc/{os.getpid()}/fd/{image}",
                 pids=() if follow else tuple(pids),
-                options=loader.LoadOptions(
-                    ring_records=options.ring_records,
-                    lifetime_records=options.lifetime_records,
-                    max_slots=options.max_slots or slots_for(pids),
-                    max_targets=options.max_processes,
-                    max_threads=options.max_threads,
-                    urgent_pages=options.urgent_pages,
-                    empty=options.empty,
-                    ask=options.ask,
-                ),
+                options=sizes(options, pids),
             )
         finally:
             os.close(image)

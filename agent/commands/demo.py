@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import select
+import signal
 import socket
 import subprocess
 import tempfile
@@ -17,9 +18,10 @@ from typing import IO
 
 import click
 
-from agent.errors import DemoFailed, PrerequisiteMissing
+from agent.errors import DemoFailed, NoSuchTarget, PrerequisiteMissing
 from agent.forensics.desk import BundleDone
 from probes import children
+from probes.errors import NoSuchProcess, TargetGoneWhileAttaching
 
 _BUG = "dup-outlives-close"
 _MODE = "ReleaseSafe"
@@ -45,7 +47,10 @@ def command() -> int:
     server = _build()
     with _running(server) as (process, port, errors):
         say(f"started {server.name} as process {process.pid} on port {port}; nothing in it is prepared")
-        found, bundles = _watch(process, port, say, printer)
+        try:
+            found, bundles = _watch(process, port, say, printer)
+        except (NoSuchTarget, NoSuchProcess, TargetGoneWhileAttaching) as error:
+            raise _gone(process, errors) from error
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5.0 if found else 0.1)
         said = _last_words(errors)
@@ -67,10 +72,25 @@ def command() -> int:
     return 0
 
 
+def _gone(process: subprocess.Popen[bytes], errors: IO[bytes]) -> DemoFailed:
+    """It ended before it was watched, and so before there was any traffic."""
+    process.kill()  # where it has ended already, nothing
+    code = process.wait()
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+    return DemoFailed(
+        "the bundled server ended before it was watched",
+        detail="\n".join([f"It {how}.", *_last_words(errors)[-6:]]),
+        causes=("it was built on another machine, for instructions that this processor lacks",)
+        if code == -signal.SIGILL
+        else ("somebody ended it",),
+        remedy="make clean demo",
+    )
+
+
 def _check_machine() -> None:
     from probes import preflight
 
-    failed = [check for check in preflight.checks() if check.required and not check.ok]
+    failed = [check for check in preflight.checks(attaching=False) if check.required and not check.ok]
     if failed:
         raise PrerequisiteMissing(
             "the demonstration cannot attach here",

@@ -26,8 +26,8 @@ from symbols.resolve import resolve
 from tests.requirements import require_program
 from tests.targets.build import build
 
-READY_TIMEOUT_S = 20.0
-SETTLE_S = 0.6
+SLOW = float(os.environ.get("AFTERFREE_SLOW", "1"))  # how many times slower than usual the machine is
+SETTLE_S = 0.6 * SLOW
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(20)
+            self.process.wait(20 * SLOW)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -69,7 +69,7 @@ def server(
     truth, stderr = tmp / "truth.jsonl", tmp / "stderr.txt"
     with stderr.open("w") as err:
         process = subprocess.Popen(
-            [str(exe), *args, "--truth", str(truth), "--duration-s", "300"],
+            [str(exe), *args, "--truth", str(truth), "--duration-s", f"{300 * SLOW:.0f}"],
             stdout=subprocess.PIPE,
             stderr=err,
             text=True,
@@ -94,7 +94,7 @@ def load(port: int, mix: str, *args: str, connections: int, concurrency: int = 3
         [
             str(build("loadgen", "ReleaseSafe")),
             "--port", str(port), "--mix", mix, "--connections", str(connections),
-            "--concurrency", str(concurrency), "--duration-s", "120", *args,
+            "--concurrency", str(concurrency), "--duration-s", f"{120 * SLOW:.0f}", *args,
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -204,7 +204,7 @@ def watching(
 
 def pump(session: LiveSession, run: Run, until: subprocess.Popen[str], timeout: float = 150.0) -> None:
     """Feed everything that comes until the load has ended and nothing has happened for a while."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout * SLOW
     quiet_since: float | None = None
     while time.monotonic() < deadline:
         batch = list(session.poll(0.1))
@@ -217,7 +217,7 @@ def pump(session: LiveSession, run: Run, until: subprocess.Popen[str], timeout: 
             quiet_since = now
         elif now - quiet_since > SETTLE_S or session.finished:
             break
-    out, err = until.communicate(timeout=10)
+    out, err = until.communicate(timeout=10 * SLOW)
     assert until.returncode == 0, f"load client: {err}"
     run.load = json.loads(out)
 
@@ -230,8 +230,8 @@ def finish(session: LiveSession, run: Run) -> None:
 def pump_until(
     session: LiveSession, run: Run, condition: Callable[[], bool], what: str, timeout: float = 60.0
 ) -> None:
-    """Feed everything that comes until `condition` holds."""
-    deadline = time.monotonic() + timeout
+    """Feed everything that comes until `condition` holds. timeout: s, on a machine of usual speed."""
+    deadline = time.monotonic() + timeout * SLOW
     while not condition():
         run.feed(list(session.poll(0.1)))
         assert time.monotonic() < deadline, f"{what}: not within {timeout} s"
@@ -240,7 +240,7 @@ def pump_until(
 def drive(session: LiveSession, run: Run, client: subprocess.Popen[str]) -> None:
     """Feed everything that comes until the load client has ended."""
     pump_until(session, run, lambda: client.poll() is not None, "the load client does not end", 150)
-    out, err = client.communicate(timeout=10)
+    out, err = client.communicate(timeout=10 * SLOW)
     assert client.returncode == 0, f"load client: {err}"
     run.load = json.loads(out)
 

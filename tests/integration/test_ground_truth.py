@@ -29,6 +29,8 @@ CONNECTIONS = int(os.environ.get("AFTERFREE_CONNECTIONS", "10000"))  # fewer whe
 CORRECT_CONNECTIONS = 80_000
 SATURATING_CONNECTIONS = 24_000
 MAX_CONN = 256
+# a busy machine may keep the reader away for a second, and nothing may be lost
+OPTIONS = SessionOptions(lifetime_records=8192, urgent_pages=8192)
 LEAK_AFTER_NS = 1_000_000_000  # the session names what has been closed for five seconds
 
 Life = tuple[int, int]  # slot address, generation
@@ -302,9 +304,7 @@ def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
 
 @pytest.fixture(scope="module", params=MODES)
 def watch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
-    # a busy machine may keep the reader away for a second, and nothing may be lost
-    options = SessionOptions(lifetime_records=8192, urgent_pages=8192)
-    with watching(request.param, tmp_path_factory.mktemp("watched"), options) as watch:
+    with watching(request.param, tmp_path_factory.mktemp("watched"), OPTIONS) as watch:
         yield watch
 
 

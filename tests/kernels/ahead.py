@@ -3,7 +3,7 @@
 Only the compiler does not depend on the running kernel, and it alone would take minutes under emulation for
 each program that is watched. The kernel there verifies what came out; `doctor` there compiles by itself.
 
-    python -m tests.kernels.ahead FACTS.json CACHE PROGRAM=PROFILE … [selfcheck]
+    python -m tests.kernels.ahead FACTS.json CACHE PROGRAM=PROFILE … [truth:PROGRAM=] [selfcheck]
 """
 
 from __future__ import annotations
@@ -19,15 +19,21 @@ from unittest import mock
 
 from probes import btf, loader, loader_bcc, readers, selfcheck
 from probes.compiled import ProgramCache
+from probes.session import SessionOptions, sizes
 from symbols.plan import ProbePlan
 from symbols.profile import load_profile
 from symbols.resolve import resolve
+from tests.integration.test_ground_truth import OPTIONS
 
 SELFCHECK = "selfcheck"  # instead of a program: what `doctor` watches itself with
+TRUTH = "truth:"  # before a program: for the sizes that tests/integration/test_ground_truth.py asks for
 
 
-def compiled(plan: ProbePlan, facts: dict[str, Any], cache: ProgramCache) -> None:
-    """Put what the plan needs on the kernel of these facts (guest.facts) into the cache."""
+def compiled(
+    plan: ProbePlan, facts: dict[str, Any], cache: ProgramCache, session: SessionOptions | None = None
+) -> None:
+    """Put what such a session (default: any user's) needs on the kernel of these facts (guest.facts) into the
+    cache."""
     with (
         mock.patch.object(platform, "release", return_value=facts["release"]),
         mock.patch.object(platform, "version", return_value=facts["version"]),
@@ -35,7 +41,7 @@ def compiled(plan: ProbePlan, facts: dict[str, Any], cache: ProgramCache) -> Non
         mock.patch.object(loader, "possible_cpus", return_value=facts["cpus"]),
     ):
         generated = readers.generate(plan)
-        options = loader.LoadOptions().fitted(facts["cpus"])
+        options = sizes(session or SessionOptions()).fitted(facts["cpus"])
         request = loader_bcc.LoadRequest(
             image="",
             readers=generated.text,
@@ -58,9 +64,10 @@ def main() -> int:
         if word == SELFCHECK:
             compiled(selfcheck._plan(selfcheck._probed_offset()[0]), known, cache)
             continue
-        program, _, profile = word.partition("=")
+        program, _, profile = word.removeprefix(TRUTH).partition("=")
+        options = OPTIONS if word.startswith(TRUTH) else None
         try:
-            compiled(resolve(program, load_profile(profile) if profile else None), known, cache)
+            compiled(resolve(program, load_profile(profile) if profile else None), known, cache, options)
         except Exception as error:  # the guest compiles it then, and it shows there
             print(f"{program}: {type(error).__name__}: {error}", file=sys.stderr)
     return 0

@@ -65,6 +65,9 @@ _BY_MODE: dict[str, tuple[str, ...]] = {
 }
 _TIMEOUT_S = 600
 
+PROCESSOR = "AFTERFREE_PROCESSOR"
+"""Environment: the processor that Zig compiles for, where that is another than this one (tests/kernels)."""
+
 
 class BuildError(Exception):
     """The compiler refused or is missing.
@@ -91,7 +94,9 @@ def _command(name: str, mode: str) -> tuple[str, ...]:
         sources = [str(SOURCE_DIR / source) for source in PROGRAMS[name] if source.endswith(".c")]
         return (compiler, "-std=gnu11", level, "-g", "-Wall", "-Wextra", "-Werror", "-pthread", *sources)
     root = str(SOURCE_DIR / PROGRAMS[name][0])
-    return (sys.executable, "-m", "ziglang", "build-exe", root, f"-O{mode}", *_COMMON, *_BY_MODE[mode])
+    processor = os.environ.get(PROCESSOR)
+    flags = (*_COMMON, *_BY_MODE[mode], *([f"-mcpu={processor}"] if processor else []))
+    return (sys.executable, "-m", "ziglang", "build-exe", root, f"-O{mode}", *flags)
 
 
 def _digest(name: str, mode: str, version: str) -> str:
