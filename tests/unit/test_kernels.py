@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernels import images
+from probes import loader, loader_bcc, selfcheck
+from probes.compiled import ProgramCache
+from probes.session import LiveSession, SessionOptions
+from tests.kernels import ahead, images
 from tests.kernels.__main__ import outcomes
 from tests.kernels.images import KERNELS, Kernel
 
@@ -18,8 +21,8 @@ def row(suite: str, name: str, *, passed: bool = True, seconds: int = 1) -> str:
     return json.dumps({"suite": suite, "name": name, "passed": passed, "words": "why", "seconds": seconds})
 
 
-def over(suite: str) -> str:
-    return json.dumps({"suite": suite, "over": True})
+def over(suite: str, **more: int) -> str:
+    return json.dumps({"suite": suite, "over": True, **more})
 
 
 def test_a_line_for_each_suite_says_what_passed_and_what_did_not() -> None:
@@ -39,6 +42,40 @@ def test_a_guest_that_was_ended_has_told_what_it_did_and_not_that_it_was_all() -
     assert (shapes.passed, shapes.over) == (1, False)
     assert "not all of it" in shapes.line(BY_NAME["6.1"], "6.1.0-56-amd64")
     assert (demo.passed, demo.over) == (0, False)
+
+
+def test_what_a_guest_had_to_compile_itself_is_said() -> None:
+    text = "\n".join([row("truth", "a", seconds=90), over("truth", compiled=1)])
+    (truth,) = outcomes(text, ["truth"])
+    assert truth.line(BY_NAME["6.1"], "6.1.0-56-amd64").endswith("1 of 1 passed (90 s, 1 compiled there)")
+
+
+@pytest.mark.parametrize("options", [SessionOptions(), ahead.OPTIONS], ids=["watch", "truth"])
+def test_what_is_compiled_ahead_is_what_a_session_there_asks_for(
+    options: SessionOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Asked(Exception):
+        pass
+
+    asked: list[tuple[str, ...]] = []
+
+    def compile_it(request: loader_bcc.LoadRequest, *_: object) -> None:
+        asked.append(request.defines)
+        raise Asked
+
+    def load(plan: object, *, options: loader.LoadOptions, **_: object) -> None:
+        asked.append(loader.defines(selfcheck._plan(None), options.fitted(2)))
+        raise Asked
+
+    monkeypatch.setattr(loader_bcc, "compiled", compile_it)
+    monkeypatch.setattr(loader, "load", load)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    facts = {"release": "6.1.0-56-amd64", "version": "#1", "cpus": 2, "definitions": []}
+    with pytest.raises(Asked):
+        ahead.compiled(selfcheck._plan(None), facts, ProgramCache(), options)
+    with pytest.raises(Asked):
+        LiveSession.open(selfcheck._plan(None), pids=[], follow=True, options=options)
+    assert asked[0] == asked[1]
 
 
 @pytest.mark.parametrize(
