@@ -26,6 +26,8 @@ from probes.errors import NoSuchProcess, TargetGoneWhileAttaching
 _BUG = "dup-outlives-close"
 _MODE = "ReleaseSafe"
 _DEADLINE = 180.0  # of traffic: it ends when the server is dead, which takes a second
+_PER_ATTACH = 20.0  # and as many times what attaching took: on an emulated machine minutes
+_LAST_WORDS = 60.0  # for a server that prints its own stack, of its own debug information
 _CLIENTS, _REQUESTS = 8, 25
 _READY = re.compile(rb"ready port=(\d+) pid=(\d+)")
 
@@ -48,16 +50,16 @@ def command() -> int:
     with _running(server) as (process, port, errors):
         say(f"started {server.name} as process {process.pid} on port {port}; nothing in it is prepared")
         try:
-            found, bundles = _watch(process, port, say, printer)
+            found, bundles, waited = _watch(process, port, say, printer)
         except (NoSuchTarget, NoSuchProcess, TargetGoneWhileAttaching) as error:
             raise _gone(process, errors) from error
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5.0 if found else 0.1)
+            process.wait(_LAST_WORDS if found else 0.1)
         said = _last_words(errors)
     if not found:
         raise DemoFailed(
             "no stale delivery was found",
-            detail=f"within {_DEADLINE:.0f} s of traffic. The server's last words:\n" + "\n".join(said[-6:]),
+            detail=f"within {waited:.0f} s of traffic. The server's last words:\n" + "\n".join(said[-6:]),
             causes=("probes are missing on this machine", "the machine is very slow"),
             remedy="afterfree doctor\nafterfree demo",
         )
@@ -173,8 +175,9 @@ def _port(process: subprocess.Popen[bytes]) -> int:
 
 def _watch(
     process: subprocess.Popen[bytes], port: int, say: Callable[[str], None], printer: object
-) -> tuple[bool, list[BundleDone]]:
-    """Attach, drive traffic, show what is found: (whether the stale delivery was proved, bundles)."""
+) -> tuple[bool, list[BundleDone], float]:
+    """Attach, drive traffic, show what is found: (whether the stale delivery was proved, bundles, the limit
+    for it in seconds)."""
     from agent import report
     from agent.commands import options as command_options
     from agent.commands.live import LiveOptions, attached
@@ -238,9 +241,17 @@ def _watch(
     show = Show()
     store = BundleStore(Path(tempfile.mkdtemp(prefix="afterfree-demo-")))
     # from the start: the server dies within milliseconds of the first finding, and as soon as it is watched
-    capture = CaptureControl(store.folder, CaptureMode.ALWAYS, CaptureOptions())
+    refused = threading.Event()  # as where a debugger has it
+    capture = CaptureControl(
+        store.folder, CaptureMode.ALWAYS, CaptureOptions(), on_notice=lambda _text: refused.set()
+    )
+
+    def held() -> bool:
+        return process.pid in capture.seized or refused.is_set()
+
     desk = CrashDesk(store, configuration={"demo": True}, on_bundle=show.bundle, capture=capture)
     stop = command_options.stop()
+    began = time.monotonic()
     options = LiveOptions(wanted=Wanted(pids=(process.pid,)))
     with (
         stop.installed(),
@@ -250,7 +261,8 @@ def _watch(
         say("the probe plan, read from its DWARF:")
         out.lines(plan_lines(supervisor.plans[-1], short=True))
         say("attached. Driving ordinary traffic, then one request whose socket gets dup'ed")
-        traffic = threading.Thread(target=_traffic, args=(process, port), daemon=True)
+        limit = max(_DEADLINE, _PER_ATTACH * (time.monotonic() - began))
+        traffic = threading.Thread(target=_traffic, args=(process, port, limit, held), daemon=True)
         traffic.start()
         outcome = Runner(
             supervisor,
@@ -258,7 +270,7 @@ def _watch(
             symbols=symbols,
             sinks=[show],
             desk=desk,
-            duration=_DEADLINE,
+            duration=limit,
             early=EARLY,
             stop=stop,
         ).run()
@@ -269,15 +281,19 @@ def _watch(
         finding.rule is RuleId.STALE_DELIVERY and finding.severity is Severity.CRITICAL
         for finding in outcome.findings
     )
-    return found, bundles
+    return found, bundles, limit
 
 
-def _traffic(process: subprocess.Popen[bytes], port: int) -> None:
-    """Ordinary requests, then the path with the bug, until the server is dead.
+def _traffic(process: subprocess.Popen[bytes], port: int, limit: float, held: Callable[[], bool]) -> None:
+    """Ordinary requests, then the path with the bug, until the server is dead. held: whether its memory will
+    be kept as it was when it died: waited for, because it dies sooner than a slow machine starts a process.
 
     The ordinary connections stay open: with no other slot free, the freed one ends the pool's free list,
     and its link reads as a null pointer, which is the crash this project began with.
     """
+    end = time.monotonic() + limit
+    while not held() and process.poll() is None and time.monotonic() < end - limit / 2:
+        time.sleep(0.02)
     with contextlib.ExitStack() as stack:
         for _ in range(_CLIENTS):
             with contextlib.suppress(OSError):
@@ -285,7 +301,6 @@ def _traffic(process: subprocess.Popen[bytes], port: int) -> None:
                 client.settimeout(20)
                 for _ in range(_REQUESTS):
                     _exchange(client, b"GET / HTTP/1.1\r\nHost: demo\r\n\r\n")
-        end = time.monotonic() + _DEADLINE
         while process.poll() is None and time.monotonic() < end:
             _provoke(port)
             time.sleep(0.5)
