@@ -86,8 +86,9 @@ def truth(cases: str) -> Iterator[Row]:
     found = re.findall(r"^(PASSED|FAILED|ERROR) \S+::(.*?)(?: - .*)?$", done.stdout, re.MULTILINE)
     if not found:
         yield "pytest", False, (done.stdout + done.stderr)[-4000:]
+    counts = "\n".join(line.strip() for line in done.stdout.splitlines() if "ReleaseSafe  " in line)
     for status, name in found:
-        yield name, status == "PASSED", "" if status == "PASSED" else done.stdout[-12000:]
+        yield name, status == "PASSED", counts if status == "PASSED" else done.stdout[-12000:]
 
 
 def _afterfree(*words: str) -> subprocess.CompletedProcess[str]:
