@@ -207,7 +207,6 @@ AF_FN void af_close_ended(struct af_target *target, struct af_thread *t, s32 ret
 	}
 	struct af_reg *last = t->closings ? 0 : af_removed_before(target, t->fd, t->file);
 	t->closings = 0;
-	af_outlived(target, t, s);
 	if (!last)
 		return;
 	struct af_slot *slot = af_note_slot(last);
@@ -253,8 +252,10 @@ int af_exit_close(struct af_sys_exit *ctx)
 	t->call = AF_CALL_NONE;
 	if (ctx->ret == AF_EBADF)
 		af_bad_close(ctx, target, t, t->fd, bpf_ktime_get_ns(), s);
-	else if (t->begun)
+	else if (t->begun) {
 		af_close_ended(target, t, ctx->ret, bpf_ktime_get_ns(), s);
+		af_outlived(target, t, s);
+	}
 	return 0;
 }
 
@@ -287,6 +288,34 @@ int af_enter_dup2(struct af_sys_enter *ctx)
 	return 0;
 }
 
+/* The number leads to its registered description again, as after a redirection: saved by dup, replaced by dup2, restored
+ * by dup2. The registration is (description, number), and can be removed as if nothing had been. */
+AF_FN void af_restored(s32 fd, u64 file)
+{
+#if AF_ASK
+	u64 node = af_first_item(file);
+	AF_LOOP
+	for (u32 i = 0; i < AF_ITEMS; i++) {
+		if (!node)
+			break;
+		u64 item = node - AF_ITEM_LINK;
+		s32 number = (s32)af_word(item + AF_ITEM_FFD + 8);
+		node = af_word(node);
+		struct af_reg *note = number == fd ? af_note(af_word(item + AF_ITEM_EP), file, fd) : 0;
+		if (!note || note->tgid != af_tgid() || !(note->flags & AF_R_BY_CLOSE))
+			continue;
+		note->flags &= ~(AF_R_BY_CLOSE | AF_R_REPORTED);
+		af_at_clear(&note->end);
+		af_number_keep(note);
+		struct af_slot *slot = af_note_slot(note);
+		if (!slot || slot->gen != note->gen || slot->state != AF_SLOT_LIVE)
+			continue;
+		af_unflag(slot, AF_S_CLOSED | AF_S_ORPHANED | AF_S_CLOSE_IN_BATCH | AF_S_CLOSE_BY_OTHER);
+		af_at_clear(&slot->close);
+	}
+#endif
+}
+
 AF_FN void af_dupped(void *ctx, s32 oldfd, s32 newfd, u64 enter, u64 now)
 {
 	u64 file = af_file(newfd);
@@ -296,6 +325,7 @@ AF_FN void af_dupped(void *ctx, s32 oldfd, s32 newfd, u64 enter, u64 now)
 	struct af_dup dup = {.enter = enter, .ts = now, .ip = AF_USER(ip),
 			     .tid = (u32)bpf_get_current_pid_tgid(), .stack = stack, .oldfd = oldfd, .newfd = newfd};
 	dups.update(&file, &dup);
+	af_restored(newfd, file);
 	af_record(AF_DUPPED, 0, now, enter, 0, 0, oldfd, -1, newfd, 0, stack);
 }
 
@@ -313,7 +343,7 @@ int af_exit_dup2(struct af_sys_exit *ctx)
 	if (ctx->ret < 0)
 		return 0;
 	u64 now = bpf_ktime_get_ns();
-	if (t->begun)
+	if (t->begun) /* nobody is told right now: what replaces a number for a while restores it soon */
 		af_close_ended(target, t, 0, now, s);
 	s32 oldfd = (s32)AF_USER(di);
 	if (oldfd != (s32)ctx->ret)

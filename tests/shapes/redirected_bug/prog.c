@@ -1,0 +1,3 @@
+// BUG: as redirected; at the end the descriptor is closed twice
+#define TWIN
+#include "redirected/prog.c"
