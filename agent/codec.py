@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import IntEnum, IntFlag
+from functools import partial
 from itertools import repeat
 from operator import attrgetter, call, itemgetter
 from typing import Any, cast
@@ -186,14 +187,20 @@ def _check_ints(values: Sequence[Any]) -> None:
         raise BadEvent("expected integers of 64 bits")
 
 
+def _maker(hint: type[Any]) -> Decode:
+    """Makes a NamedTuple of a list that was checked: its own `_make` looks at the length again, in Python."""
+    return partial(tuple.__new__, hint)
+
+
 def _named_tuple(hint: type[Any]) -> tuple[Encode, Decode]:
     size = len(hint._fields)
+    make = _maker(hint)
 
     def read(value: Any) -> Any:
         if type(value) is not list or len(value) != size:
             raise BadEvent(f"expected a list of {size} integers")
         _check_ints(value)
-        return hint._make(value)
+        return make(value)
 
     return list, read
 
@@ -214,7 +221,7 @@ def _record(hint: type[Any]) -> tuple[Encode, Decode]:
     many = len(numbers) > 1
     integers: Callable[[Any], Any] = itemgetter(*numbers) if many else _same
     rows = [
-        (i, hints[name]._make, len(hints[name]._fields))
+        (i, _maker(hints[name]), len(hints[name]._fields))
         for i, name in enumerate(names)
         if _is_row_of_ints(hints[name])
     ]

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 
 from agent.correlator.catalog import RULES, uncertain_title
 from agent.correlator.context import Context
-from agent.correlator.copies import replace
-from agent.correlator.findings import Actor, Candidate, Confidence, Finding, RuleId, Severity
+from agent.correlator.findings import Actor, CallSite, Candidate, Confidence, Finding, RuleId, Severity
 from probes.abi import Kind, RegFlag, RegState, SlotFlag
-from probes.events import Moment, Registration, SlotLife, SuspicionRaised, Trigger
+from probes.events import NOWHERE, Moment, Registration, SlotLife, SuspicionRaised, Trigger
 from symbols.plan import Role
 
 _UNREAD = "user-memory-not-resident"
@@ -44,10 +43,9 @@ def precise(moment: Moment, *others: Moment) -> Moment:
 def order(actors: Iterable[Actor]) -> tuple[Actor, ...]:
     """Seen actors by time with gaps; an unseen one stays before the next seen one of the given order."""
     given = list(actors)
-    seen = sorted((a for a in given if a.moment.seen), key=lambda a: (a.moment.ts, a.moment.enter))
     unseen = [a for a in given if not a.moment.seen]
     timed: list[Actor] = []
-    for actor in seen:
+    for actor in _by_time(given):
         if not timed:
             timed.append(actor)
             continue
@@ -65,13 +63,18 @@ def order(actors: Iterable[Actor]) -> tuple[Actor, ...]:
     return (*unseen, *timed)
 
 
+def _by_time(actors: Iterable[Actor]) -> list[Actor]:
+    """Those that were seen."""
+    return sorted((a for a in actors if a.moment.ts), key=lambda a: (a.moment.ts, a.moment.enter))
+
+
 def actor(role: str, moment: Moment | None, note: str = "") -> Actor:
-    return Actor(role=role, moment=moment if moment is not None else Moment(), note=note)
+    return Actor(role, moment if moment is not None else NOWHERE, None, False, note)
 
 
 def seen(role: str, moment: Moment | None, note: str = "") -> tuple[Actor, ...]:
     """The actor if it was seen, nothing otherwise: for steps that need not have happened."""
-    return (actor(role, moment, note),) if moment is not None and moment.seen else ()
+    return (Actor(role, moment, None, False, note),) if moment is not None and moment.ts else ()
 
 
 def duplicated(reg: Registration | None) -> tuple[Actor, ...]:
@@ -190,14 +193,83 @@ class Doubts:
         if reg.flags & RegFlag.TABLE_SHARED:
             self.note("another process shares the descriptor table (CLONE_FILES): what it did was not seen")
 
-    def weigh(self) -> tuple[Confidence, tuple[str, ...]]:
+    def confidence(self) -> Confidence:
         if self.against:
-            return Confidence.UNCERTAIN, (*self.against, *self.confirmed, *self.inferred, *self.notes)
+            return Confidence.UNCERTAIN
         if self.confirmed and self.asked:
-            return Confidence.CONFIRMED, (*self.confirmed, *self.inferred, *self.notes)
-        if self.inferred:
-            return Confidence.INFERRED, (*self.confirmed, *self.inferred, *self.notes)
-        return Confidence.OBSERVED, ("every event of the chain was seen", *self.notes)
+            return Confidence.CONFIRMED
+        return Confidence.INFERRED if self.inferred else Confidence.OBSERVED
+
+    def reasons(self) -> tuple[str, ...]:
+        """Why the confidence is what it is."""
+        if self.against or self.confirmed or self.inferred:
+            return (*self.against, *self.confirmed, *self.inferred, *self.notes)
+        return ("every event of the chain was seen", *self.notes)
+
+
+@dataclass(slots=True)
+class Draft:
+    """What a rule makes of evidence, as far as counting and grouping ask. In a storm one of hundreds is shown:
+    only that one is written out. The fields are those of Finding."""
+
+    rule: RuleId
+    doubts: Doubts
+    actors: Sequence[Actor]  # in any order, without gaps
+    confidence: Confidence
+    severity: Severity
+    title: str
+    tgid: int
+    sub_class: str
+    slot: int
+    generation: int
+    fd: int
+    epfd: int
+    candidates: tuple[Candidate, ...]
+    window_ns: int | None
+    margin_ns: int | None
+    sites: tuple[CallSite, ...]
+    first_ts: int
+    last_ts: int
+    count: int = 1
+    batch: int = 0
+    comm: str = ""
+    memory: bytes = b""
+    rate: float | None = None
+    chain: str = ""
+    remedies: tuple[str, ...] = ()  # advised before what the rule always says
+
+    def finding(self) -> Finding:
+        """All of it, not grouped yet."""
+        text = RULES[self.rule]
+        return Finding(
+            rule=self.rule,
+            severity=self.severity,
+            confidence=self.confidence,
+            reasons=self.doubts.reasons(),
+            title=self.title,
+            advice=(*self.remedies, *text.advice),
+            tgid=self.tgid,
+            sub_class=self.sub_class,
+            slot=self.slot,
+            generation=self.generation,
+            fd=self.fd,
+            epfd=self.epfd,
+            batch=self.batch,
+            comm=self.comm,
+            actors=order(self.actors),
+            candidates=self.candidates,
+            memory=self.memory,
+            window_ns=self.window_ns,
+            margin_ns=self.margin_ns,
+            rate=self.rate,
+            sites=self.sites,
+            chain=self.chain,
+            count=self.count,
+            unit=text.unit,
+            sub_classes={self.sub_class: self.count} if self.sub_class else {},
+            first_ts=self.first_ts,
+            last_ts=self.last_ts,
+        )
 
 
 def draft(
@@ -208,7 +280,7 @@ def draft(
     reg: Registration | None,
     ts: int,
     tgid: int,
-    actors: Iterable[Actor],
+    actors: Sequence[Actor],
     site_roles: Sequence[str],
     title: str | None = None,
     severity: Severity | None = None,
@@ -219,53 +291,47 @@ def draft(
     epfd: int | None = None,
     window_ns: int | None = None,
     margin_ns: int | None = None,
-) -> Finding:
+) -> Draft:
     """A finding before grouping: severity capped by confidence, sites the same in every process."""
-    text = RULES[rule]
-    guard = doubts.context.guard if text.guarded else None
+    text, context = RULES[rule], doubts.context
+    guard = context.guard if text.guarded else None
     if guard is not None:
         doubts.note(f"the profile declares a guard ({guard}): counted, not alarming")
-    confidence, reasons = doubts.weigh()
+    confidence = doubts.confidence()
     severity = Severity.INFO if guard is not None else text.severity if severity is None else severity
     headline = title or text.title
     if confidence is Confidence.UNCERTAIN:
         severity = min(severity, Severity.WARNING)
         headline = uncertain_title(rule)
-    ordered = order(actors)
-    places, target = doubts.context.places, doubts.context.target
-    sites = tuple(
-        places.site(a.role, a.moment, target) for a in ordered if a.role in site_roles and a.moment.seen
-    )
     if generation is None:
         generation = slot.gen if slot is not None else 0
-    return Finding(
-        rule=rule,
-        severity=severity,
-        confidence=confidence,
-        reasons=reasons,
-        title=headline,
-        advice=text.advice,
-        tgid=tgid,
-        sub_class=sub_class,
-        slot=slot.addr if slot is not None else (reg.slot if reg is not None else 0),
-        generation=generation,
-        fd=_fd(fd, reg.fd if reg else None, slot.fd if slot else None),
-        epfd=_fd(epfd, reg.epfd if reg else None, slot.epfd if slot else None),
-        actors=ordered,
-        candidates=candidates,
-        window_ns=window_ns,
-        margin_ns=margin_ns,
-        sites=sites,
-        unit=text.unit,
-        sub_classes={sub_class: 1} if sub_class else {},
-        first_ts=ts,
-        last_ts=ts,
+    site, target = context.places.site, context.target
+    return Draft(
+        rule,
+        doubts,
+        actors,
+        confidence,
+        severity,
+        headline,
+        tgid,
+        sub_class,
+        slot.addr if slot is not None else (reg.slot if reg is not None else 0),
+        generation,
+        _fd(fd, reg.fd if reg else None, slot.fd if slot else None),
+        _fd(epfd, reg.epfd if reg else None, slot.epfd if slot else None),
+        candidates,
+        window_ns,
+        margin_ns,
+        tuple([site(a.role, a.moment, target) for a in _by_time(actors) if a.role in site_roles]),
+        ts,
+        ts,
     )
 
 
-def of_suspicion(finding: Finding, evidence: SuspicionRaised) -> Finding:
+def of_suspicion(made: Draft, evidence: SuspicionRaised) -> Draft:
     """Adds what every suspicion carries beside the chain."""
-    return replace(finding, batch=evidence.batch, comm=evidence.comm, memory=evidence.memory)
+    made.batch, made.comm, made.memory = evidence.batch, evidence.comm, evidence.memory
+    return made
 
 
 def _number(fd: int) -> str:
@@ -273,4 +339,7 @@ def _number(fd: int) -> str:
 
 
 def _fd(*choices: int | None) -> int:
-    return next((fd for fd in choices if fd is not None and fd >= 0), -1)
+    for fd in choices:
+        if fd is not None and fd >= 0:
+            return fd
+    return -1

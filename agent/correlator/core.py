@@ -8,7 +8,7 @@ from typing import Any
 
 from agent.correlator.bounded import BoundedMap
 from agent.correlator.census import Census
-from agent.correlator.chain import Dropped
+from agent.correlator.chain import Draft, Dropped
 from agent.correlator.context import Context, FdinfoLog, LossWindows, PlanFacts, Target
 from agent.correlator.copies import replace
 from agent.correlator.findings import Finding, RuleId
@@ -117,6 +117,7 @@ class Correlator:
             min(_MAX_HOMES, self.options.max_slots)
         )
         self._stale: BoundedMap[tuple[int, int], tuple[int, str]] = BoundedMap(self.options.max_slots)
+        self._now: Context | None = None  # that of the last event: most have the same target
         self._handlers: dict[type, Callable[[Any], list[Finding]]] = {
             SuspicionRaised: self._on_suspicion,
             LifetimeEnded: self._on_lifetime,
@@ -196,22 +197,22 @@ class Correlator:
             before = self._recycled.get((slot.tgid, slot.addr))
             earlier = before[1] if before is not None and before[0] == batch else 0
             self._recycled.put((slot.tgid, slot.addr), (batch, earlier + 1))
-            context = replace(context, earlier_in_batch=earlier)
+            if earlier:
+                context = replace(context, earlier_in_batch=earlier)
         verdict = judge_suspicion(evidence, context)
         if slot is not None:
             self._slots.put((slot.tgid, slot.addr), None)
         if isinstance(verdict, Dropped):
             return self._drop(verdict)
-        settled = self._tallies.settle(verdict, evidence, context.target.attached)
-        if settled is None:
+        if not self._tallies.settle(verdict, evidence, context.target.attached):
             return self._drop(Dropped("already-counted"))
-        chained = self._chained(settled, context.target.image)
-        home = self._home(chained, evidence)
+        self._chain(verdict, context.target.image)
+        home = self._home(verdict, evidence)
         if evidence.rest and home is None and evidence.suspect not in _WHOLE_RESTS:
             return self._drop(Dropped("rest-of-what-was-not-told"))
-        return self._group(chained, context.target.image, home)
+        return self._group(verdict, context.target.image, home)
 
-    def _home(self, finding: Finding, evidence: SuspicionRaised) -> str | None:
+    def _home(self, finding: Draft, evidence: SuspicionRaised) -> str | None:
         """The group of what is only a rest of a count that was begun: it names no registration of its own."""
         slot, tgid = evidence.slot, evidence.trigger.tgid
         key = (evidence.suspect, tgid, *((slot.addr, slot.gen) if slot is not None else (0, 0)))
@@ -223,7 +224,7 @@ class Correlator:
             self._homes.put(key, self._groups.locate(finding, self._context(tgid).target.image))
         return None
 
-    def _chained(self, finding: Finding, image: str) -> Finding:
+    def _chain(self, finding: Draft, image: str) -> None:
         """A stale dispatch of a slot that this batch delivered stale belongs to that delivery's chain."""
         key = (finding.tgid, finding.slot)
         if finding.rule is RuleId.STALE_DELIVERY:
@@ -231,8 +232,7 @@ class Correlator:
         elif finding.rule is RuleId.STALE_DISPATCH:
             before = self._stale.get(key)
             if before is not None and before[0] == finding.batch:
-                return replace(finding, chain=before[1])
-        return finding
+                finding.chain = before[1]
 
     def _on_lifetime(self, ended: LifetimeEnded) -> list[Finding]:
         self.stats.lifetimes_decoded += 1
@@ -261,12 +261,11 @@ class Correlator:
         verdict = judge_lingering(event, context, grows=leak.grows(event))
         if isinstance(verdict, Dropped):
             return self._drop(verdict)
-        new = event.total - leak.counted
+        verdict.count = event.total - leak.counted
         self._leaked.put(key, leak.seen(event))
-        if new <= 0:
+        if verdict.count <= 0:
             return self._drop(Dropped("already-counted"))
-        sub_classes = {verdict.sub_class: new} if verdict.sub_class else {}
-        return self._group(replace(verdict, count=new, sub_classes=sub_classes), context.target.image)
+        return self._group(verdict, context.target.image)
 
     def _on_records(self, event: RecordsRead) -> list[Finding]:
         self.stats.records += len(event.records)
@@ -305,6 +304,7 @@ class Correlator:
                 plan=PlanFacts.from_json(event.plan),
             ),
         )
+        self._places.forget_sites()
         return []
 
     def _on_crash(self, event: CrashSeen) -> list[Finding]:
@@ -321,23 +321,25 @@ class Correlator:
         return self._ledger.flush(event.ts, self._context(0))
 
     def _context(self, tgid: int) -> Context:
-        return Context(
-            target=self._targets.get(tgid) or Target(tgid=tgid),
-            loss=self._loss,
-            fdinfo=self._fdinfo,
-            places=self._places,
-            known_slots=self._slots,
-            leak_after_ns=self.options.leak_after_ns,
-        )
+        target = self._targets.get(tgid)
+        if target is None or self._now is None or self._now.target is not target:
+            self._now = Context(
+                target=target or Target(tgid=tgid),
+                loss=self._loss,
+                fdinfo=self._fdinfo,
+                places=self._places,
+                known_slots=self._slots,
+                leak_after_ns=self.options.leak_after_ns,
+            )
+        return self._now
 
-    def _group(self, finding: Finding, image: str, into: str | None = None) -> list[Finding]:
+    def _group(self, finding: Draft, image: str, into: str | None = None) -> list[Finding]:
         self.stats.findings += finding.count
         known = self._groups.get(into) if into is not None else None
         if known is None:
             into = None
         elif finding.sub_class not in known.sub_classes:
-            kind = known.sub_class
-            finding = replace(finding, sub_class=kind, sub_classes={kind: finding.count} if kind else {})
+            finding.sub_class = known.sub_class
         shown = self._groups.add(finding, image, into)
         return [shown] if shown is not None else []
 
@@ -352,4 +354,5 @@ class Correlator:
         table[name] = table.get(name, 0) + count
 
     def _at(self, ts: int) -> None:
-        self.stats.last_ts = max(self.stats.last_ts, ts)
+        if ts > self.stats.last_ts:
+            self.stats.last_ts = ts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from probes.abi import RegState
 from probes.events import Moment
@@ -104,8 +104,7 @@ ROLES = frozenset(
 """What an actor can have done."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Actor:
+class Actor(NamedTuple):
     """One step of the evidence chain. moment.ts == 0: the step must have happened and was not seen."""
 
     role: str  # of ROLES
@@ -181,8 +180,7 @@ class Candidate:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallSite:
+class CallSite(NamedTuple):
     """Where an actor of the group stood: the same in every process of the image (correlator/places.py)."""
 
     role: str

@@ -5,21 +5,57 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from agent.correlator.chain import Draft
 from agent.correlator.copies import replace
-from agent.correlator.findings import Finding, RuleId
+from agent.correlator.findings import CallSite, Finding, RuleId, Severity
 
 try:  # hashlib would map OpenSSL: 3.4 MB of the daemon's resident memory
     from _blake2 import blake2b
 except ImportError:
     from hashlib import blake2b
 
+_MOST_IDS = 4096
 _OVERFLOW_NOTE = "too many different call sites: grouped with others of the same rule"
 
 
 @dataclass(slots=True)
 class _Group:
-    best: Finding  # its evidence; count, first, last and sub-classes are of the group
+    best: Finding  # its evidence; what is counted stands beside it
     reported: int  # count at the last report
+    count: int
+    sub_classes: dict[str, int]
+    first_ts: int
+    last_ts: int
+    chain: str
+
+    @classmethod
+    def of(cls, first: Finding) -> _Group:
+        counted = dict(first.sub_classes)
+        return cls(first, first.count, first.count, counted, first.first_ts, first.last_ts, first.chain)
+
+    def add(self, more: Finding | Draft) -> bool:
+        """Whether the confidence rose."""
+        if more.sub_class and more.count:
+            self.sub_classes[more.sub_class] = self.sub_classes.get(more.sub_class, 0) + more.count
+        self.count += more.count
+        self.first_ts = min(self.first_ts, more.first_ts)
+        self.last_ts = max(self.last_ts, more.last_ts)
+        self.chain = self.chain or more.chain
+        if not _better(self.best, more):
+            return False
+        before, self.best = self.best, replace(_written(more), group=self.best.group)
+        return bool(before.actors) and more.confidence.rank > before.confidence.rank
+
+    def finding(self, *, update: bool = False) -> Finding:
+        return replace(
+            self.best,
+            chain=self.chain,
+            count=self.count,
+            sub_classes=dict(self.sub_classes),
+            first_ts=self.first_ts,
+            last_ts=self.last_ts,
+            update=update,
+        )
 
 
 class Groups:
@@ -28,62 +64,68 @@ class Groups:
     def __init__(self, limit: int) -> None:
         self._limit = max(1, limit)
         self._groups: dict[str, _Group] = {}
+        self._ids: dict[tuple[RuleId, Severity, str, tuple[CallSite, ...]], str] = {}  # as found before
         self.overflowed = 0  # occurrences that found no place of their own
         self.lifetimes = 0  # all lifetimes so far, for the share of the rules that count lifetimes
 
     def __len__(self) -> int:
         return len(self._groups)
 
-    def add(self, finding: Finding, image: str, into: str | None = None) -> Finding | None:
+    def add(self, finding: Finding | Draft, image: str, into: str | None = None) -> Finding | None:
         """Counts `finding.count` more; what to report now, if anything.
 
         Reported are the first occurrence, then the doublings of the count, then a rise of confidence.
         A count of 0 only offers evidence. `into` names the group instead of the call sites.
         """
-        key = into if into is not None else group_id(finding, image)
+        key = into if into is not None else self.locate(finding, image)
         group = self._groups.get(key)
         if group is None and len(self._groups) >= self._limit:
             self.overflowed += finding.count
-            finding = replace(finding, sites=(), reasons=(*finding.reasons, _OVERFLOW_NOTE))
+            whole = _written(finding)
+            finding = replace(whole, sites=(), reasons=(*whole.reasons, _OVERFLOW_NOTE))
             key = group_id(finding, "overflow")
             group = self._groups.get(key)
         if group is None:
-            first = replace(finding, group=key)
-            self._groups[key] = _Group(first, first.count)
+            first = replace(_written(finding), group=key)
+            self._groups[key] = _Group.of(first)
             return self._shown(first)
-        before = group.best
-        group.best = _merged(before, finding)
-        stronger = before.actors and group.best.confidence.rank > before.confidence.rank
-        if group.best.count < 2 * max(1, group.reported) and not stronger:
+        stronger = group.add(finding)
+        if group.count < 2 * max(1, group.reported) and not stronger:
             return None
-        group.reported = group.best.count
-        return self._shown(replace(group.best, update=True))
+        group.reported = group.count
+        return self._shown(group.finding(update=True))
 
     def unreported(self) -> tuple[Finding, ...]:
         """Groups that have grown since they were reported last, as they stand; each is reported now."""
         out = []
         for group in self._groups.values():
-            if group.best.count != group.reported:
-                group.reported = group.best.count
-                out.append(self._shown(replace(group.best, update=True)))
+            if group.count != group.reported:
+                group.reported = group.count
+                out.append(self._shown(group.finding(update=True)))
         return tuple(out)
 
     def get(self, key: str) -> Finding | None:
         """A group as it stands."""
         group = self._groups.get(key)
-        return group.best if group is not None else None
+        return group.finding() if group is not None else None
 
     def has_evidence(self, key: str) -> bool:
         group = self._groups.get(key)
         return group is not None and bool(group.best.actors)
 
-    def locate(self, finding: Finding, image: str) -> str:
+    def locate(self, finding: Finding | Draft, image: str) -> str:
         """The id of the group `add` would put it into, were there room."""
-        return group_id(finding, image)
+        key = (finding.rule, finding.severity, image, finding.sites)
+        found = self._ids.get(key)
+        if found is None:
+            if len(self._ids) >= _MOST_IDS:
+                self._ids.clear()
+            found = self._ids[key] = group_id(finding, image)
+        return found
 
     def current(self, more: Iterable[Finding] = ()) -> tuple[Finding, ...]:
         """All groups as they stand, and `more`: most severe first, then by first occurrence."""
-        every = map(self._shown, (*(group.best for group in self._groups.values()), *more))
+        every = map(self._shown, (*(group.finding() for group in self._groups.values()), *more))
         return tuple(sorted(every, key=lambda f: (-f.severity, f.first_ts, f.rule.value, f.group)))
 
     def _shown(self, finding: Finding) -> Finding:
@@ -92,7 +134,7 @@ class Groups:
         return replace(finding, share=min(1.0, finding.count / self.lifetimes))
 
 
-def group_id(finding: Finding, image: str) -> str:
+def group_id(finding: Finding | Draft, image: str) -> str:
     """Ten hex digits, the same in every process of the image, wherever it and its libraries lie."""
     parts = [finding.rule.value, finding.severity.label, image]
     parts += [
@@ -101,24 +143,11 @@ def group_id(finding: Finding, image: str) -> str:
     return blake2b("|".join(parts).encode("utf-8", "replace"), digest_size=5).hexdigest()
 
 
-def _merged(group: Finding, more: Finding) -> Finding:
-    sub_classes = dict(group.sub_classes)
-    if more.sub_class and more.count:
-        sub_classes[more.sub_class] = sub_classes.get(more.sub_class, 0) + more.count
-    evidence = more if _better(group, more) else group
-    return replace(
-        evidence,
-        group=group.group,
-        chain=group.chain or more.chain,
-        count=group.count + more.count,
-        sub_classes=sub_classes,
-        first_ts=min(group.first_ts, more.first_ts),
-        last_ts=max(group.last_ts, more.last_ts),
-        update=False,
-    )
+def _written(finding: Finding | Draft) -> Finding:
+    return finding if isinstance(finding, Finding) else finding.finding()
 
 
-def _better(group: Finding, more: Finding) -> bool:
+def _better(group: Finding, more: Finding | Draft) -> bool:
     """Whether the newer evidence tells more than what the group shows."""
     if not group.actors or not more.actors:
         return bool(more.actors)

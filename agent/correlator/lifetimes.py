@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from agent.correlator.chain import Draft
 from agent.correlator.context import Context
 from agent.correlator.copies import replace
 from agent.correlator.findings import Finding, RuleId
@@ -39,7 +40,7 @@ class LifetimeLedger:
     def __len__(self) -> int:
         return len(self._signatures)
 
-    def ended(self, signature: int, findings: Iterable[Finding], image: str) -> list[Finding]:
+    def ended(self, signature: int, findings: Iterable[Draft], image: str) -> list[Finding]:
         """One decoded lifetime and the warnings it gave."""
         self._decoded += 1
         self._total()
@@ -54,7 +55,7 @@ class LifetimeLedger:
                 out.append(shown)
         return out
 
-    def _example(self, state: _Signature, finding: Finding, image: str) -> Finding | None:
+    def _example(self, state: _Signature, finding: Draft, image: str) -> Finding | None:
         rule = finding.rule
         home = state.home.get(rule)
         attributed = state.attributed.get(rule, 0)
@@ -68,7 +69,8 @@ class LifetimeLedger:
         elif self._counting and (own == home or not self._groups.has_evidence(home)):
             into, count = home, 0
         state.attributed[rule] = attributed + count
-        return self._groups.add(replace(finding, count=count), image, into)
+        finding.count = count
+        return self._groups.add(finding, image, into)
 
     def counted(self, event: LifetimesCounted) -> list[Finding]:
         """Lifetimes by signature; those with a known group are counted there at once."""
@@ -115,17 +117,13 @@ class LifetimeLedger:
     def pending(self, ts: int, context: Context) -> list[Finding]:
         """What `flush` would make groups of; changes nothing."""
         return [
-            replace(finding, group=self._groups.locate(finding, image))
+            replace(finding.finding(), group=self._groups.locate(finding, image))
             for _, finding, image in self._without_example(ts, context)
         ]
 
-    def _without_example(self, ts: int, context: Context) -> list[tuple[_Signature, Finding, str]]:
+    def _without_example(self, ts: int, context: Context) -> list[tuple[_Signature, Draft, str]]:
         return [
-            (
-                state,
-                replace(unseen_lifetime(rule, ts, context), count=state.counted),
-                f"signature {signature:#x}",
-            )
+            (state, unseen_lifetime(rule, ts, context, state.counted), f"signature {signature:#x}")
             for signature, state in self._signatures.items()
             for rule in signature_rules(signature)
             if rule not in state.home and state.counted

@@ -11,6 +11,7 @@ from agent.libraries import c_library
 from probes.events import MappedModule, ModulesMapped, Moment, StackSeen
 
 _WORD = 8
+_MOST_SITES = 1024
 _MOST_FRAMES = 3  # of which a stack's id tells: those behind them are of whoever came first
 _FARTHEST = 1 << 20  # bytes from the stack pointer within which a frame can be believed that was not kept
 
@@ -21,19 +22,35 @@ class Places:
     def __init__(self, stacks: int, processes: int) -> None:
         self._stacks: BoundedMap[tuple[int, int], tuple[int, ...]] = BoundedMap(stacks)
         self._modules: BoundedMap[int, tuple[MappedModule, ...]] = BoundedMap(processes)
+        self._sites: dict[tuple[str, int, int, int], CallSite] = {}  # as found before
 
     def __len__(self) -> int:
         return len(self._stacks) + len(self._modules)
 
+    def forget_sites(self) -> None:
+        """A target has come, or another one has its number: `site` looks again."""
+        self._sites.clear()
+
     def know_stack(self, event: StackSeen) -> None:
         self._stacks.put((event.tgid, event.id), _framed(event)[:_MOST_FRAMES])
+        self._sites.clear()
 
     def know_modules(self, event: ModulesMapped) -> None:
         self._modules.put(event.tgid, event.modules)
+        self._sites.clear()
 
     def site(self, role: str, moment: Moment, target: Target) -> CallSite:
         """The step's place: in the plan's own image where it stood or was called from there, by the frame
         pointers; else the library. Never a run-time address."""
+        key = (role, target.tgid, moment.ip, moment.stack)
+        found = self._sites.get(key)
+        if found is None:
+            if len(self._sites) >= _MOST_SITES:
+                self._sites.clear()
+            found = self._sites[key] = self._site(role, moment, target)
+        return found
+
+    def _site(self, role: str, moment: Moment, target: Target) -> CallSite:
         walk = self._stacks.get((target.tgid, moment.stack)) or ()
         ip = moment.ip or next(iter(walk), 0)
         for pc in (ip, *walk):

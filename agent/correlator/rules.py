@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agent.correlator.chain import Dropped
+from agent.correlator.chain import Draft, Dropped
 from agent.correlator.context import Context
-from agent.correlator.findings import Finding
 from agent.correlator.rules_calls import bad_close, failed_removal, outlives_close
 from agent.correlator.rules_delivery import hot_redelivery, recycled_delivery, stale_delivery, stale_dispatch
 from agent.correlator.rules_lifetime import judge_lifetime, judge_lingering
@@ -16,7 +15,7 @@ from probes.events import SuspicionRaised
 
 __all__ = ["judge_lifetime", "judge_lingering", "judge_suspicion"]
 
-Rule = Callable[[SuspicionRaised, Context], Finding | Dropped]
+Rule = Callable[[SuspicionRaised, Context], Draft | Dropped]
 
 _RULES: dict[Suspect, Rule] = {
     Suspect.STALE_DELIVERY: stale_delivery,
@@ -33,8 +32,8 @@ _RULES: dict[Suspect, Rule] = {
 }
 
 
-def judge_suspicion(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
-    """One finding of count 1 (the correlator sets counts and groups), or why the evidence is none."""
+def judge_suspicion(evidence: SuspicionRaised, context: Context) -> Draft | Dropped:
+    """A draft of count 1 (the correlator sets counts and groups), or why the evidence is none."""
     rule = _RULES.get(evidence.suspect)
     if rule is None:
         return Dropped("unknown-suspicion")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from agent.correlator import steps
 from agent.correlator.chain import (
     Doubts,
+    Draft,
     Dropped,
     actor,
     draft,
@@ -15,8 +16,7 @@ from agent.correlator.chain import (
     trigger_moment,
 )
 from agent.correlator.context import Context
-from agent.correlator.copies import replace
-from agent.correlator.findings import Finding, RuleId
+from agent.correlator.findings import RuleId
 from probes.abi import Kind, RegFlag
 from probes.events import SuspicionRaised
 
@@ -25,7 +25,7 @@ _ENOENT = -2
 _ERRNO = {_EBADF: "EBADF", _ENOENT: "ENOENT"}
 
 
-def outlives_close(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
+def outlives_close(evidence: SuspicionRaised, context: Context) -> Draft | Dropped:
     """close(fd) of a registered fd whose description lives on in a dup."""
     slot, trigger, reg = evidence.slot, evidence.trigger, evidence.reg
     doubts = Doubts(context=context)
@@ -61,7 +61,7 @@ def outlives_close(evidence: SuspicionRaised, context: Context) -> Finding | Dro
     return of_suspicion(finding, evidence)
 
 
-def failed_removal(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
+def failed_removal(evidence: SuspicionRaised, context: Context) -> Draft | Dropped:
     """EPOLL_CTL_DEL or MOD that returned ENOENT or EBADF; the return value alone is proof."""
     slot, trigger, reg = evidence.slot, evidence.trigger, evidence.reg
     if trigger.ret not in _ERRNO or trigger.kind not in (Kind.REMOVED, Kind.MODIFIED):
@@ -112,7 +112,7 @@ def failed_removal(evidence: SuspicionRaised, context: Context) -> Finding | Dro
     return of_suspicion(finding, evidence)
 
 
-def bad_close(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
+def bad_close(evidence: SuspicionRaised, context: Context) -> Draft | Dropped:
     """close() that returned EBADF. close of a negative number closes nobody's connection: no finding."""
     slot, trigger, reg = evidence.slot, evidence.trigger, evidence.reg
     if trigger.ret != _EBADF or trigger.kind != Kind.CLOSED:
@@ -148,5 +148,5 @@ def bad_close(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
         window_ns=trigger.ts - before.ts if before is not None and before.seen else None,
     )
     if refused:  # nothing ever watched it
-        finding = replace(finding, epfd=-1, advice=(*steps.remedy(reg), *finding.advice))
+        finding.epfd, finding.remedies = -1, steps.remedy(reg)
     return of_suspicion(finding, evidence)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from agent.correlator import steps
 from agent.correlator.chain import (
     Doubts,
+    Draft,
     Dropped,
     actor,
     candidate,
@@ -15,7 +16,7 @@ from agent.correlator.chain import (
     trigger_moment,
 )
 from agent.correlator.context import Context
-from agent.correlator.findings import Actor, Finding, RuleId, Severity
+from agent.correlator.findings import Actor, RuleId, Severity
 from probes.abi import RecordFlag, RegState, SlotFlag, SlotState
 from probes.events import Moment, Registration, SlotLife, SuspicionRaised
 from symbols.plan import Role
@@ -27,7 +28,7 @@ _MINUTE_NS = 60_000_000_000
 _PRIVATE = (1 << 31) | (1 << 30) | (1 << 29) | (1 << 28)
 
 
-def stale_delivery(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
+def stale_delivery(evidence: SuspicionRaised, context: Context) -> Draft | Dropped:
     """Delivery for a free slot. later-batch: destroyed before the wait began; concurrent: inside it."""
     slot, trigger = evidence.slot, evidence.trigger
     doubts = Doubts(context=context)
@@ -73,7 +74,7 @@ def stale_delivery(evidence: SuspicionRaised, context: Context) -> Finding | Dro
     return of_suspicion(finding, evidence)
 
 
-def recycled_delivery(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
+def recycled_delivery(evidence: SuspicionRaised, context: Context) -> Draft | Dropped:
     """Delivery for a live slot that has an older live registration: critical only without another cause."""
     slot, trigger, old, current = evidence.slot, evidence.trigger, evidence.reg, evidence.other
     doubts = Doubts(context=context)
@@ -129,7 +130,7 @@ def recycled_delivery(evidence: SuspicionRaised, context: Context) -> Finding | 
     return of_suspicion(finding, evidence)
 
 
-def stale_dispatch(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
+def stale_dispatch(evidence: SuspicionRaised, context: Context) -> Draft | Dropped:
     """The handler started with a null inner object, or with the object of a free slot."""
     slot, trigger = evidence.slot, evidence.trigger
     doubts = Doubts(context=context)
@@ -176,7 +177,7 @@ def _object_kind(address: int) -> str:
     return "garbage-object" if address >> 47 else "freed-object"
 
 
-def hot_redelivery(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
+def hot_redelivery(evidence: SuspicionRaised, context: Context) -> Draft | Dropped:
     """A level-triggered registration delivered again and again, with no progress on its file.
 
     The kernel side counts deliveries since the last progress, whatever else rotates through the batches. A

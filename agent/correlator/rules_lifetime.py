@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from agent.correlator.chain import Doubts, Dropped, actor, draft, seen
+from agent.correlator.chain import Doubts, Draft, Dropped, actor, draft, seen
 from agent.correlator.context import Context
-from agent.correlator.findings import Actor, Finding, RuleId
+from agent.correlator.findings import Actor, RuleId
 from probes.abi import Signature, SlotFlag, SlotState
 from probes.events import LifetimeEnded, Moment, SlotLife, SlotLingering
 from symbols.plan import Role
@@ -30,19 +30,22 @@ def signature_rules(signature: int) -> tuple[RuleId, ...]:
     return tuple(rules)
 
 
-def judge_lifetime(ended: LifetimeEnded, context: Context) -> tuple[Finding, ...]:
-    """One finding of count 1 for every warning the lifetime gives."""
+def judge_lifetime(ended: LifetimeEnded, context: Context) -> tuple[Draft, ...]:
+    """One draft of count 1 for every warning the lifetime gives."""
     return tuple(_finding(rule, ended.slot, context) for rule in signature_rules(ended.signature))
 
 
-def unseen_lifetime(rule: RuleId, ts: int, context: Context) -> Finding:
-    """A warning known by its count alone: no lifetime of that signature was decoded."""
+def unseen_lifetime(rule: RuleId, ts: int, context: Context, count: int) -> Draft:
+    """A warning known by its count alone, of so many lifetimes: no lifetime of that signature was decoded."""
     doubts = Doubts(context=context)
     doubts.note("counted by signature; no example was decoded")
-    return draft(rule, doubts, slot=None, reg=None, ts=ts, tgid=context.target.tgid, actors=(), site_roles=())
+    tgid = context.target.tgid
+    finding = draft(rule, doubts, slot=None, reg=None, ts=ts, tgid=tgid, actors=(), site_roles=())
+    finding.count = count
+    return finding
 
 
-def _finding(rule: RuleId, slot: SlotLife, context: Context) -> Finding:
+def _finding(rule: RuleId, slot: SlotLife, context: Context) -> Draft:
     doubts = Doubts(context=context)
     end = slot.destroy.ts or slot.last_delivery or slot.close.ts
     doubts.lost(slot, (), end)
@@ -89,7 +92,7 @@ FEWEST_LEAKED = 16
 """Fewer closed slots may as well be upstream objects that wait to be used again."""
 
 
-def judge_lingering(event: SlotLingering, context: Context, *, grows: bool) -> Finding | Dropped:
+def judge_lingering(event: SlotLingering, context: Context, *, grows: bool) -> Draft | Dropped:
     """leaked-slot: the fd is closed for `leak_after_ns` and the slot still not destroyed, or HUP is reported
     for as long and the connection never closed. `grows`: their number was seen to grow."""
     slot = event.slot

@@ -5,6 +5,7 @@ from __future__ import annotations
 from agent.correlator import steps
 from agent.correlator.chain import (
     Doubts,
+    Draft,
     Dropped,
     actor,
     draft,
@@ -15,14 +16,13 @@ from agent.correlator.chain import (
     trigger_moment,
 )
 from agent.correlator.context import Context
-from agent.correlator.copies import replace
-from agent.correlator.findings import Finding, RuleId, Severity
+from agent.correlator.findings import RuleId, Severity
 from probes.abi import RecordFlag, RegFlag, RegState, SlotFlag, SlotState
 from probes.events import Moment, SuspicionRaised
 from symbols.plan import Role
 
 
-def double_destroy(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
+def double_destroy(evidence: SuspicionRaised, context: Context) -> Draft | Dropped:
     """Destroy of a free slot. An unseen create in between would make it a normal one."""
     slot, trigger = evidence.slot, evidence.trigger
     doubts = Doubts(context=context)
@@ -67,11 +67,11 @@ def double_destroy(evidence: SuspicionRaised, context: Context) -> Finding | Dro
         site_roles=("destroyed",),
         window_ns=trigger.ts - first.ts if first is not None and 0 < first.ts <= trigger.ts else None,
     )
-    finding = replace(finding, advice=(*steps.remedy(evidence.other), *finding.advice))
+    finding.remedies = steps.remedy(evidence.other)
     return of_suspicion(finding, evidence)
 
 
-def aliased_slot(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
+def aliased_slot(evidence: SuspicionRaised, context: Context) -> Draft | Dropped:
     """ADD of a slot given out twice with no destroy between, while its earlier owner has it registered."""
     slot, trigger, mine, other = evidence.slot, evidence.trigger, evidence.reg, evidence.other
     doubts = Doubts(context=context)
@@ -119,7 +119,7 @@ def aliased_slot(evidence: SuspicionRaised, context: Context) -> Finding | Dropp
     return of_suspicion(finding, evidence)
 
 
-def freed_registered(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
+def freed_registered(evidence: SuspicionRaised, context: Context) -> Draft | Dropped:
     """A registration of the destroyed life existed when the destroying call was over, said the kernel."""
     slot, trigger, reg = evidence.slot, evidence.trigger, evidence.reg
     doubts = Doubts(context=context)
@@ -166,7 +166,7 @@ def freed_registered(evidence: SuspicionRaised, context: Context) -> Finding | D
     return of_suspicion(finding, evidence)
 
 
-def freed_in_batch(evidence: SuspicionRaised, context: Context) -> Finding | Dropped:
+def freed_in_batch(evidence: SuspicionRaised, context: Context) -> Draft | Dropped:
     """Destroy while an undispatched delivery for the slot sits in an open batch that still names it.
 
     Without a dispatch nobody knows how far the loop was: no alarm then, and not silence either. With one,

@@ -9,6 +9,8 @@ from agent.correlator.findings import Actor
 from probes.abi import RegFlag, RegState
 from probes.events import Moment, Registration, SlotLife
 
+_ENDED = int(RegFlag.BY_DEL | RegFlag.BY_CLOSE)
+
 _MEANING = {
     errno.ENOSPC: "the limit of watches of its user was reached",
     errno.EEXIST: "the instance had this fd registered already",
@@ -45,7 +47,7 @@ def closed(slot: SlotLife | None, reg: Registration | None) -> Moment | None:
 
 def removed(slot: SlotLife | None, reg: Registration | None) -> Moment | None:
     """The EPOLL_CTL_DEL of `reg`, or the slot's; it may have failed."""
-    if reg is not None and reg.end.seen and reg.flags & (RegFlag.BY_DEL | RegFlag.BY_CLOSE) == RegFlag.BY_DEL:
+    if reg is not None and reg.end.seen and reg.flags & _ENDED == RegFlag.BY_DEL:
         return reg.end
     return slot.removed if slot is not None and own(slot, reg) else None
 

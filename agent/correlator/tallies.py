@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from agent.correlator.bounded import BoundedMap
-from agent.correlator.copies import replace
-from agent.correlator.findings import Finding, RuleId
+from agent.correlator.chain import Draft
+from agent.correlator.findings import RuleId
 from agent.correlator.rules_delivery import repeat_count
 from probes.abi import RecordFlag
 from probes.events import SlotLife, SlotLingering, SuspicionRaised
@@ -60,8 +60,8 @@ class Tallies:
     def __len__(self) -> int:
         return len(self._totals) + len(self._runs)
 
-    def settle(self, finding: Finding, evidence: SuspicionRaised, epoch: int) -> Finding | None:
-        """`finding` with what is new in its count and its rate; None when nothing is.
+    def settle(self, finding: Draft, evidence: SuspicionRaised, epoch: int) -> bool:
+        """Gives `finding` what is new in its count and its rate; False when nothing is.
 
         `epoch` tells apart two programs that had the same tgid.
         """
@@ -72,14 +72,11 @@ class Tallies:
         elif finding.rule is RuleId.BAD_CLOSE and evidence.trigger.arg:
             count = self._of_site(evidence, epoch)
         elif finding.rule is RuleId.HOT_REDELIVERY:
-            count, rate = self._run(evidence, epoch)
-            finding = replace(finding, rate=rate)
+            count, finding.rate = self._run(evidence, epoch)
         else:
-            return finding
-        if count <= 0:
-            return None
-        sub_classes = {finding.sub_class: count} if finding.sub_class else {}
-        return replace(finding, count=count, sub_classes=sub_classes)
+            return True
+        finding.count = count
+        return count > 0
 
     def _not_judged(self, evidence: SuspicionRaised, epoch: int) -> int:
         """Frees within a batch that were not judged are told at doublings of their target's total."""

@@ -65,7 +65,7 @@ def test_the_report_as_a_whole(scene: Scene) -> None:
 def test_it_fits_one_screen(scene: Scene) -> None:
     crowded = finding(
         actors=tuple(
-            replace(actor, role=role)
+            actor._replace(role=role)
             for role, actor in zip(
                 ("created", "registered", "removed", "closed", "destroyed", "delivered", "dispatched"),
                 (*finding().actors, *finding().actors[:3]),

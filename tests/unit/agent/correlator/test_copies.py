@@ -6,22 +6,21 @@ import dataclasses
 
 import pytest
 
+from agent.correlator.context import Target
 from agent.correlator.copies import replace
-from agent.correlator.findings import Actor
-from probes.events import Moment
 
 
 def test_a_copy_is_what_dataclasses_would_make() -> None:
-    actor = Actor(role="closed", moment=Moment(ts=7), note="n")
-    made = replace(actor, gap_ns=3, concurrent=True)
-    assert made == dataclasses.replace(actor, gap_ns=3, concurrent=True)
-    assert actor == Actor(role="closed", moment=Moment(ts=7), note="n")
+    target = Target(tgid=7, image="n")
+    made = replace(target, bias=3, attached=1)
+    assert made == dataclasses.replace(target, bias=3, attached=1)
+    assert target == Target(tgid=7, image="n")
     with pytest.raises(dataclasses.FrozenInstanceError):
-        made.note = "x"  # type: ignore[misc]
+        made.image = "x"  # type: ignore[misc]
 
 
 def test_unknown_fields_and_other_classes_are_refused() -> None:
     with pytest.raises(TypeError, match="no such field"):
-        replace(Actor(role="closed", moment=Moment()), gap=3)
+        replace(Target(tgid=7), gap=3)
     with pytest.raises(TypeError, match="cannot be copied"):
         replace(Exception(), gap=3)
