@@ -14,7 +14,7 @@ from enum import IntEnum, IntFlag
 from functools import partial
 from itertools import repeat
 from operator import attrgetter, call, itemgetter
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from probes import events
 
@@ -51,6 +51,12 @@ class BadEvent(ValueError):
 
 Encode = Callable[[Any], Any]
 Decode = Callable[[Any], Any]
+
+
+class _Codec(NamedTuple):
+    encode: Encode
+    decode: Decode
+    trust: Decode  # the same for a value whose types are known to be right (agent/shapes.py)
 
 
 def _same(value: Any) -> Any:
@@ -92,13 +98,13 @@ def _to_any_mapping(value: Any) -> Any:
     return value
 
 
-def _codec(hint: Any) -> tuple[Encode, Decode]:
-    """Encoder and decoder for one type hint of probes.events."""
-    simple: dict[Any, tuple[Encode, Decode]] = {
-        int: (_same, _to_int),
-        bool: (_same, _to_bool),
-        str: (_same, _to_str),
-        bytes: (_from_bytes, _to_bytes),
+def _codec(hint: Any) -> _Codec:
+    """Encoder and decoders for one type hint of probes.events."""
+    simple: dict[Any, _Codec] = {
+        int: _Codec(_same, _to_int, _same),
+        bool: _Codec(_same, _to_bool, _same),
+        str: _Codec(_same, _to_str, _same),
+        bytes: _Codec(_from_bytes, _to_bytes, _to_bytes),
     }
     if hint in simple:
         return simple[hint]
@@ -119,51 +125,56 @@ def _codec(hint: Any) -> tuple[Encode, Decode]:
     raise TypeError(f"no codec for {hint!r}")
 
 
-def _optional(hint: Any) -> tuple[Encode, Decode]:
-    encode, decode = _codec(hint)
-    return (
+def _optional(hint: Any) -> _Codec:
+    encode, decode, trust = _codec(hint)
+    return _Codec(
         lambda value: None if value is None else encode(value),
         lambda value: None if value is None else decode(value),
+        lambda value: None if value is None else trust(value),
     )
 
 
-def _sequence(hint: Any) -> tuple[Encode, Decode]:
-    encode, decode = _codec(hint)
+def _sequence(hint: Any) -> _Codec:
+    encode, decode, trust = _codec(hint)
 
     def read(value: Any) -> tuple[Any, ...]:
         if type(value) is not list:
             raise BadEvent("expected a list")
         return tuple(map(decode, value))
 
-    return (lambda value: [encode(item) for item in value]), read
+    return _Codec(
+        lambda value: [encode(item) for item in value], read, lambda value: tuple(map(trust, value))
+    )
 
 
-def _row(hints: tuple[Any, ...]) -> tuple[Encode, Decode]:
+def _row(hints: tuple[Any, ...]) -> _Codec:
     """A tuple of so many items, each of its own type."""
     codecs = [_codec(hint) for hint in hints]
 
     def read(value: Any) -> tuple[Any, ...]:
         if type(value) is not list or len(value) != len(codecs):
             raise BadEvent(f"expected a list of {len(codecs)}")
-        return tuple(decode(item) for (_, decode), item in zip(codecs, value, strict=True))
+        return tuple(codec.decode(item) for codec, item in zip(codecs, value, strict=True))
 
-    return (lambda row: [encode(item) for (encode, _), item in zip(codecs, row, strict=True)]), read
+    return _Codec(
+        lambda row: [codec.encode(item) for codec, item in zip(codecs, row, strict=True)], read, read
+    )
 
 
-def _mapping(key: Any, item: Any) -> tuple[Encode, Decode]:
+def _mapping(key: Any, item: Any) -> _Codec:
     if item is Any:
-        return dict, _to_any_mapping
-    (encode_key, decode_key), (encode_item, decode_item) = _codec(key), _codec(item)
+        return _Codec(dict, _to_any_mapping, _same)
+    keys, items = _codec(key), _codec(item)
 
     def read(value: Any) -> dict[Any, Any]:
         if type(value) is not list or any(type(pair) is not list or len(pair) != 2 for pair in value):
             raise BadEvent("expected a list of pairs")
-        return {decode_key(k): decode_item(v) for k, v in value}
+        return {keys.decode(k): items.decode(v) for k, v in value}
 
-    return (lambda value: [[encode_key(k), encode_item(v)] for k, v in value.items()]), read
+    return _Codec(lambda value: [[keys.encode(k), items.encode(v)] for k, v in value.items()], read, read)
 
 
-def _enum(hint: type[IntFlag] | type[IntEnum]) -> tuple[Encode, Decode]:
+def _enum(hint: type[IntFlag] | type[IntEnum]) -> _Codec:
     known: dict[int, Any] = {}  # making a member takes longer than all the rest of a field
 
     def read(value: Any) -> Any:
@@ -178,7 +189,7 @@ def _enum(hint: type[IntFlag] | type[IntEnum]) -> tuple[Encode, Decode]:
             known[value] = found
         return found
 
-    return int, read
+    return _Codec(int, read, read)
 
 
 def _check_ints(values: Sequence[Any]) -> None:
@@ -192,7 +203,7 @@ def _maker(hint: type[Any]) -> Decode:
     return partial(tuple.__new__, hint)
 
 
-def _named_tuple(hint: type[Any]) -> tuple[Encode, Decode]:
+def _named_tuple(hint: type[Any]) -> _Codec:
     size = len(hint._fields)
     make = _maker(hint)
 
@@ -202,19 +213,19 @@ def _named_tuple(hint: type[Any]) -> tuple[Encode, Decode]:
         _check_ints(value)
         return make(value)
 
-    return list, read
+    return _Codec(list, read, make)
 
 
 def _is_row_of_ints(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, tuple) and hasattr(hint, "_fields")
 
 
-def _record(hint: type[Any]) -> tuple[Encode, Decode]:
+def _record(hint: type[Any]) -> _Codec:
     names = tuple(field.name for field in fields(hint))
     hints = typing.get_type_hints(hint)
     codecs = [_codec(hints[name]) for name in names]
     # Most fields are what they are in JSON (int, str, NamedTuple): only the others are converted.
-    special = [(i, encode) for i, (encode, _) in enumerate(codecs) if encode is not _same]
+    special = [(i, codec.encode) for i, codec in enumerate(codecs) if codec.encode is not _same]
     get: Callable[[Any], Any] = attrgetter(*names)
     single, count = len(names) == 1, len(names)
     numbers = [i for i, name in enumerate(names) if hints[name] is int]
@@ -226,10 +237,11 @@ def _record(hint: type[Any]) -> tuple[Encode, Decode]:
         if _is_row_of_ints(hints[name])
     ]
     others = [
-        (i, decode)
-        for i, (name, (_, decode)) in enumerate(zip(names, codecs, strict=True))
+        (i, codec.decode)
+        for i, (name, codec) in enumerate(zip(names, codecs, strict=True))
         if hints[name] is not int and not _is_row_of_ints(hints[name])
     ]
+    trusted = [(i, codec.trust) for i, codec in enumerate(codecs) if codec.trust is not _same]
     # Frozen and with slots: filled in as its own __init__ would, without a call by keyword for each field.
     new: Callable[[Any], Any] = object.__new__
     put = [vars(hint)[name].__set__ for name in names]
@@ -258,7 +270,14 @@ def _record(hint: type[Any]) -> tuple[Encode, Decode]:
         deque(map(call, put, repeat(made), value), 0)
         return made
 
-    return write, read
+    def trust(value: Any) -> Any:
+        for i, decode in trusted:
+            value[i] = decode(value[i])
+        made = new(hint)
+        deque(map(call, put, repeat(made), value), 0)
+        return made
+
+    return _Codec(write, read, trust)
 
 
 _CODECS = {tag: _codec(kind) for tag, kind in TAGS.items()}
@@ -287,7 +306,7 @@ def encode(event: events.Event) -> list[Any]:
     tag = _TAG_OF.get(type(event))
     if tag is None:
         raise TypeError(f"{type(event).__name__} is not stored as JSON")
-    return [tag, _CODECS[tag][0](event)]
+    return [tag, _CODECS[tag].encode(event)]
 
 
 def decode(value: Any) -> events.Event:
@@ -297,4 +316,23 @@ def decode(value: Any) -> events.Event:
     codec = _CODECS.get(value[0])
     if codec is None:
         raise BadEvent(f"unknown event {value[0][:40]!r}")
-    return cast("events.Event", codec[1](value[1]))
+    return cast("events.Event", codec.decode(value[1]))
+
+
+class Decoder:
+    """`decode` for many events: what was found right of one is not looked at again in others of its shape."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, dict[str, Decode]] = {}  # shape -> tag -> decoder
+
+    def decode(self, value: Any, shape: bytes) -> events.Event:
+        """shape: of agent/shapes.py. Raises BadEvent."""
+        known = self._known.get(shape)
+        if known is not None:
+            trust = known.get(value[0])
+            if trust is not None:
+                return cast("events.Event", trust(value[1]))
+        event = decode(value)
+        if shape:
+            self._known.setdefault(shape, {})[value[0]] = _CODECS[value[0]].trust
+        return event

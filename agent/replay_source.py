@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from agent import codec
 from agent.errors import NotARecording, OtherVersion, RecordingDamaged, RecordingError, RecordingTruncated
 from agent.recording import FORMAT_VERSION, FRAME, MAGIC, MAX_INFLATED, MAX_PAYLOAD, PREFIX, FrameType
+from agent.shapes import ShapedLines
 from probes import abi
 from probes.events import Event, RecordsRead
 from probes.records import StoredRecords
@@ -36,6 +37,8 @@ class RecordingSource:
         self._offset = 0
         self._ended = False
         self._events = 0
+        self._lines = ShapedLines()
+        self._decoder = codec.Decoder()
         self._records = 0
         self._read_header()
         self._collect_answers()
@@ -72,10 +75,7 @@ class RecordingSource:
         if kind == FrameType.RECORDS:
             yield self._records_read(payload)
         elif kind == FrameType.EVENTS:
-            for value in self._values(payload):
-                event = self._decode(value)
-                self._events += 1
-                yield event
+            yield from self._events_of(payload)
         elif kind == FrameType.END:
             self._finish(payload)
         elif kind != FrameType.ANSWERS:
@@ -146,25 +146,13 @@ class RecordingSource:
         self._records += len(records)
         return RecordsRead(records=records)
 
-    def _values(self, payload: bytes) -> Iterator[Any]:
-        """The JSON of every line: all lines at once, or, where that does not work out, one by one."""
-        lines = payload.split(b"\n")
+    def _events_of(self, payload: bytes) -> Iterator[Event]:
+        decode = self._decoder.decode
         try:
-            values = json.loads(b"[%b]" % b",".join(lines))
-        except (ValueError, RecursionError):
-            values = []
-        if len(values) == len(lines):
-            yield from values
-            return
-        for line in lines:
-            try:
-                yield json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise self._damaged(f"an event does not decode: {error}") from error
-
-    def _decode(self, value: Any) -> Event:
-        try:
-            return codec.decode(value)
+            for value, shape in self._lines.values(payload):
+                event = decode(value, shape)
+                self._events += 1
+                yield event
         except (ValueError, RecursionError) as error:
             raise self._damaged(f"an event does not decode: {error}") from error
 

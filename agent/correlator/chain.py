@@ -129,6 +129,8 @@ class Doubts:
 
     def lost(self, slot: SlotLife | None, regs: Sequence[Registration | None], end: int) -> None:
         """Losses between the first moment of the chain and its trigger make it uncertain."""
+        if not len(self.context.loss):
+            return
         moments = [slot.create.ts, slot.add.enter, slot.add.ts] if slot is not None else []
         for reg in regs:
             if reg is not None:
@@ -145,9 +147,13 @@ class Doubts:
     def predates(self, slot: SlotLife | None, *regs: Registration | None) -> None:
         if slot is not None and slot.flags & SlotFlag.INFERRED:
             self.inferred.append("the slot was alive before the attach; its birth was not seen")
-        if any(reg is not None and reg.flags & RegFlag.INFERRED for reg in regs):
+        flags = 0
+        for reg in regs:
+            if reg is not None:
+                flags |= int(reg.flags)
+        if flags & RegFlag.INFERRED:
             self.inferred.append("the registration predates the attach: who made it was not seen")
-        if any(reg is not None and reg.flags & RegFlag.NOT_ASKED for reg in regs):
+        if flags & RegFlag.NOT_ASKED:
             self.inferred.append("the kernel could not be asked whether the registration exists")
             self.asked = False
 
@@ -209,8 +215,10 @@ class Doubts:
 
 @dataclass(slots=True)
 class Draft:
-    """What a rule makes of evidence, as far as counting and grouping ask. In a storm one of hundreds is shown:
-    only that one is written out. The fields are those of Finding."""
+    """What a rule makes of evidence, as far as counting and grouping ask; fields as in Finding.
+
+    Few of a storm are ever shown: only those are written out.
+    """
 
     rule: RuleId
     doubts: Doubts

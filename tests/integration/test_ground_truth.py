@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from agent.correlator.chain import Draft
 from agent.correlator.core import Correlator, CorrelatorOptions
 from agent.correlator.findings import Finding, RuleId, Severity
 from probes.abi import Signature
@@ -44,7 +45,7 @@ class Ledger(Correlator):
         super().__init__(options)
         self.each: dict[tuple[RuleId, Severity], Lives] = {}
 
-    def _group(self, finding: Finding, image: str, home: str | None = None) -> list[Finding]:
+    def _group(self, finding: Draft, image: str, home: str | None = None) -> list[Finding]:
         lives = self.each.setdefault((finding.rule, finding.severity), Counter())
         lives[finding.slot, finding.generation] += finding.count
         return super()._group(finding, image, home)
