@@ -1,0 +1,3 @@
+// BUG: as uring_ctl; destroyed and delivered while registered
+#define TWIN
+#include "uring_ctl/prog.c"
