@@ -10,7 +10,7 @@ from agent.exhibit import Answers, CrashExhibit, Exhibit, SourceFrame, Step
 from agent.forensics.desk import BundleDone
 from agent.libraries import c_library, library_function, own_code
 from agent.sanitize import printable
-from agent.text import Line, Span, duration, line, number, short_name, since
+from agent.text import Line, Span, duration, line, number, short_name, since, total
 
 WIDTH = 96
 _BAR = "─" * WIDTH
@@ -79,7 +79,8 @@ def update(finding: Finding) -> list[Line]:
     return [
         line(
             Span(f" {finding.severity.label.upper()} ", finding.severity.label),
-            f" {finding.rule} #{printable(finding.group)} goes on: {number(finding.count)} "
+            f" {finding.rule} #{printable(finding.group)} goes on: "
+            f"{total(finding.count, finding.at_least)} "
             f"{printable(finding.unit)} in {duration(finding.last_ts - finding.first_ts)}{rate}",
         )
     ]
@@ -128,7 +129,9 @@ def bundle(done: BundleDone) -> list[Line]:
 
 def _headline(finding: Finding, *, told: bool = False) -> list[Line]:
     kind = f" · {printable(finding.sub_class)}" if finding.sub_class else ""
-    count = f"   {number(finding.count)} {printable(finding.unit)}" if finding.count > 1 else ""
+    count = (
+        f"   {total(finding.count, finding.at_least)} {printable(finding.unit)}" if finding.count > 1 else ""
+    )
     group = f"   #{printable(finding.group)}" if finding.group else ""
     severity = finding.severity.label
     first = line(
@@ -281,7 +284,8 @@ def _measures(finding: Finding) -> list[Line]:
     if finding.rate is not None:
         parts.append(f"{number(finding.rate)} {printable(finding.unit)}/s")
     if finding.share is not None:
-        parts.append(f"{finding.share:.2%} of all lifetimes")
+        every = number(round(finding.count / finding.share)) if finding.share else "?"
+        parts.append(f"{number(finding.count)} of {every} lifetimes so far, {finding.share:.2%}")
     if len(finding.sub_classes) > 1:
         split = ", ".join(f"{number(n)} {printable(name)}" for name, n in sorted(finding.sub_classes.items()))
         parts.append(split)

@@ -8,7 +8,7 @@ from typing import Any
 
 from agent.correlator.findings import Finding, Severity
 from agent.sanitize import printable
-from agent.text import Line, Span, duration, line, number, table
+from agent.text import Line, Span, duration, line, number, table, total
 from probes.events import (
     CountersRead,
     CrashSeen,
@@ -192,7 +192,7 @@ def _table(findings: Sequence[Finding]) -> list[Line]:
                 finding.severity.label,
                 finding.rule.value + (f" ({finding.sub_class})" if finding.sub_class else ""),
                 finding.group,
-                number(finding.count),
+                total(finding.count, finding.at_least),
                 finding.unit,
                 finding.confidence.value,
                 str(finding.tgid),

@@ -116,6 +116,11 @@ def number(value: float) -> str:
     return f"{value:,.1f}"
 
 
+def total(count: int, at_least: bool) -> str:
+    """How often: exact, or a lower bound that says so."""
+    return f"at least {number(count)}" if at_least else number(count)
+
+
 def short_name(name: str, most: int = 64) -> str:
     """A function's name for a narrow column: long generic arguments become (…), the tail is kept."""
     text = printable(name)

@@ -77,6 +77,7 @@ class RecordFlag(IntFlag):
     HOPELESS = 256
     PROVEN = 1024
     HELD = 512
+    OWED = 2048
 
 
 class Suspect(IntEnum):

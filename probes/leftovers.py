@@ -67,8 +67,7 @@ class Leftovers:
             since = _lingers(raw, now) if _u32(raw, "state") == abi.SlotState.LIVE else 0
             if since:
                 lingering.setdefault(_u32(raw, "tgid"), []).append((since, key))
-            event = self._run(raw)
-            if event is not None and named < MAX_REPORTED:
+            for event in self._run(raw) if named < MAX_REPORTED else ():
                 named += 1
                 yield event
         if self._room and held > self._room * 3 // 4:
@@ -95,9 +94,7 @@ class Leftovers:
         wanted = _U32.pack(tgid)
         for key, raw in self._slots.entries():
             if key[:4] == wanted and not _u64(raw, "flags") & _NO_SLOT:
-                event = self._run(raw)
-                if event is not None:
-                    yield event
+                yield from self._run(raw)
                 yield from self._rests(raw)
 
     def _put_off(self, raw: bytes, now: int) -> None:
@@ -119,13 +116,30 @@ class Leftovers:
             yield _of_run(abi.Suspect.STALE_DISPATCH, decode.slot(raw), abi.Kind.DISPATCHED)
 
     @staticmethod
-    def _run(raw: bytes) -> events.SuspicionRaised | None:
-        if _u32(raw, "state") == abi.SlotState.FREE:
-            if _u32(raw, "stale") != _u32(raw, "stale_reported"):
-                return _of_run(abi.Suspect.STALE_DELIVERY, decode.slot(raw))
-        elif 0 < _u64(raw, "idle_reported") < _u64(raw, "idle"):
-            return _of_run(abi.Suspect.HOT, decode.slot(raw))
-        return None
+    def _run(raw: bytes) -> Iterator[events.SuspicionRaised]:
+        if _u32(raw, "state") == abi.SlotState.FREE and _u32(raw, "stale") != _u32(raw, "stale_reported"):
+            yield _of_run(abi.Suspect.STALE_DELIVERY, decode.slot(raw))
+        # what is delivered again and again may be freed: it spins all the same
+        if 0 < _u64(raw, "idle_reported") < _u64(raw, "idle"):
+            yield _of_run(abi.Suspect.HOT, decode.slot(raw))
+
+
+def owed(message: events.SuspicionRaised) -> Iterator[events.SuspicionRaised]:
+    """What a life had counted and not told when its slot was given out again: one message brings it all.
+
+    A stale delivery's own message is as good as any; of the others it names no registration.
+    """
+    slot = message.slot
+    if slot is None:
+        return
+    if message.suspect is abi.Suspect.HOT:
+        yield _of_run(abi.Suspect.HOT, slot)
+    if slot.stale and message.suspect is not abi.Suspect.STALE_DELIVERY:
+        yield _of_run(abi.Suspect.STALE_DELIVERY, slot)
+    if slot.recycled:
+        yield _of_run(abi.Suspect.RECYCLED_DELIVERY, slot)
+    if slot.stale_dispatches > 1:
+        yield _of_run(abi.Suspect.STALE_DISPATCH, slot, abi.Kind.DISPATCHED)
 
 
 def not_judged(tgid: int, total: int) -> Iterator[events.SuspicionRaised]:

@@ -16,7 +16,7 @@ from probes import abi, decode, errors, events, loader, procfs
 from probes.bootstrap import TARGET, Bootstrap, epoch_of
 from probes.context import Context
 from probes.helper import ProcHelper
-from probes.leftovers import Leftovers, not_judged
+from probes.leftovers import Leftovers, not_judged, owed
 from probes.procfs import Identity
 from probes.progress import ProgressWatch
 from probes.rings import Lifetimes, Recorder, Urgent, last_records, unpacked
@@ -478,7 +478,10 @@ class LiveSession:
                 if message.suspect is abi.Suspect.HOT and not message.trigger.flags & abi.RecordFlag.HOPELESS:
                     self.progress.confirmed(time.monotonic())
                 self._sites.told(message)
-                yield from self._context.of_suspicion(message)
+                owes = message.trigger.flags & abi.RecordFlag.OWED
+                if not owes or message.suspect is abi.Suspect.STALE_DELIVERY:
+                    yield from self._context.of_suspicion(message)
+                yield from owed(message) if owes else ()
             elif isinstance(message, events.CrashSeen):
                 yield from self._crashed(message)
             else:

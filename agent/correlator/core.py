@@ -2,7 +2,7 @@
 # Pure: no clock, no I/O; memory is bounded by CorrelatorOptions whatever comes in.
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from agent.correlator.chain import Draft, Dropped
 from agent.correlator.context import Context, FdinfoLog, LossWindows, PlanFacts, Target
 from agent.correlator.copies import replace
 from agent.correlator.findings import Finding, RuleId
+from agent.correlator.floors import lower_bound
 from agent.correlator.grouping import Groups
 from agent.correlator.lifetimes import LifetimeLedger
 from agent.correlator.places import Places
@@ -144,17 +145,22 @@ class Correlator:
             return ()
         found = handler(event)
         self.stats.updates += len(found)
-        return tuple(found)
+        return self._bounded(found)
 
     def findings(self) -> tuple[Finding, ...]:
         """Every group as it stands, most severe first; counts without an example included."""
-        return self._groups.current(self._ledger.pending(self.stats.last_ts, self._context(0)))
+        return self._bounded(self._groups.current(self._ledger.pending(self.stats.last_ts, self._context(0))))
 
     def last_words(self) -> tuple[Finding, ...]:
         """At the end: updates of the groups whose count has grown since it was handed out last."""
         found = self._groups.unreported()
         self.stats.updates += len(found)
-        return found
+        return self._bounded(found)
+
+    def _bounded(self, found: Sequence[Finding]) -> tuple[Finding, ...]:
+        """What may have happened more often says so."""
+        lost, forgotten = self.stats.lost, self._tallies.inexact
+        return tuple(replace(f, at_least=True) if lower_bound(f, lost, forgotten) else f for f in found)
 
     def state_size(self) -> int:
         """Entries held in memory, over all tables: bounded by the options, not by the number of events."""

@@ -227,6 +227,7 @@ class Finding:
     group: str = ""  # stable short id of the group; empty until grouped
     chain: str = ""  # group of the finding this one follows from (same slot, same batch)
     count: int = 1  # occurrences in the group, in units of `unit`
+    at_least: bool = False  # there may have been more than `count`
     unit: str = "events"  # deliveries, dispatches, destroys, calls, lifetimes, slots, ...
     sub_classes: Mapping[str, int] = field(default_factory=dict)  # occurrences by sub-class
     first_ts: int = 0
@@ -248,6 +249,7 @@ class Finding:
             "chain": self.chain,
             "update": self.update,
             "count": self.count,
+            "at_least": self.at_least,
             "unit": self.unit,
             "sub_classes": {key: self.sub_classes[key] for key in sorted(self.sub_classes)},
             "first_ts": self.first_ts,
@@ -310,6 +312,7 @@ def _finding(value: Mapping[str, Any]) -> Finding:
         group=str(value["group"]),
         chain=str(value["chain"]),
         count=int(value["count"]),
+        at_least=bool(value.get("at_least", False)),  # of later versions only
         unit=str(value["unit"]),
         sub_classes={str(key): int(n) for key, n in value["sub_classes"].items()},
         first_ts=int(value["first_ts"]),

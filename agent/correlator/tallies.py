@@ -116,7 +116,8 @@ class Tallies:
     def _run(self, evidence: SuspicionRaised, epoch: int) -> tuple[int, float | None]:
         slot, ts = evidence.slot, evidence.trigger.ts
         key: Key = (evidence.trigger.tgid, epoch)
-        key += (slot.addr, slot.gen) if slot is not None else (0, 0)
+        # a run ends with progress, and the next one is counted from its own beginning
+        key += (slot.addr, slot.gen, slot.idle_since) if slot is not None else (0, 0, 0)
         repeats = max(1, repeat_count(evidence))
         before = self._runs.get(key)
         rate: float | None = None

@@ -749,14 +749,19 @@ AF_FN void af_slot_reborn(struct af_target *target, struct af_slot *slot, u64 fl
 		for (u32 i = 0; i < AF_SLOT_LINKS; i++)
 			slot->links[i].ep = 0;
 	af_settle(target, slot, s, false);
-	if (slot->stale != slot->stale_reported) {
+	/* what was counted and not told: who reads takes every count of the slot from the one message */
+	u32 owed = slot->idle_reported && slot->idle > slot->idle_reported ? AF_SUSPECT_HOT
+		   : slot->stale != slot->stale_reported ? AF_SUSPECT_STALE_DELIVERY
+		   : slot->recycled != slot->recycled_reported ? AF_SUSPECT_RECYCLED_DELIVERY
+		   : slot->stale_dispatches > 1 ? AF_SUSPECT_STALE_DISPATCH : 0;
+	if (owed) {
 		struct af_trigger_args a = {.ts = slot->last_delivery, .enter = slot->last_delivery_enter,
 					    .addr = slot->addr, .gen = slot->gen, .fd = slot->consecutive,
 					    .epfd = slot->epfd, .stack = -1, .kind = AF_DELIVERED,
-					    .tid = slot->last_tid};
+					    .flags = AF_F_OWED, .tid = slot->last_tid};
 		slot->stale_reported = slot->stale;
 		af_remembered(slot, &s->reg);
-		af_suspect(AF_SUSPECT_STALE_DELIVERY, &a, slot->tgid, target, 0, slot, &s->reg, 0);
+		af_suspect(owed, &a, slot->tgid, target, 0, slot, &s->reg, 0);
 	}
 	u64 destroyed = slot->destroy.ts;
 	/* of a life that a destroy has ended, that is: not of an owner that still has it */

@@ -49,6 +49,7 @@ enum af_kind {
 #define AF_F_NESTED 128u   /* the batch may be over: a wait on another instance, as deep, came after it */
 #define AF_F_HELD 512u      /* a free within an outer batch: the inner one delivered the slot as well */
 #define AF_F_PROVEN 1024u    /* a free within a batch: the loop came to the delivery afterwards */
+#define AF_F_OWED 2048u      /* no event of its own: what the life that ends here had counted and not told */
 #define AF_F_HOPELESS 256u /* hot: no call can make progress on it (only HUP or ERR, or its fd is closed) */
 
 /* one fact; 64 bytes. ts is the exit (or the hit) and enter the entry of the call, CLOCK_MONOTONIC ns. */

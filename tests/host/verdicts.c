@@ -48,6 +48,12 @@ static void truth_message(struct af_suspicion *m)
 			truth_wrong(FALSE_ALARM, what, 99);
 		return;
 	}
+	/* the rest of a count that was begun: nothing happened now, but something had been told of it */
+	if ((m->trigger.flags & AF_F_OWED) && what != AF_SUSPECT_STALE_DELIVERY) {
+		if (!(truth.told[slot] & TRUTH_BITS(what)))
+			truth_wrong(FALSE_ALARM, what, slot);
+		return;
+	}
 	truth.told[slot] |= TRUTH_BITS(what);
 	if (what == AF_SUSPECT_FREED_REGISTERED)
 		truth.slots[slot].pending = 0;

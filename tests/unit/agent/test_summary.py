@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import agent.summary
@@ -153,3 +155,9 @@ def test_instances_that_could_not_be_probed_are_said_at_the_end() -> None:
     said = text_of(attached, attached=False)
     assert "1 of 2 destroy instances could not be probed: destroys may be missed" in said
     assert "create instances" not in said
+
+
+def test_a_lower_bound_says_so() -> None:
+    rows = plain(summary(Stats(), [replace(finding(count=1684), at_least=True)]))
+    assert "at least 1,684" in rows
+    assert "at least" not in plain(summary(Stats(), [finding(count=1684)]))

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import cast
 
 import pytest
 
-from probes import abi
+from probes import abi, decode
 from probes.abi import SlotFlag, SlotState
 from probes.bootstrap import SLOT_KEY
-from probes.events import SlotLingering, SuspicionRaised
-from probes.leftovers import HUP_STILL_NS, LINGER_NS, MAX_REPORTED, SETTLE_NS, Leftovers, not_judged
+from probes.events import SlotLife, SlotLingering, SuspicionRaised, Trigger
+from probes.leftovers import (
+    HUP_STILL_NS,
+    LINGER_NS,
+    MAX_REPORTED,
+    SETTLE_NS,
+    Leftovers,
+    not_judged,
+    owed,
+)
 from probes.sysbpf import Map
 
 NOW = 1_000_000_000_000
@@ -72,6 +81,23 @@ class World:
 
     def runs(self) -> list[SuspicionRaised]:
         return [event for event in self.leftovers.scan(NOW) if isinstance(event, SuspicionRaised)]
+
+
+def _message(slot: SlotLife, suspect: abi.Suspect) -> SuspicionRaised:
+    trigger = Trigger(0, abi.Kind.DELIVERED, 0, NOW, NOW, slot.addr, TGID, LOOP, slot.gen, 0, 7, 0, 0, -1)
+    return SuspicionRaised(
+        suspect=suspect,
+        trigger=trigger,
+        wait_enter=0,
+        wait_exit=0,
+        batch=0,
+        batch_open=False,
+        slot=slot,
+        reg=None,
+        other=None,
+        comm="",
+        memory=b"",
+    )
 
 
 @pytest.fixture
@@ -171,6 +197,24 @@ class TestRuns:
         """0 reported: the kernel side has not called it a spin."""
         world.slot(0x1000, idle=idle, idle_reported=reported)
         assert [event.suspect for event in world.runs()] == [abi.Suspect.HOT] * told
+        world.slot(0x1000, state=SlotState.FREE, idle=idle, idle_reported=reported)
+        assert [event.suspect for event in world.runs()] == [abi.Suspect.HOT] * told, "a freed one spins, too"
+
+    def test_a_life_that_ends_owes_what_it_counted_and_did_not_tell(self, world: World) -> None:
+        slot = decode.slot(bytes(world.slot(0x1000, idle=5000, stale=3, recycled=2, stale_dispatches=4)))
+        whole = (
+            abi.Suspect.HOT,
+            abi.Suspect.STALE_DELIVERY,
+            abi.Suspect.RECYCLED_DELIVERY,
+            abi.Suspect.STALE_DISPATCH,
+        )
+        message = _message(slot, abi.Suspect.HOT)
+        assert tuple(event.suspect for event in owed(message)) == whole
+        assert all(event.rest for event in owed(message))
+        # of a stale delivery the kernel side's own message is judged
+        stale = _message(slot, abi.Suspect.STALE_DELIVERY)
+        assert tuple(event.suspect for event in owed(stale)) == whole[2:]
+        assert not list(owed(replace(message, slot=None)))
 
     def test_nothing_new_is_not_told_again(self, world: World) -> None:
         world.slot(0x1000, state=SlotState.FREE, stale=9, stale_reported=9)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from agent.correlator.findings import Finding
 from probes.abi import RecordFlag, RegFlag, RegState, SlotFlag, SlotState
 from probes.events import FdinfoChecked, Lost, Moment
 from tests.unit.agent.correlator.playbook import (
@@ -452,6 +453,32 @@ class TestHotRedelivery:
         play >> attached() >> story.hot(2_000_000, 2048) << warning("hot-redelivery", count=2048)
         play >> story.hot(9_000_000, 1024) << nothing  # 3072: not doubled yet
         assert play.correlator.findings()[0].count == 3072
+
+    def test_a_new_run_that_gets_as_far_counts_as_well_and_the_total_is_a_lower_bound(
+        self, play: Playbook
+    ) -> None:
+        """Told at doublings: what came after the last one, before the run ended, was told to nobody."""
+        story = life().has(deliveries=9000, idle_since=1_000)
+        play >> attached() >> story.hot(2_000_000, 1024) << warning("hot-redelivery", at_least=True)
+        play >> story.has(idle_since=3_000_000).hot(9_000_000, 1024)
+        play << warning("hot-redelivery", count=2048, update=True)
+        (found,) = play.correlator.findings()
+        assert (found.count, found.at_least) == (2048, True)
+        assert Finding.from_dict(found.to_dict()) == found
+
+    @pytest.mark.parametrize(("what", "bounded"), [("urgent", True), ("recorder", False)])
+    def test_a_total_is_a_lower_bound_where_messages_of_it_were_lost(
+        self, play: Playbook, what: str, bounded: bool
+    ) -> None:
+        story = life().added(20).closed(25, shared=True).destroyed(30)
+        (
+            play
+            >> attached()
+            >> story.stale_delivery(40)
+            << critical("stale-delivery", "confirmed", at_least=False)
+        )
+        play >> Lost(ts=90, what=what, count=3, since=85)
+        assert [found.at_least for found in play.correlator.findings()] == [bounded]
 
     @pytest.mark.parametrize(("seconds", "severe"), [(59.9, False), (60, True), (600, True)])
     def test_a_core_spun_for_a_minute_is_high(self, play: Playbook, seconds: float, severe: bool) -> None:
