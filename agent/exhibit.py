@@ -47,6 +47,7 @@ class SourceFrame:
     module: str = ""  # path of the shared object it lies in; "" in the executable
     # (file, line) of other calls of the same in its function, where the stack does not tell which it was
     others: tuple[tuple[str, int], ...] = ()
+    unsure: bool = False  # another function may have called instead: the stack does not tell which it was
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,9 @@ class Step:
             stack = [_frames(pc, answers) for pc in self.pcs]
         if self.site is not None and stack:
             if self.site.at_entry:
-                stack[1:2] = [[replace(frame, others=()) for frame in caller] for caller in stack[1:2]]
+                stack[1:2] = [
+                    [replace(frame, others=(), unsure=False) for frame in caller] for caller in stack[1:2]
+                ]
             stack[0] = _of_instance(self.site, _frames(self.pcs[0], answers) if self.pcs else [], stack[0])
         return stack
 
@@ -262,7 +265,11 @@ def _source_frames(ip: int, module: str, answer: Mapping[str, Any]) -> list[Sour
     frames = [_source_frame(ip, row, module) for row in rows] if isinstance(rows, list) else []
     if frames and None not in frames:
         known = [frame for frame in frames if frame is not None]
-        return [replace(known[0], others=_others(answer.get("others"))), *known[1:]]
+        unsure = answer.get("unsure") is True
+        return [
+            replace(known[0], others=_others(answer.get("others")), unsure=unsure),
+            *(replace(frame, unsure=unsure) for frame in known[1:]),
+        ]
     return [SourceFrame(ip, "?", reason=str(answer.get("reason", "not answered")), module=module)]
 
 
@@ -302,6 +309,7 @@ def _frame_json(frame: SourceFrame) -> dict[str, Any]:
             if frame.others
             else {}
         ),
+        **({"unsure": True} if frame.unsure else {}),
     }
 
 

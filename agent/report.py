@@ -221,7 +221,11 @@ def _stack(frames: list[SourceFrame], indent: int = _LABEL + 1) -> list[Line]:
     mine = _own(frames)
     first = mine[0] if mine else 0
     # What starts a thread lies below the last own frame and says nothing.
-    end = min(first + _FRAMES, mine[-1] + 1 if mine else 1)
+    end = min(first + _FRAMES, mine[-1] + 1 if mine else 1, len(frames))
+    open_to_others = next((i for i in range(first, end) if frames[i].unsure), None)
+    if open_to_others is not None:  # whoever called that one is another's caller
+        end = next((i for i in range(open_to_others, end) if not frames[i].inlined), end - 1) + 1
+        mine = [i for i in mine if i < end]
     shown = frames[first:end]
     through = frames[first - 1] if first else None
     rows = []
@@ -229,6 +233,8 @@ def _stack(frames: list[SourceFrame], indent: int = _LABEL + 1) -> list[Line]:
         suffix = ""
         if index == 0 and through is not None and not through.reason:
             suffix = f"   through {short_name(through.function, 40)}"
+        if first + index == open_to_others:
+            suffix += "   or another caller of the same"
         word = "in" if index == 0 else ("inlined in" if shown[index - 1].inlined else "called by")
         rows.append(_frame(frame, word, indent=indent, suffix=suffix))
     if shown and not mine and not any(frame.reason for frame in shown):

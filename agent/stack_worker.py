@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 from symbols.cfi import FrameTable
 from symbols.image import Image
 from symbols.modules import Module, Modules
+from symbols.twins import elsewhere
 from symbols.unwind import Backtrace, Unwinder
 
 _MOST_FRAMES = 48
+_MOST_LOOKED = 6  # frames of a stack whose other callers are looked for
 STACK_WORDS = 16
 """AF_STACK_WORDS of probes/bpf/10-maps.c."""
 
@@ -40,13 +42,43 @@ def unwound(stack: Mapping[str, Any], open_image: Callable[[str, str], Image | N
         return memory[at : at + count] if 0 <= at <= len(memory) - count else None
 
     trace = Unwinder(modules, read).unwind(registers, _MOST_FRAMES)
-    return [_spot(pc, exact, modules) for pc, exact in merged(trace, pcs, registers)]
+    return placed(merged(trace, pcs, registers), modules)
 
 
 def in_the_id(stack: Mapping[str, Any]) -> set[int]:
     """The addresses that tell the stack's id from others' (probes/bpf/20-output.c: af_fingerprint): the
     instruction, two callers by frame pointers, and what of the stack's end may be return addresses."""
     return {*map(int, stack["pcs"][:3]), *_words(bytes.fromhex(str(stack["memory"]))[: 8 * STACK_WORDS])}
+
+
+def unsure(spots: Sequence[Spot], told: set[int], elsewhere: Callable[[Spot], bool]) -> list[bool]:
+    """Of each frame, whether the stack's id leaves open that another function called: only the first stack of
+    an id is kept. elsewhere: whether what the call at a frame goes to is called by other functions, too."""
+    found: list[bool] = []
+    looked = 0
+    for index, spot in enumerate(spots):
+        if not index or spot.pc in told:
+            found.append(False)
+        elif found[-1] or looked >= _MOST_LOOKED:
+            found.append(True)
+        else:
+            looked += 1
+            found.append(elsewhere(spot))
+    return found
+
+
+def called_elsewhere(spot: Spot) -> bool:
+    """See `unsure`. Of code that cannot be read nothing is known."""
+    module = spot.module
+    if module is None or module.image is None or module.table is None:
+        return True
+    limits = module.table.function(spot.lookup)
+    return limits is None or elsewhere(module.image, *limits, spot.lookup + 1)
+
+
+def placed(frames: Sequence[tuple[int, bool]], modules: Modules) -> list[Spot]:
+    """Where frames are, of (pc, whether it is exact)."""
+    return [_spot(pc, exact, modules) for pc, exact in frames]
 
 
 def merged(trace: Backtrace, pcs: Sequence[int], registers: Mapping[str, int]) -> list[tuple[int, bool]]:

@@ -32,6 +32,7 @@ LATE = ("agent.libraries", "agent.stack_worker")
 """What of agent/ some questions need: a plan that is kept is handed out without any reader of DWARF."""
 _MOST_MEMORY = 4096
 """Bytes of one slot that are described."""
+_MOST_CALLS = 4096  # calls of which it is remembered whether others go to the same
 _MOST_IMAGES = 16
 """Images that are kept open; a stack leads through a handful."""
 
@@ -43,6 +44,7 @@ class Worker:
         """asked: keeps plans, and files that came with a request; None: plans are kept by this process."""
         self._asked = asked
         self._open_images: OrderedDict[str, _Opened] = OrderedDict()
+        self._called: dict[tuple[str, int], bool] = {}
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The reply to one request; every failure is an {"error": …} reply."""
@@ -104,11 +106,11 @@ class Worker:
             except SymbolError:
                 return None
 
-        from agent.stack_worker import in_the_id, unwound
+        from agent.stack_worker import in_the_id, unsure, unwound
 
         rows: list[list[Any]] = []
-        told = in_the_id(stack)
-        for spot in unwound(stack, image_of):
+        told, spots = in_the_id(stack), unwound(stack, image_of)
+        for spot, open_to_others in zip(spots, unsure(spots, told, self._elsewhere), strict=True):
             module = next((m for m in stack["modules"] if spot.module and m[0] == spot.module.start), None)
             name = str(module[3]) if module is not None else ""
             found: dict[str, Any] = {"reason": "outside of every mapped file"}
@@ -117,8 +119,20 @@ class Worker:
                 found = self._one(partial(_frames, opened), (spot.lookup,))
                 if spot.pc not in told:
                     found |= self._one(partial(_twins, opened), (spot,))
+                if open_to_others:
+                    found["unsure"] = True
             rows.append([spot.pc, name, str(module[4]) if module else "", found])
         return {"stack": rows}
+
+    def _elsewhere(self, spot: Spot) -> bool:
+        from agent.stack_worker import called_elsewhere
+
+        key = (spot.module.image.identity if spot.module and spot.module.image else "", spot.lookup)
+        if key not in self._called:
+            if len(self._called) >= _MOST_CALLS:
+                self._called.clear()
+            self._called[key] = called_elsewhere(spot)
+        return self._called[key]
 
     def _open(self, request: Mapping[str, Any], identity: str) -> _Opened:
         """Find an image by its identity: a path alone may have become another build."""

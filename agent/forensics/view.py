@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from agent.forensics.evidence import CrashEvidence, Fragments, ThreadState
 from agent.forensics.facts import CodePlace
 from agent.forensics.probed import inside, of_instance, site_at
-from agent.stack_worker import merged
+from agent.stack_worker import called_elsewhere, in_the_id, merged, placed, unsure
 from probes.events import StackSeen
 from symbols.cfi import FrameTable
 from symbols.code import FunctionCode
@@ -136,7 +136,8 @@ class View:
         return of_instance(site, self._described(inside(site, pc - self.bias)), places)
 
     def callers(self, stack: StackSeen, most: int) -> list[tuple[int, bool]]:
-        """(pc, whether it is exact) of a recorded stack: unwound where its bytes were kept."""
+        """(pc, whether it is exact) of a recorded stack: unwound where its bytes were kept, as far as its id
+        tells it from others."""
         pcs = [(pc, False) for pc in stack.pcs]
         top = stack.registers.get("rsp")
         if top is None or not stack.memory:
@@ -144,9 +145,12 @@ class View:
         kept = Fragments([(top, stack.memory)])
         trace = Unwinder(self._modules, kept.read).unwind(stack.registers, most)
         try:
-            return merged(trace, stack.pcs, stack.registers)[:most]
+            frames = merged(trace, stack.pcs, stack.registers)[:most]
         except ValueError:
             return pcs[:most]
+        told = in_the_id({"pcs": stack.pcs, "memory": stack.memory.hex()})
+        doubts = unsure(placed(frames, self._modules), told, called_elsewhere)
+        return frames[: doubts.index(True)] if True in doubts else frames
 
     def _described(self, address: int) -> tuple[CodePlace, ...]:
         return tuple(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import struct
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from agent.exhibit import exhibit
-from agent.report import report
+from agent.exhibit import SourceFrame, exhibit
+from agent.report import _stack, report
 from agent.scene import Scene
 from agent.snapshots import Snapshots, fingerprint
 from agent.stack_worker import STACK_WORDS, in_the_id, merged
@@ -212,3 +213,67 @@ def test_what_a_stacks_id_tells() -> None:
     told = in_the_id({"pcs": [1, 2, 3, 4], "memory": memory.hex()})
     assert told == {1, 2, 3, *words[:STACK_WORDS]}
     assert in_the_id({"pcs": [1], "memory": "00" * 5}) == {1}
+
+
+FAR = """
+#include <stdint.h>
+#include <unistd.h>
+static volatile int n;
+struct seen { uint64_t rip, rsp, rbp; };
+/* prints its registers and its stack, as the kernel side keeps them */
+#define FN static void __attribute__((noinline))
+FN leaf(void) {
+    struct seen s;
+    __asm__ volatile("lea 0(%%rip), %0\\n\\tmov %%rsp, %1\\n\\tmov %%rbp, %2"
+                     : "=r"(s.rip), "=r"(s.rsp), "=r"(s.rbp));
+    n += (int)write(1, &s, sizeof s) + (int)write(1, (void *)s.rsp, 1024);
+}
+FN middle(void) { volatile char pad[256]; pad[0] = 1; leaf(); n += pad[0]; }
+FN on_timeout(void) { middle(); n += 2; }
+FN on_hang_up(void) { middle(); n += 3; }
+FN loop(int which) { if (which > 1) on_hang_up(); else on_timeout(); n += 4; }
+int main(int argc, char **argv) { loop(argc); return (int)(argv == 0); }
+"""
+
+
+def test_callers_that_the_stacks_id_does_not_tell_apart_are_not_told_as_certain(tmp_path: Path) -> None:
+    """-O2 without frame pointers, two ways that differ three levels up: the report of one says so."""
+    source, exe = tmp_path / "far.c", tmp_path / "far"
+    source.write_text(FAR)
+    flags = ("-O2", "-g", "-no-pie", "-fno-pie", "-fomit-frame-pointer", "-fno-stack-protector")
+    subprocess.run(["gcc", *flags, "-o", str(exe), str(source)], check=True)
+    with Image(exe) as image:
+        identity = image.identity
+        low = min(segment.vaddr for segment in image.segments)
+        high = max(segment.vaddr + segment.memsz for segment in image.segments)
+    told = []
+    for args in ([], ["x"]):
+        raw = subprocess.run([str(exe), *args], capture_output=True, check=True).stdout
+        rip, rsp, rbp = struct.unpack_from("<3Q", raw)
+        stack = {
+            "pcs": [rip],
+            "registers": {"rip": rip, "rsp": rsp, "rbp": rbp},
+            "memory": raw[24:].hex(),
+            "modules": [[low, high, 0, str(exe), identity]],
+        }
+        request = {"do": "unwind", "identity": identity, "args": [[PID, 1, 1]]}
+        request |= {"images": {identity: [str(exe)]}, "stacks": [stack]}
+        (answer,) = Worker().answer(request)["answers"]
+        rows = {row[3]["frames"][0][0]: row[3] for row in answer["stack"] if "frames" in row[3]}
+        assert "unsure" not in rows["leaf"]
+        assert "unsure" not in rows["middle"], "nobody else calls leaf"
+        told += [(name, rows[name].get("unsure")) for name in ("on_timeout", "on_hang_up") if name in rows]
+        assert rows["loop"]["unsure"], "it called the one that may be another"
+    assert told == [("on_timeout", True), ("on_hang_up", True)]
+
+
+def test_a_frame_that_is_not_certain_is_told_as_such_and_ends_the_stack() -> None:
+    rows = [["in", "middle"], ["called", "by", "on_timeout"]]
+    frames = [
+        SourceFrame(1, "middle", "/src/far.c", 12, 3),
+        SourceFrame(2, "on_timeout", "/src/far.c", 13, 3, unsure=True),
+        SourceFrame(3, "loop", "/src/far.c", 15, 3, unsure=True),
+    ]
+    shown = plain(_stack(frames)).splitlines()
+    assert [row.split()[: len(want)] for row, want in zip(shown, rows, strict=True)] == rows
+    assert shown[1].endswith("or another caller of the same")
