@@ -237,7 +237,8 @@ def compare(
     """
     outcome = Comparison()
     unjudged = min(
-        unjudged, _lives(truth, lambda life: life.get("freed_in_batch") and not life.get("add_ns")).total()
+        unjudged,
+        _lives(truth, lambda life: life.get("freed_in_batch", False) and not life.get("add_ns")).total(),
     )
     # The truth is of the destroy. We ask when the call is over: of these the duplicate was closed in between.
     ended = sum(
