@@ -146,7 +146,7 @@ class Doubts:
 
     def predates(self, slot: SlotLife | None, *regs: Registration | None) -> None:
         if slot is not None and slot.flags & SlotFlag.INFERRED:
-            self.inferred.append("the slot was alive before the attach; its birth was not seen")
+            self.inferred.append("the slot was registered before the attach: its birth was not seen")
         flags = 0
         for reg in regs:
             if reg is not None:

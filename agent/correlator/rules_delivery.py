@@ -196,12 +196,19 @@ def hot_redelivery(evidence: SuspicionRaised, context: Context) -> Draft | Dropp
     doubts.note(
         f"delivered {repeat_count(evidence)} times in {lasted / 1e9:.1f} s without progress on its file"
     )
-    closed = slot is not None and slot.close.seen and bool(slot.flags & SlotFlag.CLOSED)
+    shut = slot is not None and bool(slot.flags & SlotFlag.CLOSED)
+    closed = slot is not None and slot.close.seen and shut
     if trigger.flags & RecordFlag.HOPELESS:
+        before = "" if closed else ", since before the attach"
         doubts.note(
-            "no call can make progress on it: its fd is closed"
-            if closed
+            f"no call can make progress on it: its fd is closed{before}"
+            if shut
             else "no call can make progress on it: only EPOLLHUP or EPOLLERR is reported"
+        )
+    if slot is not None and slot.flags & SlotFlag.INFERRED and context.freed_memory(slot, evidence.memory):
+        doubts.note(
+            "the slot's bytes are those that destroy leaves: it may have been destroyed before the attach, and "
+            "each of these deliveries be a stale one"
         )
     if reg is not None:
         doubts.kept_open(evidence, reg)

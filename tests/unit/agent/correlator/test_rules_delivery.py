@@ -501,6 +501,17 @@ class TestHotRedelivery:
         assert play.last is not None
         assert [a.role for a in play.last.actors] == ["registered", "duplicated", "closed", "delivered"]
 
+    def test_of_one_closed_before_the_attach_the_events_are_not_called_hang_ups(self, play: Playbook) -> None:
+        """Its bytes are those of a freed slot: nobody saw the destroy, and a live slot they are not."""
+        story = life().added(20).flagged(SlotFlag.INFERRED | SlotFlag.CLOSED)
+        story.registration(flags=RegFlag.INFERRED)
+        spin = story.hot(2_000_000, 1024, flags=RecordFlag.HOPELESS, memory=freed_bytes())
+        play >> attached() >> spin << warning("hot-redelivery", "inferred")
+        said = reasons(play)
+        assert "no call can make progress on it: its fd is closed, since before the attach" in said
+        assert "it may have been destroyed before the attach" in said
+        assert "alive" not in said and "HUP" not in said
+
     def test_a_late_attach_says_that_since_when_cannot_be_known(self, play: Playbook) -> None:
         story = life().flagged(SlotFlag.INFERRED).registration(flags=RegFlag.INFERRED)
         play >> attached() >> story.hot(2_000_000, 1024) << warning("hot-redelivery", "inferred")
