@@ -207,8 +207,8 @@ def hot_redelivery(evidence: SuspicionRaised, context: Context) -> Draft | Dropp
         )
     if slot is not None and slot.flags & SlotFlag.INFERRED and context.freed_memory(slot, evidence.memory):
         doubts.note(
-            "the slot's bytes are those that destroy leaves: it may have been destroyed before the attach, and "
-            "each of these deliveries be a stale one"
+            "the slot's bytes are those that destroy leaves: it may have been destroyed before the attach, "
+            "and each of these deliveries be a stale one"
         )
     if reg is not None:
         doubts.kept_open(evidence, reg)

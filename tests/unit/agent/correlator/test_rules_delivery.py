@@ -510,7 +510,8 @@ class TestHotRedelivery:
         said = reasons(play)
         assert "no call can make progress on it: its fd is closed, since before the attach" in said
         assert "it may have been destroyed before the attach" in said
-        assert "alive" not in said and "HUP" not in said
+        assert "alive" not in said
+        assert "HUP" not in said
 
     def test_a_late_attach_says_that_since_when_cannot_be_known(self, play: Playbook) -> None:
         story = life().flagged(SlotFlag.INFERRED).registration(flags=RegFlag.INFERRED)
