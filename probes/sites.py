@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -45,14 +46,16 @@ class Sites:
     def untold(
         self, tgid: int | None = None, totals: Mapping[tuple[int, int, int], int] | None = None
     ) -> Iterator[SuspicionRaised]:
-        """The last message of each site (of one process) whose total has grown since, with that total.
-        totals: what was read before the ring was; by default, as they stand now."""
+        """The last message of each site (of one process) whose total has grown since, with that total, as of
+        now: it went on until about then, not until the last message. totals: what was read before the ring
+        was; by default, as they stand now."""
+        now = time.monotonic_ns()
         for key, message in list(self._last.items()):
             if tgid is not None and key[0] != tgid:
                 continue
             total = self._total(key) if totals is None else totals.get(key, 0)
             if total > message.trigger.arg:
-                self._last[key] = replace(message, trigger=message.trigger._replace(arg=total))
+                self._last[key] = replace(message, trigger=message.trigger._replace(arg=total, ts=now))
                 yield self._last[key]
 
     def forget(self, tgid: int) -> None:

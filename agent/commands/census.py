@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from agent.supervisor import Wanted
     from probes.events import Event
 
+_MOST_HAZARDS = 2  # named in a row of the table; the JSON form has all
+
 
 @click.command("census", short_help="Count slot lifetimes by what happened to them.")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
@@ -75,11 +77,11 @@ def _census(source: AbstractContextManager[Iterable[Event]], wanted: Wanted, for
     from agent.correlator.census import Census
     from agent.errors import NothingSeen, RecordingError
     from agent.text import Printer
-    from probes.events import LifetimeEnded, LifetimesCounted, TargetAttached
+    from probes.events import LifetimeEnded, LifetimesCounted, Lost, TargetAttached
 
     census = Census()
     error = None
-    processes = 0
+    processes = lost = 0
     with source as events:
         try:
             for event in events:
@@ -87,6 +89,8 @@ def _census(source: AbstractContextManager[Iterable[Event]], wanted: Wanted, for
                     census.add(event)
                 elif isinstance(event, TargetAttached):
                     processes += 1
+                elif isinstance(event, Lost) and event.what == "lifetimes":
+                    lost += event.count
         except RecordingError as broken:
             error = broken
     failure = None if processes or error is not None else NothingSeen(wanted.names)
@@ -95,12 +99,13 @@ def _census(source: AbstractContextManager[Iterable[Event]], wanted: Wanted, for
             **census.to_dict(),
             "schema": "afterfree.census/1",
             "processes": processes,
+            "lost": lost,
             "failure": None if failure is None else failure.to_json(),
         }
         sys.stdout.write(json.dumps(value, indent=2) + "\n")
         sys.stdout.flush()
     elif failure is None:
-        Printer().lines(_lines(census))
+        Printer().lines(_lines(census, lost))
     if error is not None:
         raise error
     if failure is not None:
@@ -158,7 +163,8 @@ def _begun(processes: int, seconds: float | None) -> str:
     return f"afterfree: counting the lifetimes of {of} from now on. {until} and prints the census."
 
 
-def _lines(census: Census) -> list[Line]:
+def _lines(census: Census, lost: int = 0) -> list[Line]:
+    """lost: lifetimes that were overwritten before they were counted."""
     total = census.total
     if not total:
         return [line("no slot was destroyed while this was counted")]
@@ -170,7 +176,7 @@ def _lines(census: Census) -> list[Line]:
             (
                 number(row.count),
                 f"{row.share:.2%}",
-                row.hazard,
+                _hazards(row.hazards),
                 _spread(row.close_to_destroy, row.count),
                 _spread(row.margin, row.count),
                 row.steps,
@@ -183,19 +189,34 @@ def _lines(census: Census) -> list[Line]:
         out.append(line(f"  {number(census.other)} lifetimes of signatures beyond those that are told apart"))
     unjudged = sum(row.count for row in rows if row.signature & Signature.NOT_JUDGED)
     if unjudged:
-        out.append(line(f"  {number(unjudged)} frees within a batch not judged: no dispatch probe"))
+        why = "no dispatch tells how far the loop was"
+        out.append(line(f"  {number(unjudged)} frees within a batch not judged: {why}"))
+    if any(row.margin.count for row in rows):
+        what = "from the last delivery after the close to the destroy; the other order is a use after free"
+        out.append(line(f"  margin: {what}"))
+    if lost:
+        out.append(line(Span(f"  LOST {number(lost)}: overwritten before they were counted", "warning")))
     hazardous = sum(row.count for row in rows if row.hazards)
     style = "warning" if hazardous else "good"
     out += [
         line(""),
         line(
             Span(
-                f"{number(hazardous)} of {number(total)} lifetimes ({hazardous / total:.2%}) carry a hazard",
+                f"{'at least ' if lost else ''}{number(hazardous)} of {number(total)} "
+                f"lifetimes{' that were counted' if lost else ''} ({hazardous / total:.2%}) carry a hazard",
                 style,
             )
         ),
     ]
     return out
+
+
+def _hazards(rules: tuple[str, ...]) -> str:
+    """The worst first; what does not fit is counted."""
+    if not rules:
+        return "none"
+    shown = ", ".join(rules[:_MOST_HAZARDS])
+    return f"{shown}, {len(rules) - _MOST_HAZARDS} more" if len(rules) > _MOST_HAZARDS else shown
 
 
 def _spread(histogram: Histogram, lifetimes: int) -> str:
@@ -204,6 +225,8 @@ def _spread(histogram: Histogram, lifetimes: int) -> str:
     if not histogram.count:
         return ""
     middle = duration(histogram.quantile(0.5))
+    if histogram.count == lifetimes == 1:
+        return middle
     if histogram.count >= lifetimes:
         return f"{middle} (max {duration(histogram.max)})"
     if histogram.count == 1:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from agent.commands.census import _begun, _spread
+from agent.commands.census import _begun, _hazards, _lines, _spread
+from agent.correlator.census import Census
 from agent.correlator.histogram import Histogram
+from agent.text import plain
+from probes.abi import Signature
+from probes.events import LifetimesCounted
 
 
 def _measured(*widths: int) -> Histogram:
@@ -18,6 +22,21 @@ def test_a_maximum_needs_every_lifetime() -> None:
     assert _spread(_measured(2000), 4000).endswith("(1 example)")
     assert _spread(_measured(2000, 9000), 4000).endswith("(2 examples)")
     assert _spread(Histogram(), 4000) == ""
+    assert _spread(_measured(2000), 1) == "2 µs", "one is no spread"
+
+
+def test_every_hazard_of_a_row_is_named_and_what_was_lost_is_said() -> None:
+    census = Census()
+    both = Signature.ADD | Signature.CLOSE | Signature.CLOSE_OTHER | Signature.CLOSE_IN_BATCH
+    census.add(LifetimesCounted(ts=1, counts={int(both): 40, int(Signature.ADD): 60}))
+    text = plain(_lines(census))
+    assert "implicit-removal, close-in-open-batch" in text
+    assert "40 of 100 lifetimes (40.00%) carry a hazard" in text
+    assert "LOST" not in text
+    short = plain(_lines(census, lost=7))
+    assert "LOST 7" in short
+    assert "at least 40 of 100 lifetimes that were counted" in short
+    assert _hazards(("a", "b", "c", "d")) == "a, b, 2 more"
 
 
 def test_it_says_when_it_begins() -> None:

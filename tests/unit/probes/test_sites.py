@@ -51,6 +51,9 @@ def test_the_total_of_a_site_is_exact_at_every_moment_that_it_is_asked_for() -> 
     for event in sites.untold():
         judge.feed(event)
     assert [finding.count for finding in judge.findings()] == [300]
+    (found,) = judge.findings()
+    assert found.last_ts > 1000 + 256, "it went on after the last message"
+    assert found.actors[-1].moment.ts == 1001, "the example is the first one"
     assert list(sites.untold()) == []
     totals.count(301)
     for event in sites.untold(TGID):
