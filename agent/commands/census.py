@@ -17,6 +17,7 @@ from probes.abi import Signature
 
 if TYPE_CHECKING:
     from agent.correlator.census import Census
+    from agent.correlator.findings import Finding
     from agent.correlator.histogram import Histogram
     from agent.stopping import Stop
     from agent.supervisor import Wanted
@@ -74,20 +75,20 @@ def command(
 
 def _census(source: AbstractContextManager[Iterable[Event]], wanted: Wanted, form: str) -> None:
     """Count all of it, and print. Raises RecordingError, NothingSeen after that."""
-    from agent.correlator.census import Census
+    from agent.correlator.core import Correlator
     from agent.errors import NothingSeen, RecordingError
     from agent.text import Printer
-    from probes.events import LifetimeEnded, LifetimesCounted, Lost, TargetAttached
+    from probes.events import Lost, TargetAttached
 
-    census = Census()
+    judge = Correlator()  # what no lifetime's signature tells: frees within a batch, stale deliveries
+    census = judge.census
     error = None
     processes = lost = 0
     with source as events:
         try:
             for event in events:
-                if isinstance(event, LifetimeEnded | LifetimesCounted):
-                    census.add(event)
-                elif isinstance(event, TargetAttached):
+                judge.feed(event)
+                if isinstance(event, TargetAttached):
                     processes += 1
                 elif isinstance(event, Lost) and event.what == "lifetimes":
                     lost += event.count
@@ -100,12 +101,16 @@ def _census(source: AbstractContextManager[Iterable[Event]], wanted: Wanted, for
             "schema": "afterfree.census/1",
             "processes": processes,
             "lost": lost,
+            "beside": [
+                {"rule": rule, "count": count, "unit": unit}
+                for rule, count, unit in _beside(judge.findings())
+            ],
             "failure": None if failure is None else failure.to_json(),
         }
         sys.stdout.write(json.dumps(value, indent=2) + "\n")
         sys.stdout.flush()
     elif failure is None:
-        Printer().lines(_lines(census, lost))
+        Printer().lines(_lines(census, lost, _beside(judge.findings())))
     if error is not None:
         raise error
     if failure is not None:
@@ -163,8 +168,21 @@ def _begun(processes: int, seconds: float | None) -> str:
     return f"afterfree: counting the lifetimes of {of} from now on. {until} and prints the census."
 
 
-def _lines(census: Census, lost: int = 0) -> list[Line]:
-    """lost: lifetimes that were overwritten before they were counted."""
+def _beside(findings: Iterable[Finding]) -> list[tuple[str, int, str]]:
+    """(rule, how often, unit) of high and critical findings that no signature of a lifetime shows."""
+    from agent.correlator.census import IN_SIGNATURES
+    from agent.correlator.findings import Severity
+
+    counts: dict[tuple[str, str], int] = {}
+    for finding in findings:
+        if finding.severity > Severity.WARNING and finding.rule not in IN_SIGNATURES:
+            key = (finding.rule.value, finding.unit)
+            counts[key] = counts.get(key, 0) + finding.count
+    return [(rule, count, unit) for (rule, unit), count in counts.items()]
+
+
+def _lines(census: Census, lost: int = 0, beside: Iterable[tuple[str, int, str]] = ()) -> list[Line]:
+    """lost: lifetimes that were overwritten before they were counted. beside: see `_beside`."""
     total = census.total
     if not total:
         return [line("no slot was destroyed while this was counted")]
@@ -196,6 +214,9 @@ def _lines(census: Census, lost: int = 0) -> list[Line]:
         out.append(line(f"  margin: {what}"))
     if lost:
         out.append(line(Span(f"  LOST {number(lost)}: overwritten before they were counted", "warning")))
+    others = ", ".join(f"{rule} ({number(count)} {unit})" for rule, count, unit in beside)
+    if others:
+        out.append(line("  beside these, of which `afterfree watch` tells: ", Span(others, "high")))
     hazardous = sum(row.count for row in rows if row.hazards)
     style = "warning" if hazardous else "good"
     out += [

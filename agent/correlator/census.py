@@ -34,8 +34,9 @@ def describe(signature: int) -> str:
     if signature & Signature.DELIVERED:
         steps.append("deliver")
     ends: list[str] = []
-    if signature & (Signature.DEL | Signature.DEL_OTHER):
-        ends.append(step("DEL", Signature.DEL_OTHER))
+    if signature & (Signature.DEL | Signature.DEL_OTHER | Signature.DEL_AFTER_CLOSE):
+        failed = " (failed)" if signature & Signature.DEL_AFTER_CLOSE else ""
+        ends.append(step("DEL", Signature.DEL_OTHER) + failed)
     if signature & (Signature.CLOSE | Signature.CLOSE_OTHER):
         close = step("CLOSE", Signature.CLOSE_OTHER)
         notes = [
@@ -65,6 +66,19 @@ def describe(signature: int) -> str:
     steps.append(f"{destroy} ({', '.join(said)})" if said else destroy)
     steps += ends if after else []
     return " · ".join(steps)
+
+
+IN_SIGNATURES = frozenset(
+    {
+        RuleId.FREED_WHILE_REGISTERED,
+        RuleId.DESCRIPTION_OUTLIVES_CLOSE,
+        RuleId.FAILED_REMOVAL,
+        RuleId.DELIVERY_AFTER_CLOSE,
+        RuleId.IMPLICIT_REMOVAL,
+        RuleId.CLOSE_IN_OPEN_BATCH,
+    }
+)
+"""The rules of which a lifetime's signature tells."""
 
 
 def hazards(signature: int) -> tuple[str, ...]:

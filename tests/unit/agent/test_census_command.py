@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from agent.commands.census import _begun, _hazards, _lines, _spread
+from agent.commands.census import _begun, _beside, _hazards, _lines, _spread
 from agent.correlator.census import Census
+from agent.correlator.findings import RuleId, Severity
 from agent.correlator.histogram import Histogram
 from agent.text import plain
 from probes.abi import Signature
 from probes.events import LifetimesCounted
+from tests.unit.agent.scenario import finding
 
 
 def _measured(*widths: int) -> Histogram:
@@ -36,6 +38,11 @@ def test_every_hazard_of_a_row_is_named_and_what_was_lost_is_said() -> None:
     short = plain(_lines(census, lost=7))
     assert "LOST 7" in short
     assert "at least 40 of 100 lifetimes that were counted" in short
+    more = _beside(
+        [finding(rule=RuleId.FREED_IN_OPEN_BATCH, severity=Severity.HIGH, count=3, unit="destroys")] * 2
+    )
+    assert "freed-in-open-batch (6 destroys)" in plain(_lines(census, 0, more))
+    assert _beside([finding(rule=RuleId.FAILED_REMOVAL, severity=Severity.HIGH)]) == [], "a row says it"
     assert _hazards(("a", "b", "c", "d")) == "a, b, 2 more"
 
 

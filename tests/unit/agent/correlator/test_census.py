@@ -38,7 +38,7 @@ KNOWN = Signature.WAITER_KNOWN
             | Signature.DEL_OTHER
             | Signature.CLOSE
             | Signature.DEL_AFTER_CLOSE,
-            "ADD@worker · CLOSE@loop · DEL@worker · DESTROY@loop",
+            "ADD@worker · CLOSE@loop · DEL@worker (failed) · DESTROY@loop",
             ("failed-removal",),
         ),
         (
@@ -161,3 +161,8 @@ def test_an_empty_histogram_and_negative_widths() -> None:
     assert histogram.to_dict() == {"count": 0, "min": 0, "p50": 0, "p99": 0, "max": 0}
     histogram.add(-5)
     assert histogram.to_dict()["max"] == 0
+
+
+def test_a_removal_that_failed_is_a_step() -> None:
+    late = Signature.ADD | Signature.CLOSE | Signature.DEL_AFTER_CLOSE | Signature.WAITER_KNOWN
+    assert describe(late) == "ADD@loop · CLOSE@loop · DEL@loop (failed) · DESTROY@loop"
