@@ -17,7 +17,7 @@ from agent.correlator.chain import (
 )
 from agent.correlator.context import Context
 from agent.correlator.findings import Actor, RuleId, Severity
-from probes.abi import RecordFlag, RegState, SlotFlag, SlotState
+from probes.abi import RecordFlag, RegFlag, RegState, SlotFlag, SlotState
 from probes.events import Moment, Registration, SlotLife, SuspicionRaised
 from symbols.plan import Role
 
@@ -34,7 +34,7 @@ def stale_delivery(evidence: SuspicionRaised, context: Context) -> Draft | Dropp
     doubts = Doubts(context=context)
     destroyed = slot.destroy if slot is not None else Moment()
     entered = evidence.wait_enter or trigger.enter
-    sub_class = ""
+    sub_class, free = "", None
     if slot is None or not destroyed.seen:
         doubts.doubt("the destroy of the slot was not seen")
     elif slot.state is not SlotState.FREE:
@@ -44,12 +44,23 @@ def stale_delivery(evidence: SuspicionRaised, context: Context) -> Draft | Dropp
     else:
         sub_class = "later-batch" if destroyed.ts < entered else "concurrent"
     if slot is not None:
-        doubts.confirm(context.freed_memory(slot, evidence.memory))
+        free = context.freed_memory(slot, evidence.memory)
+        doubts.confirm(free)
         if destroyed.seen:
             doubts.registered(evidence.reg, destroyed.ts)
     if evidence.reg is not None:
         doubts.exists(evidence.reg, "when it was delivered")
         doubts.kept_open(evidence, evidence.reg)
+        if slot is not None and not free and _over(evidence.reg, slot, entered):
+            doubts.doubt(
+                "the registration that is known was over before the wait began: another one, which was not "
+                "seen, caused this event, perhaps for another object in the same memory"
+            )
+    elif slot is not None and not free and not slot.add.seen and not slot.flags & SlotFlag.INFERRED:
+        # Made through io_uring, say, or by another process: perhaps with the same memory as another object.
+        doubts.doubt(
+            "no registration of this slot was seen in the life that ended: the event may be another object's"
+        )
     doubts.lost(slot, (evidence.reg,), trigger.ts)
     doubts.predates(slot, evidence.reg)
     finding = draft(
@@ -72,6 +83,13 @@ def stale_delivery(evidence: SuspicionRaised, context: Context) -> Draft | Dropp
         window_ns=trigger.ts - destroyed.ts if destroyed.seen and destroyed.ts <= trigger.ts else None,
     )
     return of_suspicion(finding, evidence)
+
+
+def _over(reg: Registration, slot: SlotLife, entered: int) -> bool:
+    """It was removed, so that nothing comes of it any more, and it is the only one that the slot had."""
+    removed = reg.flags & (RegFlag.BY_DEL | RegFlag.NOT_ASKED) == RegFlag.BY_DEL
+    followed = not slot.flags & SlotFlag.LINKS_FULL
+    return removed and followed and reg.state is RegState.ENDED and 0 < reg.end.ts < entered
 
 
 def recycled_delivery(evidence: SuspicionRaised, context: Context) -> Draft | Dropped:

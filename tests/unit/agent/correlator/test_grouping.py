@@ -103,13 +103,13 @@ def test_uncertain_and_certain_never_share_a_group(play: Playbook) -> None:
 def test_stronger_evidence_replaces_weaker_and_is_reported_at_once(play: Playbook) -> None:
     play >> attached()
     for n in range(3):
-        # the registration was removed: the kernel does not confirm
-        play.correlator.feed(life(SLOT + 64 * n).removed(40).destroyed(50).stale_delivery(70))
+        # the kernel does not confirm
+        play.correlator.feed(life(SLOT + 64 * n).closed(40).destroyed(50).stale_delivery(70))
     assert play.correlator.findings()[0].confidence is Confidence.OBSERVED
     play.finish()
-    play >> life(SLOT + 640).removed(40).destroyed(80).stale_delivery(90, memory=freed_bytes())
+    play >> life(SLOT + 640).closed(40).destroyed(80).stale_delivery(90, memory=freed_bytes())
     play << critical("stale-delivery", "confirmed", count=4, slot=SLOT + 640)
-    play >> life(SLOT + 704).removed(40).destroyed(80).stale_delivery(95) << nothing
+    play >> life(SLOT + 704).closed(40).destroyed(80).stale_delivery(95) << nothing
     assert play.correlator.findings()[0].confidence is Confidence.CONFIRMED
 
 

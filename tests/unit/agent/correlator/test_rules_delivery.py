@@ -77,6 +77,23 @@ class TestStaleDelivery:
         story = life().registration(flags=RegFlag.NOT_ASKED).destroyed(50)
         play >> attached() >> story.stale_delivery(70) << critical("stale-delivery", "inferred")
 
+    def test_an_event_of_a_registration_that_nobody_saw_is_uncertain(self, play: Playbook) -> None:
+        """As io_uring makes them: the slot's memory may be another object's by now."""
+        never = life().has(add=Moment()).destroyed(50)
+        never.reg = None
+        play >> attached() >> never.stale_delivery(70, wait=60) << warning("stale-delivery", "uncertain")
+        assert "no registration of this slot was seen" in reasons(play)
+
+    def test_a_removed_registration_brings_no_event_of_a_later_wait(self, play: Playbook) -> None:
+        story = life().removed(40).destroyed(50)
+        play >> attached() >> story.stale_delivery(70, wait=60) << warning("stale-delivery", "uncertain")
+        assert "was over before the wait began" in reasons(play)
+
+    def test_but_memory_that_is_still_free_is_nobody_elses(self, play: Playbook) -> None:
+        story = life().removed(40).destroyed(50)
+        play >> attached() >> story.stale_delivery(70, wait=60, memory=freed_bytes())
+        play << critical("stale-delivery", "confirmed")
+
     def test_destroyed_before_the_wait_is_a_later_batch(self, play: Playbook) -> None:
         play >> attached() << nothing
         play >> life().closed(40, WORKER).destroyed(50).stale_delivery(70, wait=60)
