@@ -30,6 +30,7 @@ WANTED = ("EPOLL_CREATED", "ADDED", "DELIVERED", "CLOSED")
 """Names of probes.abi.Kind: what the kernel side must say of epoll_create1, ctl, wait and close."""
 PROBED = "DESTROYED"
 """What a uprobe must say."""
+OPTIONS = SessionOptions(stream=True)
 _SLOT = 0x7E57_0000_1000  # userdata that looks like a slot's address; nothing reads there
 _EPOLL_CTL_ADD, _EPOLLIN = 1, 1  # epoll_ctl(2)
 
@@ -45,9 +46,7 @@ class SelfCheck:
 def watch_itself() -> SelfCheck:
     """Attach to this process, use epoll, wait for the records. Raises ProbeError, OSError."""
     offset, why = _probed_offset()
-    session = LiveSession.open(
-        _plan(offset), pids=[os.getpid()], follow=False, options=SessionOptions(stream=True)
-    )
+    session = LiveSession.open(_plan(offset), pids=[os.getpid()], follow=False, options=OPTIONS)
     try:
         list(session.poll(0))  # what was there before
         epfds = _act(probed=offset is not None)

@@ -29,6 +29,7 @@ EMULATED = "x86_64_v3"  # what qemu emulates: AVX-512 of this machine ends a pro
 PROGRAMS = FOLDER / "shapes"
 SUITES = ("doctor", "shapes", "demo", "truth")
 LIMIT_S = 4 * 3600.0  # for one boot with everything it runs
+FACTS_S = 3600.0  # for one that says what its kernel is like: half a minute on an idle machine
 
 SHAPES = (
     "dup_outlives", "dup2_over", "fork_holds_ok", "scm", "et_worker_close", "worker_close_waiting",
@@ -38,6 +39,7 @@ SHAPES = (
 )  # fmt: skip
 """What kernels differ in: when a close is over, who holds a file, what interrupts what."""
 TRUTH = "ReleaseSafe and (dup-outlives-close or del-after-close or double-destroy) and not mixed"
+CONNECTIONS = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +112,7 @@ def boot(kernel: Kernel, image: Image, request: dict[str, Any], limit: float) ->
                 cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True, env={"PATH": path, "HOME": "/root"},
             )  # fmt: skip
+            _yielding(guest.pid)
             try:
                 guest.wait(limit)
             except subprocess.TimeoutExpired:
@@ -119,6 +122,12 @@ def boot(kernel: Kernel, image: Image, request: dict[str, Any], limit: float) ->
         said = (out / "results.jsonl").read_text()
         (FOLDER / f"{kernel.name}.jsonl").write_text(said)
         return said
+
+
+def _yielding(pid: int) -> None:
+    """sched(7), autogroup: a nice value counts within a session; among them this one does."""
+    with suppress(OSError):  # a kernel without autogroups
+        Path(f"/proc/{pid}/autogroup").write_text("19")
 
 
 def _end(guest: subprocess.Popen[bytes]) -> None:
@@ -133,7 +142,7 @@ def facts(kernel: Kernel, image: Image) -> Path:
     wanted = hashlib.sha256((ROOT / "probes" / "btf.py").read_bytes()).hexdigest()[:16]
     path = image.root / f"facts-{wanted}.json"
     if not path.exists():
-        said = boot(kernel, image, _request(["facts"], [], image, folders=[]), 900.0)
+        said = boot(kernel, image, _request(["facts"], [], image, folders=[]), FACTS_S)
         rows = [json.loads(line) for line in said.splitlines()]
         told = [row["words"] for row in rows if row.get("passed")]
         if not told:
@@ -145,8 +154,9 @@ def facts(kernel: Kernel, image: Image) -> Path:
 
 
 def _request(
-    suites: Sequence[str], names: Sequence[str], image: Image, folders: Sequence[Path]
+    suites: Sequence[str], names: Sequence[str], image: Image, folders: Sequence[Path], *, early: bool = False
 ) -> dict[str, Any]:
+    """early: doctor, too, takes what was compiled ahead."""
     cache = image.root / "cache"
     cache.mkdir(exist_ok=True, mode=0o700)
     return {
@@ -156,7 +166,12 @@ def _request(
         "folders": [str(folder) for folder in folders],
         "cache": str(cache),
         "truth": TRUTH,
-        "environment": {PROCESSOR: EMULATED},
+        "ahead": early,
+        "environment": {
+            PROCESSOR: EMULATED,
+            "AFTERFREE_SLOW": "20",
+            "AFTERFREE_CONNECTIONS": str(CONNECTIONS),
+        },
     }
 
 
@@ -173,6 +188,8 @@ def programs(names: Sequence[str], suites: Sequence[str]) -> list[str]:
         found.append(f"{extra.get('POOL', exe)}={profile}")
     if "demo" in suites:
         found.append(f"{build('poolserver', 'ReleaseSafe')}=")
+    if "doctor" in suites:
+        found.append(ahead.DOCTOR)
     if "truth" in suites:
         found.append(f"{ahead.TRUTH}{build('poolserver', 'ReleaseSafe')}=")
         build("loadgen", "ReleaseSafe")
@@ -189,6 +206,9 @@ def main() -> int:
     options.add_argument(
         "--limit", type=float, default=LIMIT_S, help="seconds for one boot (default: %(default)s)"
     )
+    options.add_argument(
+        "--ahead", action="store_true", help="doctor, too, takes what was compiled on this machine"
+    )
     asked = options.parse_args()
     os.environ[PROCESSOR] = EMULATED
     chosen = [kernel for kernel in KERNELS if not asked.kernel or kernel.name in asked.kernel]
@@ -196,6 +216,11 @@ def main() -> int:
     names = asked.shape or [f"{name}-O2" for name in SHAPES]
     if names == ["all"]:
         names = [str(run) for run in shapes.runs()]
+    if "shapes" in suites:
+        more = "" if asked.shape == ["all"] else " (every one: --shape all)"
+        print(f"shapes: {len(names)} of {len(shapes.runs())} runs of tests/shapes{more}", flush=True)
+    if "truth" in suites:
+        print(f"truth: {CONNECTIONS} connections in each of the cases {TRUTH!r}", flush=True)
     FOLDER.mkdir(parents=True, exist_ok=True)
     built = programs(names if "shapes" in suites else [], suites)
     failed = False
@@ -203,8 +228,11 @@ def main() -> int:
         began = time.monotonic()
         try:
             image = unpacked(kernel)
-            _compile(facts(kernel, image), image, built)
-            said = boot(kernel, image, _request(suites, names, image, [PROGRAMS, CACHE_DIR]), asked.limit)
+            # the kernel of preempt=full is the same: what its compiler makes, the other boot has shown
+            early = asked.ahead or bool(kernel.append)
+            _compile(facts(kernel, image), image, [word for word in built if early or word != ahead.DOCTOR])
+            request = _request(suites, names, image, [PROGRAMS, CACHE_DIR], early=early)
+            said = boot(kernel, image, request, asked.limit)
         except (OSError, LookupError, RuntimeError, subprocess.CalledProcessError) as error:
             detail = getattr(error, "stderr", None) or error
             print(f"{kernel.name:10} could not be tried: {detail}", flush=True)

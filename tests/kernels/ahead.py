@@ -3,7 +3,7 @@
 Only the compiler does not depend on the running kernel, and it alone would take minutes under emulation for
 each program that is watched. The kernel there verifies what came out; `doctor` there compiles by itself.
 
-    python -m tests.kernels.ahead FACTS.json CACHE PROGRAM=PROFILE … [truth:PROGRAM=] [selfcheck]
+    python -m tests.kernels.ahead FACTS.json CACHE PROGRAM=PROFILE … [truth:PROGRAM=] [doctor]
 """
 
 from __future__ import annotations
@@ -25,28 +25,30 @@ from symbols.profile import load_profile
 from symbols.resolve import resolve
 from tests.integration.test_ground_truth import OPTIONS
 
-SELFCHECK = "selfcheck"  # instead of a program: what `doctor` watches itself with
+DOCTOR = "doctor"  # instead of a program: what `doctor` tries, and watches itself with
 TRUTH = "truth:"  # before a program: for the sizes that tests/integration/test_ground_truth.py asks for
 
 
 def compiled(
-    plan: ProbePlan, facts: dict[str, Any], cache: ProgramCache, session: SessionOptions | None = None
+    plan: ProbePlan | None,
+    facts: dict[str, Any],
+    cache: ProgramCache,
+    session: SessionOptions | None = None,
 ) -> None:
     """Put what such a session (default: any user's) needs on the kernel of these facts (guest.facts) into the
-    cache."""
+    cache. plan: None for what is tried without any probe site (loader.tried)."""
     with (
         mock.patch.object(platform, "release", return_value=facts["release"]),
         mock.patch.object(platform, "version", return_value=facts["version"]),
         mock.patch.object(btf, "definitions", return_value=tuple(facts["definitions"])),
         mock.patch.object(loader, "possible_cpus", return_value=facts["cpus"]),
     ):
-        generated = readers.generate(plan)
         options = sizes(session or SessionOptions()).fitted(facts["cpus"])
         request = loader_bcc.LoadRequest(
             image="",
-            readers=generated.text,
+            readers=readers.generate(plan).text if plan else "",
             programs=(),
-            defines=loader.defines(plan, options),
+            defines=loader.defines(plan, options) if plan else loader.plain_defines(),
             pids=(),
         )
         _, fds = loader_bcc.compiled(request, loader_bcc.flags(request), cache)
@@ -61,8 +63,9 @@ def main() -> int:
     cache = ProgramCache()
     cache._entries = replace(cache._entries, folder=folder, most_entries=4096, most_bytes=1 << 30)
     for word in programs:
-        if word == SELFCHECK:
-            compiled(selfcheck._plan(selfcheck._probed_offset()[0]), known, cache)
+        if word == DOCTOR:
+            compiled(None, known, cache)
+            compiled(selfcheck._plan(selfcheck._probed_offset()[0]), known, cache, selfcheck.OPTIONS)
             continue
         program, _, profile = word.removeprefix(TRUTH).partition("=")
         options = OPTIONS if word.startswith(TRUTH) else None
