@@ -45,6 +45,8 @@ _LOSSES = {
     "deliveries-beyond-limit": "deliveries of one wait were more than are read",
     "user-memory-not-resident": "reads of target memory failed",
     "probe-hits-preempted": "probe hits had no place to work on: others were preempted within theirs",
+    "tracepoint-hits-left-out": "calls went unseen: the kernel leaves them out where a task was preempted in "
+    "bpf(2) (docs/kernels.md)",
     "calls-entered-before-watching": "probe hits in calls that began before watching: slot not known",
 }
 """What Lost.what means to a user; any other kind is shown by its name."""

@@ -30,6 +30,7 @@ RECORDER_BYTES = 64 << 20
 LIFETIME_BYTES = 16 << 20
 MIN_RECORDS = 256  # per CPU, however many there are
 MAX_EMBEDDED = 8  # places within a slot that userdata is looked for at
+PROGRAM = "af_"  # names in Handles.maps that begin so are of programs
 MAX_ENTERED = 16384  # calls whose entry values are kept; the least recently used go first
 
 

@@ -92,6 +92,9 @@ LENT = (
 )
 """Programs whose descriptors the daemon holds as well, to run or to attach them at need."""
 
+WATCHED = tuple(sorted({program for _, program, _ in TRACEPOINTS}))
+"""Programs whose descriptors the daemon holds to ask how often the kernel left them out, where there are."""
+
 CHAIN = ("af_wait_more", "af_report", "af_settle_more")
 """Programs of the tail-call chain, by index (AF_PROG_* in 45-wait.c)."""
 
@@ -172,7 +175,7 @@ def load(request: LoadRequest, cache: ProgramCache | None = None) -> Loaded:
     loaded = Loaded(maps={}, links=[])
     if not request.empty:
         loaded.maps = {name: fds[name] for name in MAPS}
-        loaded.maps.update((name, programs[name]) for name in LENT)
+        loaded.maps.update((name, programs[name]) for name in (*LENT, *WATCHED) if name in programs)
         chain = Map(fds["prog"], 4, 4)
         for index, name in enumerate(CHAIN):
             chain.put(struct.pack("<i", index), struct.pack("<i", programs[name]))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from probes import btf, children, errors, loader, procfs, tracefs, uprobe_events
+from probes import btf, children, errors, loader, preemption, procfs, tracefs, uprobe_events
 
 BCC_TIMEOUT_S = 900.0
 _MOST_DETAIL = 900
@@ -82,16 +82,41 @@ def _architecture() -> Check:
     )
 
 
+def _version() -> tuple[int, ...]:
+    """(major, minor) of the running kernel."""
+    return tuple(int(part) for part in platform.release().replace("-", ".").split(".")[:2] if part.isdigit())
+
+
 def _kernel() -> Check:
-    release = platform.release()
-    numbers = [int(part) for part in release.replace("-", ".").split(".")[:2] if part.isdigit()]
     return Check(
         name="kernel",
-        ok=tuple(numbers) >= (5, 15),
+        ok=_version() >= (5, 15),
         required=True,
-        detail=release,
+        detail=platform.release(),
         remedy="Linux 5.15 or newer (ring buffer, mmapable arrays, bpf_task_pt_regs)",
         lost="live probing",
+    )
+
+
+_COUNTS_LEFT_OUT = (6, 7)  # bpf_prog_inc_misses_counters of kernel/trace/bpf_trace.c
+
+
+def _preemption() -> Check:
+    """A task that is preempted within bpf(2) on a map keeps its CPU's tracepoints from running programs."""
+    model, numbers = preemption.model(), _version()
+    whole = model in ("full", "lazy", "rt")
+    counted = numbers >= _COUNTS_LEFT_OUT
+    detail = model or "not known"
+    if whole:
+        said = "counted, and said at the end" if counted else "not counted by this kernel"
+        detail += f": calls that go unseen where a task is preempted within bpf(2) are {said}"
+    return Check(
+        name="preemption",
+        ok=counted or not whole,
+        required=False,
+        detail=detail,
+        remedy="boot with preempt=voluntary, or a kernel from 6.7 on",
+        lost="the certainty that no call went unseen; each finding stands for itself",
     )
 
 
@@ -377,6 +402,7 @@ _ALL: tuple[tuple[str, Callable[[], Check]], ...] = (
     ("root", _root),
     ("architecture", _architecture),
     ("kernel", _kernel),
+    ("preemption", _preemption),
     ("lockdown", _lockdown),
     ("pid namespace", _pid_namespace),
     ("asking", _btf),

@@ -21,7 +21,7 @@ from probes.procfs import Identity
 from probes.progress import ProgressWatch
 from probes.rings import Lifetimes, Recorder, Urgent, last_records, unpacked
 from probes.sites import KEY, Sites
-from probes.sysbpf import Map, PerCpuCounters, possible_cpus, run
+from probes.sysbpf import Map, PerCpuCounters, left_out, possible_cpus, run
 from symbols.plan import ProbePlan
 from symbols.serial import plan_to_json
 
@@ -559,11 +559,16 @@ class LiveSession:
         totals = self._counters.read()
         for counter, what in _LOSSES.items():
             yield from self._loss(what, totals[counter])
+        yield from self._loss("tracepoint-hits-left-out", self._left_out())
         now = time.monotonic_ns()
         yield events.CountersRead(
             ts=now, counters={counter.name.lower(): totals[counter] for counter in abi.Counter}
         )
         self._losses_since = now
+
+    def _left_out(self) -> int:
+        held = self._handles.maps.items()
+        return sum(left_out(fd) for name, fd in held if name.startswith(loader.PROGRAM))
 
     def counters(self) -> Mapping[str, int]:
         totals = self._counters.read()

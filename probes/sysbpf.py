@@ -9,7 +9,8 @@ import struct
 from collections.abc import Iterator
 
 _NR_BPF = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 321)
-_LOOKUP, _UPDATE, _DELETE, _NEXT, _TEST_RUN, _LOOKUP_BATCH = 1, 2, 3, 4, 10, 24
+_LOOKUP, _UPDATE, _DELETE, _NEXT, _TEST_RUN, _INFO, _LOOKUP_BATCH = 1, 2, 3, 4, 10, 15, 24
+_PROG_INFO_SIZE, _RECURSION_MISSES = 232, 208  # struct bpf_prog_info (linux/bpf.h)
 BPF_ANY, BPF_NOEXIST = 0, 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -169,3 +170,16 @@ class PerCpuCounters:
             raw = self._map.get(struct.pack("<i", index)) or b"\0" * (8 * self._cpus)
             totals.append(sum(struct.unpack(f"<{self._cpus}Q", raw)))
         return tuple(totals)
+
+
+def left_out(program: int) -> int:
+    """How often the kernel did not run a program (by descriptor) since its CPU was within another one, or
+    within bpf(2) on a map: bpf_prog_active of kernel/trace/bpf_trace.c. Since 6.7 it counts that for
+    tracepoints. 0 where it does not say."""
+    info = ctypes.create_string_buffer(_PROG_INFO_SIZE)
+    attr = ctypes.create_string_buffer(
+        struct.pack("<IIQ", program, _PROG_INFO_SIZE, ctypes.addressof(info)), 16
+    )
+    if _bpf(_INFO, attr, 16):
+        return 0
+    return int(struct.unpack_from("<Q", info, _RECURSION_MISSES)[0])

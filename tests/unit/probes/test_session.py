@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from agent.summary import _LOSSES
 from probes import abi
 from probes.bootstrap import TARGET
 from probes.events import Event, Lost, ProcessForked, SuspicionRaised
+from probes.loader import Handles, LoadOptions
 from probes.session import LiveSession
 from probes.sites import Sites
 
@@ -44,6 +46,34 @@ def test_progress_that_cannot_be_watched_is_said_once(failure: str, said: int) -
         ("progress-not-watched", 1)
     ] * said
     assert len(told) == said
+
+
+def test_hits_that_the_kernel_left_out_are_lost_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoCounts:
+        def read(self) -> tuple[int, ...]:
+            return (0,) * len(abi.Counter)
+
+    missed = {7: 2, 8: 1, 9: 64}
+    monkeypatch.setattr("probes.session.left_out", missed.__getitem__)
+    session = object.__new__(LiveSession)
+    session._counters = NoCounts()  # type: ignore[assignment]
+    session._reported, session._losses_since = {}, 0
+    session._handles = Handles(
+        maps={"af_exit_ctl": 7, "af_exit_close": 8, "slots": 9},
+        links=[],
+        missing=(),
+        options=LoadOptions(),
+        seconds=0.0,
+    )
+
+    def lost() -> list[tuple[str, int]]:
+        return [(event.what, event.count) for event in session._read_counters() if isinstance(event, Lost)]
+
+    assert lost() == [("tracepoint-hits-left-out", 3)]
+    assert lost() == []
+    missed[8] = 2
+    assert lost() == [("tracepoint-hits-left-out", 1)]
+    assert "tracepoint-hits-left-out" in _LOSSES
 
 
 @pytest.mark.parametrize(("ts", "again"), [(90, False), (110, True)])
