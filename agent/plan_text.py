@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import posixpath
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agent.sanitize import printable
 from agent.text import Line, Span, line, short_name, table
+from symbols.remedies import remedy
+
+_REMEDIES = 4
 
 
 def plan_lines(plan: Mapping[str, Any], *, short: bool = False) -> list[Line]:
@@ -43,8 +47,22 @@ def plan_lines(plan: Mapping[str, Any], *, short: bool = False) -> list[Line]:
             ("role", "function", "instance", "where", "reason"), (_missing(item) for item in unprobed)
         )
         rows.append(line("  ", Span("findings that depend on one of these are marked uncertain", "dim")))
+        rows += _remedies(unprobed)
     rows += [line(Span("warning  ", "warning"), printable(text)) for text in plan.get("warnings") or ()]
     return rows
+
+
+def _remedies(unprobed: Sequence[Mapping[str, Any]]) -> list[Line]:
+    """What can be done about them, each once."""
+    texts = []
+    for item in unprobed:
+        call = item.get("declared_at") or item.get("call_site")
+        file = str(call.get("file", "")) if isinstance(call, Mapping) else ""
+        text = remedy(str(item.get("role")), str(item.get("function")), str(item.get("reason")), file)
+        if text not in texts:
+            texts.append(text)
+    shown = [part for text in texts[:_REMEDIES] for part in textwrap.wrap(printable(text, 400), 86)]
+    return [line(Span("  remedy   " if not i else " " * 11, "label"), part) for i, part in enumerate(shown)]
 
 
 def _pie(plan: Mapping[str, Any]) -> str:

@@ -272,7 +272,10 @@ def _blind(stats: Stats) -> list[str]:
         missing = sum(roles[role][0] for roles in stats.gaps.values() if role in roles)
         there = sum(roles[role][1] for roles in stats.gaps.values() if role in roles)
         if missing:
-            rows.append(f"{missing} of {missing + there} {role} instances could not be probed: {what}")
+            rows.append(
+                f"{missing} of {missing + there} {role} instances could not be probed: {what} "
+                "(afterfree symbols names a remedy)"
+            )
     if counters.get("io_uring"):
         rows.append(
             f"{number(counters['io_uring'])} io_uring requests: who closed by them, and when, was not seen"

@@ -26,6 +26,7 @@ from symbols.pointers import pointee
 from symbols.profile import Profile, shipped_profiles
 from symbols.qualified import complete_type
 from symbols.registers import X86_64
+from symbols.remedies import remedy as remedy_of
 from symbols.scopes import Scopes
 from symbols.search import FUNCTION_TAGS, Search
 from symbols.sites import SiteBuilder
@@ -177,11 +178,16 @@ class _Resolver:
             if role is Role.DESTROY:
                 self._merged(placed)
             if not self._finder.matched[role]:
-                self._warnings.append(f"{role.value}: no function matches {spec.pattern!r}")
+                self._warnings.append(
+                    f"{role.value}: no function matches {spec.pattern!r}: its name is another one, or the "
+                    "compiler left nothing of it (noinline keeps it)"
+                )
             elif not instances and self._finder.narrowed.get(role):
                 self._warnings.append(f"{role.value}: in, not_in and file leave out every instance")
             elif not instances and not lost:
-                self._warnings.append(f"{role.value}: {spec.pattern!r} has no code in this executable")
+                self._warnings.append(
+                    f"{role.value}: {spec.pattern!r} has no code in this executable (noinline keeps it)"
+                )
         if not any(site.role is Role.DESTROY for site in self._sites):
             raise self._no_destroy()
         self._unknown_units()
@@ -335,4 +341,8 @@ class _Resolver:
         misnamed = any("has no parameter" in reason for reason in reasons)
         remedy = f'write one of its parameters in the profile instead of slot = "{spec.argument}"'
         path = self._session.image.path
-        return NoDestroySite(detail, path=path, found=tuple(found), remedy=remedy if misnamed else "")
+        if not misnamed:
+            first = next((one for one in self._unprobed if one.role is Role.DESTROY), None)
+            call = first.call_site.file if first is not None and first.call_site is not None else ""
+            remedy = remedy_of("destroy", first.function, first.reason, call) if first is not None else ""
+        return NoDestroySite(detail, path=path, found=tuple(found), remedy=remedy)

@@ -244,12 +244,15 @@ def threshold(label: str | None) -> Severity | None:
     return Severity.parse(label) if label else None
 
 
+_WHY = "afterfree symbols says why, and what helps"
+
+
 def _attach_lines(supervisor: Supervisor) -> list[str]:
     lines = []
     for plan in supervisor.plans:
         sites = plan.get("sites")
         unprobed = plan.get("unprobed")
-        missing = f", {len(unprobed)} cannot be probed" if unprobed else ""
+        missing = f", {len(unprobed)} cannot be probed ({_WHY})" if unprobed else ""
         lines.append(
             f"afterfree: {printable(plan.get('image', '?'))}: profile {printable(plan.get('profile', '?'))}, "
             f"{len(sites or ())} sites{missing}"
