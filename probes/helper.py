@@ -1,6 +1,7 @@
 # Owns the daemon's end of probes/proc_helper.py: on-demand start, restart after death, typed answers.
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import subprocess
@@ -22,6 +23,7 @@ class ProcHelper:
     def __init__(self, command: Sequence[str] = ()) -> None:
         self._command = list(command) or children.command("probes.proc_helper", packages=False)
         self._child: children.Child | None = None
+        self._ready = False  # it has said so
         self.failures = 0  # requests that got no answer
         self.silent = False  # the last one got none, from two helpers: that says nothing of the process
         self.ended = ""  # how the last one ended without an answer, and its last words; "": it was slow
@@ -58,12 +60,24 @@ class ProcHelper:
             return f"it {self._child.ending()}, and its answer makes no sense: {error}"
         return f"it {self._child.ending()}\n{self._child.last_words()}".strip()
 
-    def _request(self, op: str, args: tuple[Any, ...]) -> Any:
+    def begin(self) -> None:
+        """Start it now: it comes up while the caller does something else. Whoever asks first is told of a
+        failure."""
+        with contextlib.suppress(OSError):
+            self._started()
+
+    def _started(self) -> children.Child:
         if self._child is None or self._child.poll() is not None:
             self.close()
             self._child = children.Child(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            self._line(self._child, START_S)  # it is ready
-        child = self._child
+            self._ready = False
+        return self._child
+
+    def _request(self, op: str, args: tuple[Any, ...]) -> Any:
+        child = self._started()
+        if not self._ready:
+            self._line(child, START_S)
+            self._ready = True
         if child.stdin is None:
             raise BrokenPipeError
         child.stdin.write(json.dumps({"op": op, "args": args}).encode() + b"\n")

@@ -129,10 +129,12 @@ class LiveSession:
         handles: loader.Handles,
         options: SessionOptions,
         follow: bool,
+        helper: ProcHelper,
         *,
         library: int = 0,
     ) -> None:
-        """library: inode of the shared object that the plan is of; 0: it is of the executable."""
+        """helper: closed with the session. library: inode of the shared object that the plan is of; 0: of the
+        executable."""
         self._library = library
         self._plan_json = plan_to_json(plan)  # one for all of its targets
         self._plan, self._handles, self._options, self._follow = plan, handles, options, follow
@@ -149,7 +151,7 @@ class LiveSession:
         self._sites = Sites(self._maps["sites"], lambda tgid: self._epochs.get(tgid, 0))
         self._crowded = 0  # processes that there was no room for
         self.progress = ProgressWatch(self._maps["control"], maps)
-        self._helper = ProcHelper()
+        self._helper = helper
         self._context = Context(
             self._maps["stacks"],
             self._maps["stack_bytes"],
@@ -214,7 +216,9 @@ class LiveSession:
             if path == plan.image:
                 raise
             raise errors.TargetGoneWhileAttaching(pids[0], "exited") from None
+        helper = ProcHelper()
         try:
+            helper.begin()  # beside the loader: both take their time to come up
             probed, status = os.fstat(image), os.stat(executable)
             handles = loader.load(
                 plan,
@@ -222,12 +226,16 @@ class LiveSession:
                 pids=() if follow else tuple(pids),
                 options=sizes(options, pids),
             )
+        except BaseException:
+            helper.close()
+            raise
         finally:
             os.close(image)
         try:
             library = (probed.st_dev, probed.st_ino) != (status.st_dev, status.st_ino)
-            session = cls(plan, handles, options, follow, library=probed.st_ino if library else 0)
+            session = cls(plan, handles, options, follow, helper, library=probed.st_ino if library else 0)
         except BaseException:
+            helper.close()
             handles.close()
             raise
         try:

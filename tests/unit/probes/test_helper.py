@@ -95,3 +95,20 @@ def test_one_that_nobody_waits_for_ends_quietly() -> None:
         child.stdin.flush()
         assert child.wait(10) == 0
         assert child.last_words() == ""
+
+
+def test_it_comes_up_while_something_else_is_done() -> None:
+    with asking() as asked:
+        asked.begin()
+        first = asked._child
+        assert first is not None
+        asked.begin()
+        assert asked.identity(os.getpid()) is not None
+        assert asked._child is first
+
+
+def test_one_that_cannot_be_started_is_reported_to_who_asks() -> None:
+    made = ProcHelper(["/nonexistent"])
+    made.begin()
+    assert made.identity(os.getpid()) is None
+    assert "could not be started" in made.ended
