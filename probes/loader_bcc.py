@@ -3,19 +3,21 @@
 # the daemon.
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 import re
 import struct
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from probes import btf, perf
+from probes import bpfload, btf, perf
 from probes.compiled import Compiled, MapShape, ProgramCache, cache_key, unbound
 from probes.errors import BccMissing, LoaderFailed, TargetGoneWhileAttaching, WrongBcc
 from probes.readers import HANDED
@@ -102,8 +104,6 @@ HANDLERS = tuple(f"af_on_{role.value}" for role in HANDED)
 """Programs that the readers of a role hand on to, by index in `hits`, where a plan has several of these."""
 
 _KPROBE, _TRACEPOINT, _RAW_TRACEPOINT = 2, 5, 17  # BPF_PROG_TYPE_* (linux/bpf.h)
-_LICENSE = b"Dual MIT/GPL"
-_NAME = 15  # BPF_OBJ_NAME_LEN with its end
 _LOG = 1 << 20
 _LOG_LINES = 12
 _SLOW = (
@@ -204,16 +204,24 @@ def compiled(
 ) -> tuple[Compiled, dict[str, int]]:
     """(what the compiler makes, or made before, descriptors of its maps). Raises BccMissing, WrongBcc,
     LoaderFailed."""
-    os.environ["BCC_KERNEL_SOURCE"] = str(KERNEL_HEADERS)
-    bcc = import_bcc()
     text = empty_text(request.readers) if request.empty else source_text(request.readers)
-    key = cache_key(text, given, f"bcc {bcc.__version__}", (SOURCES, KERNEL_HEADERS))
+    key = cache_key(text, given, f"bcc {_version()}", (SOURCES, KERNEL_HEADERS))
     known = None if request.fresh else cache.load(key)
     if known is not None:
         return known, {name: _created(name, shape) for name, shape in known.maps.items()}
-    made, fds = _compile(bcc, text, given)
+    os.environ["BCC_KERNEL_SOURCE"] = str(KERNEL_HEADERS)
+    made, fds = _compile(import_bcc(), text, given)
     cache.store(key, made)
     return made, fds
+
+
+def _version() -> str:
+    """Of the bcc there is: what its package says, without loading it. Raises BccMissing, WrongBcc."""
+    spec = find_spec("bcc")
+    try:
+        return (Path(str(spec and spec.origin)).parent / "version.py").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return str(import_bcc().__version__)
 
 
 def _compile(bcc: Any, text: str, flags: Sequence[str]) -> tuple[Compiled, dict[str, int]]:
@@ -268,16 +276,15 @@ def _shape(fd: int) -> MapShape:
 
 
 def _created(name: str, shape: MapShape) -> int:
-    create = _native("bcc_create_map", ctypes.c_int, ctypes.c_int, ctypes.c_char_p, *[ctypes.c_int] * 4)
-    fd: int = create(shape.kind, name[:_NAME].encode(), shape.key, shape.value, shape.entries, shape.flags)
-    if fd < 0:
+    try:
+        return bpfload.create_map(name, shape)
+    except OSError as error:
         raise LoaderFailed(
             f"the kernel refused the BPF map {name}",
-            detail=os.strerror(ctypes.get_errno()),
+            detail=str(error.strerror),
             causes=("too little memory, or a limit on locked memory (ulimit -l) on kernels before 5.11",),
             remedy="afterfree doctor",
-        )
-    return fd
+        ) from error
 
 
 def _verified(compiled: Compiled, fds: dict[str, int], uprobes: set[str]) -> dict[str, int]:
@@ -295,60 +302,60 @@ def _verified(compiled: Compiled, fds: dict[str, int], uprobes: set[str]) -> dic
                 raise
             return -1
 
-    slowest_first = sorted(compiled.programs, key=lambda name: name not in _SLOW)
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        found = dict(zip(slowest_first, pool.map(load, slowest_first), strict=True))
-    return {name: fd for name, fd in found.items() if fd >= 0}
+    found: dict[str, int] = {}
+    failures: list[BaseException] = []
+    waiting = iter(sorted(compiled.programs, key=lambda name: name not in _SLOW))  # the slowest first
+    taking = threading.Lock()
+
+    def work() -> None:
+        while not failures:
+            with taking:
+                name = next(waiting, None)
+            if name is None:
+                return
+            try:
+                found[name] = load(name)
+            except BaseException as error:  # noqa: BLE001 - raised below
+                failures.append(error)
+
+    # No executor: concurrent.futures takes as long to import as ten programs to verify.
+    threads = [threading.Thread(target=work) for _ in range(min(4, os.cpu_count() or 1))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return {name: found[name] for name in compiled.programs if found[name] >= 0}
 
 
 def _program(name: str, kind: int, code: bytes) -> int:
-    fd = _prog_load(name, kind, code, None)
-    if fd >= 0:
-        return fd
-    why = os.strerror(ctypes.get_errno())
+    with contextlib.suppress(OSError):
+        return bpfload.load_program(name, kind, code)
     log = ctypes.create_string_buffer(_LOG)
-    _prog_load(name, kind, code, log)
-    said = log.value.decode("utf-8", "replace").splitlines()[-_LOG_LINES:]
-    raise LoaderFailed(
-        f"the kernel refused the BPF program {name}",
-        detail="\n".join([why, *said]),
-        causes=(
-            "the kernel is older than 5.15",
-            "this process lacks CAP_BPF and CAP_PERFMON",
-            "kernel lockdown is 'confidentiality'",
-        ),
-        remedy="afterfree doctor",
-    )
-
-
-def _prog_load(name: str, kind: int, code: bytes, log: ctypes.Array[ctypes.c_char] | None) -> int:
-    number, text = ctypes.c_int, ctypes.c_char_p
-    load = _native(
-        "bcc_prog_load",
-        number,
-        number,
-        text,
-        ctypes.c_char_p,
-        number,
-        text,
-        ctypes.c_uint32,
-        number,
-        text,
-        ctypes.c_uint,
-    )
-    size = _LOG if log is not None else 0
-    return int(load(kind, name[:_NAME].encode(), code, len(code), _LICENSE, 0, int(size > 0), log, size))
+    try:
+        return bpfload.load_program(name, kind, code, log)
+    except OSError as error:
+        said = log.value.decode("utf-8", "replace").splitlines()[-_LOG_LINES:]
+        raise LoaderFailed(
+            f"the kernel refused the BPF program {name}",
+            detail="\n".join([str(error.strerror), *said]),
+            causes=(
+                "the kernel is older than 5.15",
+                "this process lacks CAP_BPF and CAP_PERFMON",
+                "kernel lockdown is 'confidentiality'",
+            ),
+            remedy="afterfree doctor",
+        ) from error
 
 
 def _attach_tracepoints(programs: dict[str, int], loaded: Loaded, *, asked: bool) -> None:
-    from bcc import lib
-
     for tracepoint, program, required in TRACEPOINTS:
         if asked and program in UNASKED:
             continue
-        there = [name for name in tracepoint.split("|") if perf.tracepoint_id(*name.split(":")) is not None]
-        category, event = (there or tracepoint.split("|"))[0].split(":")
-        if not there:
+        numbers = (perf.tracepoint_id(*name.split(":")) for name in tracepoint.split("|"))
+        there = next((number for number in numbers if number is not None), None)
+        if there is None:
             if required:
                 raise LoaderFailed(
                     f"the kernel has no tracepoint {tracepoint}",
@@ -360,14 +367,15 @@ def _attach_tracepoints(programs: dict[str, int], loaded: Loaded, *, asked: bool
         if program not in programs:
             loaded.missing.append(f"{tracepoint} (its verifier refuses {program})")
             continue
-        fd = lib.bpf_attach_tracepoint(programs[program], category.encode(), event.encode())
-        if fd < 0:
+        try:
+            loaded.links.append(perf.attach(programs[program], there))
+        except OSError as error:
             raise LoaderFailed(
                 f"cannot attach to tracepoint {tracepoint}",
+                detail=str(error.strerror),
                 causes=("kernel.perf_event_paranoid forbids it", "too many open files (ulimit -n)"),
                 remedy="afterfree doctor",
-            )
-        loaded.links.append(fd)
+            ) from error
 
 
 def _attach_uprobes(programs: dict[str, int], request: LoadRequest, loaded: Loaded) -> None:

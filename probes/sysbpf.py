@@ -1,4 +1,4 @@
-# Owns the raw bpf(2) calls the daemon needs on inherited map fds. No bcc, no program loading.
+# Owns the raw bpf(2) calls the daemon needs on inherited map fds. No bcc, no program loading (bpfload.py).
 from __future__ import annotations
 
 import ctypes
@@ -8,18 +8,18 @@ import platform
 import struct
 from collections.abc import Iterator
 
-_NR_BPF = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 321)
+NR_BPF = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 321)
 _LOOKUP, _UPDATE, _DELETE, _NEXT, _TEST_RUN, _INFO, _LOOKUP_BATCH = 1, 2, 3, 4, 10, 15, 24
 _PROG_INFO_SIZE, _RECURSION_MISSES = 232, 208  # struct bpf_prog_info (linux/bpf.h)
 BPF_ANY, BPF_NOEXIST = 0, 1
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
 
 
 def _bpf(command: int, attr: ctypes.Array[ctypes.c_char], size: int) -> int:
     """bpf(2); returns 0 or the positive errno."""
-    if _libc.syscall(_NR_BPF, command, ctypes.byref(attr), ctypes.c_uint(size)) >= 0:
+    if libc.syscall(NR_BPF, command, ctypes.byref(attr), ctypes.c_uint(size)) >= 0:
         return 0
     return ctypes.get_errno()
 

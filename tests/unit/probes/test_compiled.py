@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from probes import loader_bcc
 from probes.compiled import Compiled, MapShape, Program, ProgramCache, cache_key, unbound
+from probes.errors import LoaderFailed
 from symbols.cachefolder import CacheFolder
 
 EXIT = struct.pack("<BBhi", 0x95, 0, 0, 0)
@@ -98,3 +100,52 @@ def test_the_key_changes_with_everything_that_the_compiler_sees(tmp_path: Path) 
 
 def test_programs_are_plain_values() -> None:
     assert Program(code=EXIT, maps=()).bound({}) == EXIT
+
+
+def test_what_was_compiled_before_is_loaded_without_bcc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Importing it maps LLVM: 120 MB, and a third of what arming takes beside the verifier."""
+    request = loader_bcc.LoadRequest(image="", readers="", programs=(), defines=(), pids=())
+    made: list[str] = []
+
+    def create(name: str, _shape: MapShape) -> int:
+        made.append(name)
+        return len(made)
+
+    monkeypatch.setattr(loader_bcc, "_version", lambda: "0.26")
+    monkeypatch.setattr(loader_bcc, "_created", create)
+    monkeypatch.setattr(loader_bcc, "import_bcc", lambda: pytest.fail("bcc is loaded"))
+    key = cache_key(
+        loader_bcc.source_text(""), (), "bcc 0.26", (loader_bcc.SOURCES, loader_bcc.KERNEL_HEADERS)
+    )
+    cache(tmp_path).store(key, COMPILED)
+    assert loader_bcc.compiled(request, (), cache(tmp_path)) == (COMPILED, {"slots": 1, "regs": 2})
+
+
+def test_the_version_of_bcc_is_told_without_loading_it() -> None:
+    bcc = pytest.importorskip("bcc")
+    assert str(bcc.__version__) in loader_bcc._version()
+
+
+@pytest.mark.parametrize("refused", [0, 3])
+def test_programs_are_loaded_once_each_and_a_failure_ends_it(
+    refused: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"af_{number}" for number in range(1, 40)]
+    tried: list[str] = []
+
+    def load(name: str, _kind: int, _code: bytes) -> int:
+        tried.append(name)
+        if name == f"af_{refused}":
+            raise LoaderFailed("no")
+        return int(name[3:])
+
+    monkeypatch.setattr(loader_bcc, "_program", load)
+    many = Compiled(maps={}, programs={name: Program(code=EXIT, maps=()) for name in names})
+    if refused:
+        with pytest.raises(LoaderFailed):
+            loader_bcc._verified(many, {}, set())
+    else:
+        assert loader_bcc._verified(many, {}, set()) == {name: int(name[3:]) for name in names}
+        assert sorted(tried) == sorted(names)
