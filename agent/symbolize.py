@@ -1,6 +1,6 @@
 # Owns the daemon's side of symbols: questions to a short-lived child (symbolize_keeper.py),
 # a bounded cache of answers. The daemon itself never loads DWARF readers: they cost 30 MB and more.
-# Must not import symbols.*; must not block while the daemon judges (only `resolve` and `settle` wait).
+# Must not import what reads executables, nor block while the daemon judges (`resolve` and `settle` wait).
 from __future__ import annotations
 
 import contextlib
@@ -18,6 +18,7 @@ from agent.errors import PrerequisiteMissing, SymbolsFailed
 from agent.sanitize import shell
 from agent.snapshots import Snapshots
 from probes import children
+from symbols.keptplans import KeptPlans
 from symbols.safefiles import existing
 
 if TYPE_CHECKING:
@@ -116,11 +117,14 @@ class SymbolClient:
         fresh: bool = False,
         on_notice: Callable[[str], None] = lambda _text: None,
         clock: Callable[[], float] = time.monotonic,
+        kept: KeptPlans | None = None,
     ) -> None:
-        """stored: answers of a recording, which come before the worker's. fresh: plans are resolved without
+        """stored: answers of a recording, which come before the worker's. kept: plans that were resolved
+        before, None for those of this machine. fresh: plans are resolved without
         the cache. on_notice: gets what is to be said of the worker, once. idle; deadline, of one request;
         patience, of one plan: seconds."""
         self._fresh = fresh
+        self._plans_kept = kept or KeptPlans()
         self._command = list(command) or children.command("agent.symbolize_keeper")
         self._idle = idle
         self._deadline, self._patience = deadline, patience
@@ -217,24 +221,41 @@ class SymbolClient:
         self, image: str, profile: str | None = None, debug_file: str | None = None
     ) -> dict[str, Any]:
         """The probe plan of an executable as JSON (symbols.serial). Blocks. Raises SymbolsFailed."""
+        key, known, text = self._kept(image, profile, debug_file)
+        if known is not None:
+            return known
         self.settle(self._deadline)
         request = {"do": "resolve", "image": image, "profile": profile, "debug": debug_file}
         if profile is not None:  # the worker may not be able to read it
-            request["profile_content"] = _profile(profile)
+            request["profile_content"] = b64encode(text).decode()
         reply = self._call({**request, "fresh": self._fresh})
         plan = reply.get("plan")
         if not isinstance(plan, dict):
             raise SymbolsFailed("the symbol worker gave no plan", detail=str(reply)[:300])
+        if reply.get("kept") is True and key == self._kept(image, profile, debug_file)[0]:
+            self._plans_kept.put(key, plan)
         if debug_file is not None:
             self._debug[str(plan.get("identity", ""))] = debug_file
         if reply.get("grown"):
             self._end_worker()  # what it took to resolve (25 MB), questions do not need
         return plan
 
-    def begin(self) -> None:
-        """Start the worker now: it comes up while the caller does something else. Whoever asks first is told
-        of a failure."""
-        with contextlib.suppress(OSError):
+    def _kept(
+        self, image: str, profile: str | None, debug_file: str | None
+    ) -> tuple[str, dict[str, Any] | None, bytes]:
+        """(key of a plan that may be kept, or "", that plan, the profile's text). Raises SymbolsFailed."""
+        text = _profile(profile) if profile is not None else b""
+        if self._fresh or debug_file is not None:  # a named debug file is proven to belong to it every time
+            return "", None, text
+        key = self._plans_kept.key(image, (profile, text) if profile is not None else None)
+        return key, self._plans_kept.get(key, image), text
+
+    def begin(self, image: str, profile: str | None, debug_file: str | None) -> None:
+        """Start the worker now where `resolve` will need it: it comes up while the caller does something
+        else. Whoever asks first is told of a failure."""
+        with contextlib.suppress(OSError, SymbolsFailed):
+            if self._kept(image, profile, debug_file)[1] is not None:
+                return
             self._start()
             self._used = self._clock()
 
@@ -468,11 +489,11 @@ class SymbolClient:
             worker.wait()
 
 
-def _profile(path: str) -> str:
+def _profile(path: str) -> bytes:
     """Raises SymbolsFailed."""
     try:
         with existing(path) as file:
-            return b64encode(file.read(_MOST_PROFILE + 1)).decode()
+            return file.read(_MOST_PROFILE + 1)
     except OSError as error:
         why = f"cannot be read ({error.strerror})"
         raise symbols_failed("ProfileError", path, why, "check the path") from error

@@ -53,8 +53,8 @@ class Worker:
             if kind == "hello":
                 return {"packages": {name: str(import_module(name).__file__) for name in PACKAGES}}
             if kind == "resolve":
-                plan = self._resolve(request)
-                return {"plan": plan, "grown": "symbols.resolve" in sys.modules}
+                plan, kept = self._resolve(request)
+                return {"plan": plan, "kept": kept, "grown": "symbols.resolve" in sys.modules}
             if kind == "frames":
                 opened = self._open(request, str(request.get("identity", "")))
                 return {"answers": [self._one(partial(_frames, opened), args) for args in request["args"]]}
@@ -74,18 +74,20 @@ class Worker:
                 raise
             return _failed(type(error).__name__, f"{type(error).__name__}: {error}")
 
-    def _resolve(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def _resolve(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+        """A plan, and whether it is one to keep."""
         profile, debug = request.get("profile"), request.get("debug")
         if self._asked is not None and profile and isinstance(request.get("profile_content"), str):
             self._asked.given = {str(profile): b64decode(request["profile_content"])}
+        cache = PlanCache(given=self._asked)
         plan = resolve_cached(
             str(request["image"]),
             str(profile) if profile else None,
             debug_file=str(debug) if debug else None,
-            cache=PlanCache(given=self._asked),
+            cache=cache,
             fresh=request.get("fresh") is True,
         )
-        return plan_to_json(plan)
+        return plan_to_json(plan), cache.keeps
 
     def _one(self, ask: Callable[..., dict[str, Any]], args: Any) -> dict[str, Any]:
         """One answer; what goes wrong with it is its reason, not the others'."""

@@ -21,7 +21,8 @@ from typing import Any
 
 import symbols
 from probes import seccomp
-from symbols.cache import Entries, PlanCache, our_version
+from symbols.cache import Entries, PlanCache
+from symbols.cachefolder import our_version
 from symbols.errors import NotElf
 from symbols.fetch import Debuginfod
 from symbols.files import Direct, shipped, use

@@ -5,14 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Protocol
 
-from symbols.cachefolder import CacheFolder, cache_folder
+from symbols.cachefolder import CacheFolder, cache_folder, our_version
 from symbols.errors import SymbolError
 from symbols.image import Image
 from symbols.plan import ProbePlan
@@ -20,18 +17,6 @@ from symbols.serial import plan_from_json, plan_to_json
 
 _MAGIC = b"afterfree-plan/2\n"
 _SUFFIX = ".plan"
-
-
-@cache
-def our_version() -> str:
-    """Changes with every edit of symbols/: names, sizes and times of its files."""
-    folder = os.path.dirname(__file__)
-    value = 0
-    for name in sorted(os.listdir(folder)):
-        if name.endswith(".py"):
-            status = os.stat(os.path.join(folder, name))
-            value = zlib.crc32(f"{name} {status.st_size} {status.st_mtime_ns}".encode(), value)
-    return f"{value:08x}"
 
 
 class Entries(Protocol):
@@ -55,6 +40,7 @@ class PlanCache:
     most_bytes: int = 64 << 20
     version: str = field(default_factory=our_version)
     given: Entries | None = None  # instead of the folder
+    keeps: bool = False  # the last plan that went through is one to keep: of its image and inputs alone
 
     def load(self, image: Image, parts: Iterable[bytes]) -> ProbePlan | None:
         """The plan of this very image with these inputs, under its present path; None: resolve."""
@@ -70,10 +56,12 @@ class PlanCache:
         if plan is None or plan.identity != image.identity or plan.segments != image.segments:
             return None
         entries.used(name)
+        self.keeps = True
         return plan
 
     def store(self, image: Image, parts: Iterable[bytes], plan: ProbePlan) -> None:
         """Keep a plan. Readers see the old entry or the whole new one; a failure leaves no trace."""
+        self.keeps = True
         text = json.dumps(plan_to_json(plan), separators=(",", ":"), sort_keys=True)
         self.entries().put(self._name(image, parts), text.encode())
 

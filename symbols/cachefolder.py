@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import stat
+import zlib
 from dataclasses import dataclass, field
+from functools import cache
 
+from symbols.hashes import sha256
 from symbols.safefiles import Folder
 
 _TAIL = 33 + 9  # SHA-256 in hex is cut to 32, then the size in 8 hex digits
@@ -19,6 +21,18 @@ def cache_folder() -> str:
         return "/var/cache/afterfree"
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(home, "afterfree")
+
+
+@cache
+def our_version() -> str:
+    """Changes with every edit of symbols/: names, sizes and times of its files."""
+    folder = os.path.dirname(__file__)
+    value = 0
+    for name in sorted(os.listdir(folder)):
+        if name.endswith(".py"):
+            status = os.stat(os.path.join(folder, name))
+            value = zlib.crc32(f"{name} {status.st_size} {status.st_mtime_ns}".encode(), value)
+    return f"{value:08x}"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,7 +71,7 @@ class CacheFolder:
         """Keep an entry. Readers see the old one or the whole new one; a failure leaves no trace."""
         if len(content) + len(self.magic) + _TAIL > self.most_entry:
             return
-        digest = hashlib.sha256(content).hexdigest()[:32]
+        digest = sha256(content).hexdigest()[:32]
         with contextlib.suppress(OSError), Folder.open(self.folder, make=True) as folder:
             whole = self.magic + f"{digest}\n{len(content):08x}\n".encode() + content
             folder.replace(name + self.suffix, whole, durable=False)
@@ -84,6 +98,6 @@ class CacheFolder:
         if len(raw) > self.most_entry or not raw.startswith(self.magic):
             return None
         digest, size, content = raw[len(self.magic) :].split(b"\n", 2)
-        if int(size, 16) != len(content) or hashlib.sha256(content).hexdigest()[:32].encode() != digest:
+        if int(size, 16) != len(content) or sha256(content).hexdigest()[:32].encode() != digest:
             return None
         return content

@@ -43,8 +43,8 @@ def command(
     from agent.symbolize import SymbolClient
 
     client = SymbolClient(fresh=no_cache)
-    client.begin()
-    from agent.plan_text import plan_lines  # while the worker comes up
+    client.begin(exe, profile, debug_file)
+    from agent.plan_text import plan_lines  # while the worker comes up, where it is needed
     from agent.text import Printer
 
     try:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import pytest
 from agent import cli
 from agent.errors import SymbolsFailed
 from agent.symbolize import Question, SymbolClient
+from symbols.keptplans import KeptPlans
 from tests.requirements import require_program
+from tests.unit.symbols.builds import C_PROFILE, build_c
 
 WORKER = Path(__file__).with_name("fake_worker.py")
 ROOT = Path(__file__).resolve().parents[3]
@@ -259,3 +262,22 @@ def test_the_real_worker_reads_what_only_its_owner_can(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=False
     )
     assert (result.stderr, result.stdout) == ("", "2\n")
+
+
+def test_a_plan_that_is_kept_needs_no_worker(tmp_path: Path) -> None:
+    """Until the file, the profile or our own code is another one."""
+    exe, profile = build_c("-g", "-O2"), tmp_path / "p.toml"
+    profile.write_text(C_PROFILE)
+    kept = KeptPlans(str(tmp_path / "cache"), lambda: time.time_ns() + 3600 * 10**9)
+    with closing(SymbolClient(kept=kept)) as first:
+        plan = first.resolve(str(exe), str(profile))
+    with closing(SymbolClient(kept=kept, command=["/nonexistent"])) as second:
+        second.begin(str(exe), str(profile), None)
+        assert second.resolve(str(exe), str(profile)) == plan
+        profile.write_text(C_PROFILE + "\n")
+        with pytest.raises(SymbolsFailed):
+            second.resolve(str(exe), str(profile))
+    with closing(SymbolClient(kept=kept, fresh=True, command=["/nonexistent"])) as fresh:
+        profile.write_text(C_PROFILE)
+        with pytest.raises(SymbolsFailed):
+            fresh.resolve(str(exe), str(profile))
