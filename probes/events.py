@@ -254,7 +254,7 @@ class ProcessForked:
     tgid: int
     child: int
     ended: bool  # the child exec'ed or exited
-    watched: bool = False  # it is watched itself, from its first instruction
+    watched: bool = False  # it is watched itself, from its first instruction (of a vfork: after its exec)
     shares_table: bool = False  # CLONE_FILES: it closes for the target, unseen
 
 

@@ -97,6 +97,12 @@ def _of_library(image: str, executable: str) -> bool:
         return False
 
 
+def _file_key(status: os.stat_result) -> bytes:
+    """A file by whatever name, as af_wanted_file has it: inode, then super_block.s_dev (MKDEV, kdev_t.h)."""
+    device = os.major(status.st_dev) << 20 | os.minor(status.st_dev)
+    return struct.pack("<8xQQ", status.st_ino & 2**64 - 1, device)
+
+
 def slots_for(pids: Sequence[int]) -> int:
     """Room for twice the descriptors that they have open now: a power of two, LEAST_SLOTS to MOST_SLOTS."""
     descriptors = 0
@@ -241,8 +247,7 @@ class LiveSession:
         try:
             session._image = (status.st_dev, status.st_ino)
             if follow:
-                for path in {executable, os.path.realpath(executable)}:
-                    raw = path.encode()
+                for raw in (executable.encode(), os.path.realpath(executable).encode(), _file_key(status)):
                     if len(raw) < abi.PATH_BYTES:
                         session._maps["exec_paths"].put(raw.ljust(abi.PATH_BYTES, b"\0"), b"\1\0\0\0")
             for pid in pids:
@@ -517,11 +522,12 @@ class LiveSession:
         if kind in (abi.Kind.FORKED, abi.Kind.FORK_ENDED):
             child, ended = message.trigger.arg, kind == abi.Kind.FORK_ENDED
             shares, borrows = (bool(message.trigger.addr & bit) for bit in (_CLONE_FILES, _CLONE_VM))
-            watched = self._follow and not ended and not borrows
+            # What borrows its parent's memory (vfork) runs nothing before its exec, and is looked at then.
+            watched = self._follow and not ended
             yield events.ProcessForked(
                 ts=ts, tgid=tgid, child=child, ended=ended, watched=watched, shares_table=not ended and shares
             )
-            if watched and child not in self.targets:
+            if watched and not borrows and child not in self.targets:
                 yield from self._attach(child, late=False)
         elif kind == abi.Kind.SPIN_SUSPECTED:
             self.progress.suspected(time.monotonic())

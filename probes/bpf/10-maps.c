@@ -9,6 +9,7 @@
  *   AF_LINK_OFFSET (-1: the profile names none), AF_COUNT_OFFSET (-1: none), AF_COUNT_SIZE, AF_FREES_AT
  *   AF_MAX_ENTERED: calls whose entry values are kept
  *   AF_ASK (0: no BTF, the kernel cannot be asked) and the offsets of its structures:
+ *   AF_MM_EXE, AF_INODE_SB, AF_SB_DEV,
  *   AF_TASK_FILES, AF_TASK_MM, AF_TASK_THREAD, AF_TASK_SIGNAL, AF_TASK_LEADER, AF_TASK_EXIT, AF_SIGNAL_LIVE,
  *   AF_SIGNAL_FLAGS, AF_SIGNAL_EXIT, AF_THREAD_CR2, AF_THREAD_TRAP, AF_MM_START_CODE, AF_MM_END_CODE, AF_FILES_FDT,
  *   AF_FDT_FD, AF_FDT_MAX, AF_FILE_PRIVATE, AF_FILE_EP, AF_FILE_INODE, AF_FILE_COUNT (-1: not found),
@@ -254,6 +255,7 @@ struct af_scratch {
 	u32 same;          /* another delivery for the slot in this batch */
 	u32 repeat;        /* the delivery continues a run: of the batch before, and the first of this one */
 	struct af_path_key path;
+	struct af_path_key file; /* the file of that path, as exec_paths knows it */
 	struct af_reg reg;       /* copies of what is in maps that others may change meanwhile */
 	struct af_reg other;
 	struct af_reg older;

@@ -76,6 +76,26 @@ int af_newtask(void *ctx)
 	return 0;
 }
 
+/* The program that is executed may go by another name than the one that is watched: relative, a link, /proc/self/exe.
+ * Its file is the same: at `path` as user space writes it, that no path is equal to. */
+AF_FN u32 *af_wanted_file(struct af_path_key *key)
+{
+#if AF_MM_EXE
+	u64 file = af_word(af_word((u64)bpf_get_current_task() + AF_TASK_MM) + AF_MM_EXE);
+	u64 inode = file ? af_word(file + AF_FILE_INODE) : 0;
+	if (!inode)
+		return 0;
+	u64 number = af_word(inode + AF_INODE_INO);
+	u64 device = (u32)af_word(af_word(inode + AF_INODE_SB) + AF_SB_DEV);
+	__builtin_memset(key, 0, sizeof(*key));
+	__builtin_memcpy(key->path + 8, &number, 8);
+	__builtin_memcpy(key->path + 16, &device, 8);
+	return exec_paths.lookup(key);
+#else
+	return 0;
+#endif
+}
+
 int af_execed(void *ctx)
 {
 	u32 tgid = af_tgid();
@@ -89,6 +109,8 @@ int af_execed(void *ctx)
 	bpf_probe_read_kernel_str(s->path.path, sizeof(s->path.path), ctx + where);
 	struct af_target *target = targets.lookup(&tgid);
 	u32 *wanted = exec_paths.lookup(&s->path);
+	if (!wanted)
+		wanted = af_wanted_file(&s->file);
 	u64 now = bpf_ktime_get_ns();
 	if (target) {
 		if (!wanted && !(target->flags & AF_T_FOLLOW))

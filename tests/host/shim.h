@@ -16,6 +16,7 @@
 #define AF_TASK_MM __builtin_offsetof(struct sim_task, mm)
 #define AF_MM_START_CODE __builtin_offsetof(struct sim_mm, start_code)
 #define AF_MM_END_CODE __builtin_offsetof(struct sim_mm, end_code)
+#define AF_MM_EXE 0 /* nothing is executed here */
 #define AF_TASK_FILES __builtin_offsetof(struct sim_task, files)
 #define AF_TASK_SIGNAL __builtin_offsetof(struct sim_task, signal)
 #define AF_TASK_LEADER __builtin_offsetof(struct sim_task, group_leader)
