@@ -74,20 +74,40 @@ def demo() -> Iterator[Row]:
 
 
 def truth(cases: str) -> Iterator[Row]:
-    """The cases of test_ground_truth.py that pytest's expression selects, with fewer connections."""
+    """The cases of test_ground_truth.py that pytest's expression selects, with fewer connections.
+
+    One that says itself that events were lost proves nothing of the counts: it is tried once more.
+    """
+    rows, said = _counted("-k", cases, _TRUTH)
+    lost = [name for name, passed, _ in rows if not passed] if "events were lost" in said else []
+    again = {name: (passed, words) for name, passed, words in _counted(*_ids(lost))[0]} if lost else {}
+    for name, first, words in rows:
+        passed, more = again.get(name, (first, ""))
+        yield name, passed, f"{more}\n\nthe first time:\n{words}" if more else words
+    if not rows:
+        yield "pytest", False, said[-4000:]
+
+
+_TRUTH = "tests/integration/test_ground_truth.py"
+
+
+def _ids(names: list[str]) -> list[str]:
+    return [f"{_TRUTH}::{name}" for name in names]
+
+
+def _counted(*selected: str) -> tuple[list[Row], str]:
+    """(a row for each case, everything that pytest said)."""
     done = subprocess.run(
-        [
-            sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rA", "--timeout", "0",
-            "-k", cases, "tests/integration/test_ground_truth.py",
-        ],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rA", "--timeout=0", *selected],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     found = re.findall(r"^(PASSED|FAILED|ERROR) \S+::(.*?)(?: - .*)?$", done.stdout, re.MULTILINE)
-    if not found:
-        yield "pytest", False, (done.stdout + done.stderr)[-4000:]
     counts = "\n".join(line.strip() for line in done.stdout.splitlines() if "ReleaseSafe  " in line)
-    for status, name in found:
-        yield name, status == "PASSED", counts if status == "PASSED" else done.stdout[-12000:]
+    rows = [
+        (name, status == "PASSED", counts if status == "PASSED" else done.stdout[-12000:])
+        for status, name in found
+    ]
+    return rows, done.stdout + done.stderr
 
 
 def _afterfree(*words: str, module: str = "agent.cli") -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,7 @@ import pytest
 from probes import loader, loader_bcc, selfcheck
 from probes.compiled import ProgramCache
 from probes.session import LiveSession, SessionOptions
-from tests.kernels import ahead, images
+from tests.kernels import ahead, guest, images
 from tests.kernels.__main__ import outcomes
 from tests.kernels.images import KERNELS, Kernel
 
@@ -107,3 +107,27 @@ def test_sources_without_the_series_are_named(monkeypatch: pytest.MonkeyPatch) -
 
 def test_nothing_of_a_kernel_lies_outside_the_build_folder() -> None:
     assert Path(__file__).resolve().parents[2] / "build" in images.FOLDER.parents
+
+
+def test_a_case_that_lost_events_is_counted_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [
+        ([("a[x]", True, "1/1"), ("b[y]", False, "why")], "events were lost"),
+        ([("b[y]", True, "2/2")], ""),
+    ]
+    asked: list[tuple[str, ...]] = []
+
+    def counted(*selected: str) -> tuple[list[guest.Row], str]:
+        asked.append(selected)
+        return runs[len(asked) - 1]
+
+    monkeypatch.setattr(guest, "_counted", counted)
+    assert list(guest.truth("some")) == [
+        ("a[x]", True, "1/1"),
+        ("b[y]", True, "2/2\n\nthe first time:\nwhy"),
+    ]
+    assert asked[1] == ("tests/integration/test_ground_truth.py::b[y]",)
+
+
+def test_a_count_that_is_wrong_without_a_loss_stays_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest, "_counted", lambda *_: ([("a[x]", False, "99/100")], "99/100"))
+    assert list(guest.truth("some")) == [("a[x]", False, "99/100")]
