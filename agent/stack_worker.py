@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from symbols.cfi import FrameTable
 from symbols.image import Image
 from symbols.modules import Module, Modules
 from symbols.twins import elsewhere
-from symbols.unwind import Backtrace, Unwinder
+from symbols.unwind import Backtrace, Unwinder, UnwoundFrame
 
 _MOST_FRAMES = 48
+_RBP = 6  # its DWARF number (System V x86-64 psABI, figure 3.36)
 _MOST_LOOKED = 6  # frames of a stack whose other callers are looked for
 STACK_WORDS = 16
 """AF_STACK_WORDS of probes/bpf/10-maps.c."""
@@ -42,7 +44,7 @@ def unwound(stack: Mapping[str, Any], open_image: Callable[[str, str], Image | N
         return memory[at : at + count] if 0 <= at <= len(memory) - count else None
 
     trace = Unwinder(modules, read).unwind(registers, _MOST_FRAMES)
-    return placed(merged(trace, pcs, registers), modules)
+    return placed(merged(trace, pcs, registers, partial(framed, modules)), modules)
 
 
 def in_the_id(stack: Mapping[str, Any]) -> set[int]:
@@ -81,10 +83,24 @@ def placed(frames: Sequence[tuple[int, bool]], modules: Modules) -> list[Spot]:
     return [_spot(pc, exact, modules) for pc, exact in frames]
 
 
-def merged(trace: Backtrace, pcs: Sequence[int], registers: Mapping[str, int]) -> list[tuple[int, bool]]:
+def framed(modules: Modules, frame: UnwoundFrame) -> bool:
+    """Whether rbp is the frame pointer of this frame's function, as its call frame information has it: with
+    another's, or a register like any other, the kernel's walk leaves callers out, or makes them up."""
+    module = modules.find(frame.lookup)
+    row = module.table.row(frame.lookup - module.bias) if module is not None and module.table else None
+    return row is not None and row.cfa_expression is None and row.cfa_register == _RBP
+
+
+def merged(
+    trace: Backtrace,
+    pcs: Sequence[int],
+    registers: Mapping[str, int],
+    own: Callable[[UnwoundFrame], bool] = lambda _frame: True,
+) -> list[tuple[int, bool]]:
     """(pc, whether it is exact): the frames by CFI, and from where their bytes end, the kernel's walk.
 
-    The walk begins with the pc and goes on with the callers of the function that rbp belonged to.
+    The walk begins with the pc and goes on with the callers of the function that rbp belonged to: it follows
+    the last frame only where that is its function (own).
     """
     frames = [(frame.pc, frame.exact) for frame in trace.frames]
     if not pcs or frames[0][0] != pcs[0]:
@@ -93,7 +109,7 @@ def merged(trace: Backtrace, pcs: Sequence[int], registers: Mapping[str, int]) -
         if frames[index][0] in pcs:
             rest = pcs[pcs.index(frames[index][0]) + 1 :]
             return [*frames[: index + 1], *((pc, False) for pc in rest)] if rest else frames
-    if trace.frames[-1].registers.get("rbp") == registers.get("rbp"):
+    if trace.frames[-1].registers.get("rbp") == registers.get("rbp") and own(trace.frames[-1]):
         return [*frames, *((pc, False) for pc in pcs[1:])]
     return frames
 

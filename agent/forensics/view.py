@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from agent.forensics.evidence import CrashEvidence, Fragments, ThreadState
 from agent.forensics.facts import CodePlace
 from agent.forensics.probed import inside, of_instance, site_at
-from agent.stack_worker import called_elsewhere, in_the_id, merged, placed, unsure
+from agent.stack_worker import called_elsewhere, framed, in_the_id, merged, placed, unsure
 from probes.events import StackSeen
 from symbols.cfi import FrameTable
 from symbols.code import FunctionCode
@@ -145,7 +146,7 @@ class View:
         kept = Fragments([(top, stack.memory)])
         trace = Unwinder(self._modules, kept.read).unwind(stack.registers, most)
         try:
-            frames = merged(trace, stack.pcs, stack.registers)[:most]
+            frames = merged(trace, stack.pcs, stack.registers, partial(framed, self._modules))[:most]
         except ValueError:
             return pcs[:most]
         told = in_the_id({"pcs": stack.pcs, "memory": stack.memory.hex()})

@@ -204,6 +204,30 @@ def test_the_worker_unwinds_a_kept_stack() -> None:
     assert "another moment" in other["reason"]
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["frame-pointers", "none"])
+def test_beyond_the_kept_bytes_the_walk_is_followed_from_a_function_with_a_frame_pointer(kept: bool) -> None:
+    """Elsewhere rbp is a register like any other: what the kernel read behind it is nobody's caller."""
+    flag = "-fno-omit-frame-pointer" if kept else "-fomit-frame-pointer"
+    exe = build_c("-g", "-O2", "-no-pie", "-pthread", flag, source="stacks.c")
+    with Image(exe) as image:
+        identity = image.identity
+        at = {symbol.name: symbol for symbol in image.functions}
+        inside, main = at["handler"].address, at["main"]
+        low = min(segment.vaddr for segment in image.segments)
+        high = max(segment.vaddr + segment.memsz for segment in image.segments)
+    stack = {
+        "pcs": [inside, main.address + 60],  # an address in the program's code, as garbage may be
+        "registers": {"rip": inside, "rsp": 0x7FFF_0000, "rbp": 0x7FFF_2000},
+        "memory": (main.address + 40).to_bytes(8, "little").hex(),
+        "modules": [[low, high, 0, str(exe), identity]],
+    }
+    request = {"do": "unwind", "identity": identity, "args": [[PID, 1, 1]]}
+    request |= {"images": {identity: [str(exe)]}, "stacks": [stack]}
+    (answer,) = Worker().answer(request)["answers"]
+    expected = [inside, main.address + 40, *[main.address + 60] * kept]
+    assert [row[0] for row in answer["stack"]] == expected
+
+
 def test_what_a_stacks_id_tells() -> None:
     """As the kernel side hashes it: two callers by frame pointers, and the first words of the stack."""
     source = (Path(procfs.__file__).parent / "bpf" / "10-maps.c").read_text()
