@@ -207,6 +207,7 @@ WITHOUT_SLOT = {*CALLS, R.IMPLICIT_REMOVAL, *BOUNDED}
 class Comparison:
     wrong: list[str] = field(default_factory=list)
     line: list[str] = field(default_factory=list)
+    differ: Lives = field(default_factory=Counter)  # of which the two sides say different things
 
     def number(self, rule: RuleId, ours: int, low: int, high: int) -> None:
         if not low <= ours <= high:
@@ -217,6 +218,7 @@ class Comparison:
 
     def lives(self, rule: RuleId, ours: Lives, truth: Lives, spared: int = 0) -> None:
         """spared: how many lives may be missed."""
+        self.differ |= (truth - ours) + (ours - truth)
         for word, these, free in (("missed", truth - ours, spared), ("invented", ours - truth, 0)):
             if these.total() > free:
                 named = ", ".join(f"{slot:#x} gen {gen}: {n}" for (slot, gen), n in these.most_common(4))
@@ -286,6 +288,14 @@ def _compare_recycled(outcome: Comparison, ledger: Ledger, truth: list[dict[str,
     outcome.lives(R.RECYCLED_DELIVERY, certain, certain & (known + open_))
     if both or known:
         outcome.line.append(f"recycled-delivery {certain.total()}<={known.total()}<={both.total()}")
+
+
+def _told(outcome: Comparison, truth: list[dict[str, Any]]) -> list[str]:
+    """What the truth says of the first lives that differ."""
+    rows = [
+        life for life in truth if life.get("life") and (life["slot"], life["generation"]) in outcome.differ
+    ]
+    return [f"truth: {row}" for row in rows[:4]]
 
 
 def _slots_of(ledger: Ledger, rule: RuleId) -> int:
@@ -361,7 +371,7 @@ def test_findings_equal_the_truth(
     assert summary["overflow"] == summary["orphan_overflow"] == 0
     assert summary["connections"] >= CONNECTIONS
     assert not outcome.wrong, "\n".join(
-        [f"{case.name}, {watch.mode}:", *outcome.wrong, f"counted: {counted}"]
+        [f"{case.name}, {watch.mode}:", *outcome.wrong, f"counted: {counted}", *_told(outcome, truth)]
     )
     silent = [str(rule) for rule in case.fires if not run.count(rule)]
     audit = {name: count for name, count in run.counters.items() if name.startswith("audit_") and count}
