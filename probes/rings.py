@@ -284,40 +284,62 @@ class Lifetimes:
 class Urgent:
     """A BPF ring buffer read through its mapping (kernel/bpf/ringbuf.c; layout in the map's documentation).
 
-    Page 0 is the consumer position (ours to write), page 1 the producer position, then the data twice: the
-    second copy is left unmapped, it would count twice as resident.
+    Page 0 is the consumer position (ours to write), page 1 the producer position, then the data twice, so
+    that what goes on at its beginning is in one piece. A part of the data is mapped while it is read: all
+    that is mapped counts as resident at once, and mostly there is nothing to read.
     """
 
     BUSY, DISCARDED = 1 << 31, 1 << 30
+    WINDOW = 1 << 19
+    """Bytes mapped at a time, more where a message is longer."""
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
         self._size = size
         self._consumer = mmap.mmap(fd, _PAGE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        self._producer = mmap.mmap(fd, _PAGE + size, mmap.MAP_SHARED, mmap.PROT_READ, offset=_PAGE)
+        self._producer = mmap.mmap(fd, _PAGE, mmap.MAP_SHARED, mmap.PROT_READ, offset=_PAGE)
         self._consumed, self._produced = _words(self._consumer), _words(self._producer)
 
     def read(self, limit: int = 4096) -> list[bytes]:
-        """At most `limit` of the messages that are there now, in order; frees their space."""
+        """At most `limit` of the messages that are there now, in order; frees their space. Raises OSError."""
         messages: list[bytes] = []
         position = int(self._consumed[0])
         end = int(self._produced[0])
-        while position < end and len(messages) < limit:
-            at = position & (self._size - 1)
-            length = int(struct.unpack_from("<I", self._producer, _PAGE + at)[0])
-            if length & self.BUSY:
-                break
-            size = length & ~(self.BUSY | self.DISCARDED)
-            if not length & self.DISCARDED:
-                messages.append(self._take(at + 8, size))
-            position += (size + 8 + 7) & ~7
-            self._consumed[0] = position
+        window, first, last = None, 0, 0
+        try:
+            while position < end and len(messages) < limit:
+                at = position & (self._size - 1)
+                needed = 8
+                while True:
+                    if window is None or not first <= at <= last - needed:
+                        if window is not None:
+                            window.close()
+                        window, first = self._mapped(at, needed)
+                        last = first + len(window)
+                    length = int(struct.unpack_from("<I", window, at - first)[0])
+                    size = length & ~(self.BUSY | self.DISCARDED)
+                    if needed >= 8 + size or length & self.BUSY:
+                        break
+                    needed = 8 + size
+                if length & self.BUSY:
+                    break
+                if not length & self.DISCARDED:
+                    messages.append(window[at + 8 - first : at + 8 - first + size])
+                position += (size + 8 + 7) & ~7
+                self._consumed[0] = position
+        finally:
+            if window is not None:
+                window.close()
         return messages
 
-    def _take(self, start: int, size: int) -> bytes:
-        start &= self._size - 1
-        whole = self._producer[_PAGE + start : _PAGE + min(start + size, self._size)]
-        return whole + self._producer[_PAGE : _PAGE + size - len(whole)]
+    def _mapped(self, at: int, size: int) -> tuple[mmap.mmap, int]:
+        """(the data from the page of `at` on, that page's place); at least up to `size` bytes after `at`."""
+        first = at - at % _PAGE
+        length = min(max(self.WINDOW, -(-(at + size - first) // _PAGE) * _PAGE), 2 * self._size - first)
+        return (
+            mmap.mmap(self.fd, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=2 * _PAGE + first),
+            first,
+        )
 
     def close(self) -> None:
         self._consumed.release()

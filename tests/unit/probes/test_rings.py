@@ -6,6 +6,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -314,3 +315,43 @@ def test_a_message_across_the_end_of_the_ring_is_put_together() -> None:
     assert reader.read() == [first]
     put(fd, position, size, second)
     assert reader.read() == [second]
+
+
+def mapped_of(fd: int) -> int:
+    """Bytes of this process that are mapped of a file."""
+    inode, total = os.fstat(fd).st_ino, 0
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.split()[4] == str(inode):
+            low, high = (int(part, 16) for part in line.split()[0].split("-"))
+            total += high - low
+    return total
+
+
+def test_nothing_of_the_ring_stays_mapped_but_its_positions() -> None:
+    """The kernel's pages count as resident from the moment on that they are mapped: 8 MB."""
+    size = 1 << 20
+    fd = ring_bytes(size)
+    reader = Urgent(fd, size)
+    put(fd, 0, size, b"one")
+    assert reader.read() == [b"one"]
+    assert mapped_of(fd) == 2 * mmap.PAGESIZE
+    reader.close()
+    assert mapped_of(fd) == 0
+
+
+@pytest.mark.parametrize("window", [mmap.PAGESIZE, 1 << 19])
+def test_messages_of_all_lengths_come_whole_wherever_they_lie(
+    window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within what is mapped, across its end, longer than it, and over the end of the ring."""
+    monkeypatch.setattr(Urgent, "WINDOW", window)
+    size = 8 * mmap.PAGESIZE
+    fd = ring_bytes(size)
+    reader = Urgent(fd, size)
+    position = 0
+    for length in (1, mmap.PAGESIZE - 8, 3 * mmap.PAGESIZE, 4088, 7, 2 * mmap.PAGESIZE + 5, 12_000, 9_000, 1):
+        messages = [bytes([length & 0xFF]) * length, b"x" * (length % 100)]
+        for message in messages:
+            position = put(fd, position, size, message)
+        assert reader.read() == messages
+    assert position > size
