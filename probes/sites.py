@@ -14,7 +14,23 @@ from probes.sysbpf import Map
 
 KEY = struct.Struct("<IIIi")  # tgid, epoch, suspect, stack
 _MOST = 1024  # sites whose last message is remembered
-_COUNTED = (abi.Suspect.BAD_CLOSE,)
+_COUNTED = (abi.Suspect.BAD_CLOSE, abi.Suspect.FAILED_REMOVAL)
+_EBADF = -9
+
+
+def rule_of(message: SuspicionRaised) -> int:
+    """`what` of struct af_site_key: the suspicion, and why a removal failed (af_failed_removal)."""
+    what, reg = int(message.suspect), message.reg
+    if message.suspect is not abi.Suspect.FAILED_REMOVAL or reg is None:
+        return what
+    ended = reg.flags & (abi.RegFlag.BY_DEL | abi.RegFlag.BY_CLOSE)
+    if message.trigger.ret == _EBADF:
+        why = 1
+    elif ended == abi.RegFlag.BY_DEL:
+        why = 2
+    else:
+        why = 3 if reg.end.ts else 4
+    return what | why << 16
 
 
 class Sites:
@@ -27,7 +43,7 @@ class Sites:
         """A message of the kernel side: `arg` is the total of its site, 0 where that is not counted."""
         trigger = message.trigger
         if message.suspect in _COUNTED and trigger.arg:
-            key = (trigger.tgid, int(message.suspect), trigger.stack)
+            key = (trigger.tgid, rule_of(message), trigger.stack)
             before = self._last.pop(key, None)
             if before is None or before.trigger.arg < trigger.arg:
                 before = message

@@ -22,7 +22,13 @@ _SUSPICIONS = frozenset(
 """Kinds of loss (events.Lost.what) after which a hazard may have happened without a message of it."""
 _LIFETIMES = frozenset({"lifetimes", "slots-map-full", "threads-map-full", "probe-hits-preempted"})
 _OF_TOTALS = frozenset(
-    {RuleId.STALE_DELIVERY, RuleId.RECYCLED_DELIVERY, RuleId.STALE_DISPATCH, RuleId.BAD_CLOSE}
+    {
+        RuleId.STALE_DELIVERY,
+        RuleId.RECYCLED_DELIVERY,
+        RuleId.STALE_DISPATCH,
+        RuleId.BAD_CLOSE,
+        RuleId.FAILED_REMOVAL,
+    }
 )
 
 

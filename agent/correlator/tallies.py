@@ -23,6 +23,13 @@ _TOTALS: dict[RuleId, tuple[int, Callable[[SlotLife], int]]] = {
 }
 _NOT_JUDGED = 3
 _OF_SITE = 4
+_OF_SITES = (RuleId.BAD_CLOSE, RuleId.FAILED_REMOVAL)
+_REMOVALS = (
+    "bad-descriptor",
+    "removed-twice",
+    "after-close",
+    "ended-elsewhere",
+)  # each has a total of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +76,8 @@ class Tallies:
             count = self._increment(finding.rule, evidence, epoch)
         elif finding.rule is RuleId.FREED_IN_OPEN_BATCH and evidence.trigger.flags & RecordFlag.NOT_JUDGED:
             count = self._not_judged(evidence, epoch)
-        elif finding.rule is RuleId.BAD_CLOSE and evidence.trigger.arg:
-            count = self._of_site(evidence, epoch)
+        elif finding.rule in _OF_SITES and evidence.trigger.arg:
+            count = self._of_site(finding, evidence, epoch)
         elif finding.rule is RuleId.HOT_REDELIVERY:
             count, finding.rate = self._run(evidence, epoch)
         else:
@@ -86,10 +93,12 @@ class Tallies:
         self._totals.put(key, max(total, before))
         return total - before
 
-    def _of_site(self, evidence: SuspicionRaised, epoch: int) -> int:
+    def _of_site(self, finding: Draft, evidence: SuspicionRaised, epoch: int) -> int:
         """Those of one call site are sent each at first, later at doublings of their total."""
         trigger = evidence.trigger
-        key = (_OF_SITE, trigger.tgid, epoch, trigger.stack)
+        key: Key = (_OF_SITE, _OF_SITES.index(finding.rule), trigger.tgid, epoch, trigger.stack)
+        if finding.sub_class in _REMOVALS:
+            key = (*key, _REMOVALS.index(finding.sub_class))
         before = self._totals.get(key)
         if before is None and trigger.arg > 1 and self._totals.evicted:
             self.inexact += 1

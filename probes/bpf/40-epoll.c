@@ -381,10 +381,17 @@ AF_FN void af_failed_removal(struct af_target *target, struct af_thread *t, stru
 {
 	struct af_slot *slot = af_note_slot(&s->reg);
 	struct af_trigger_args a = {.ts = at->ts, .enter = at->enter, .addr = s->reg.userdata, .gen = s->reg.gen,
-				    .fd = s->reg.fd, .epfd = s->reg.epfd, .ret = ret, .arg = t->events,
-				    .stack = at->stack, .kind = kind};
+				    .fd = s->reg.fd, .epfd = s->reg.epfd, .ret = ret, .stack = at->stack,
+				    .kind = kind};
 	if (slot && slot->gen == s->reg.gen && slot->state == AF_SLOT_LIVE && kind == AF_REMOVED && !slot->del.ts)
 		slot->del = *at;
+	/* by what the registration had come to, as failed_removal of rules_calls.py tells them apart */
+	u32 ended = s->reg.flags & (AF_R_BY_DEL | AF_R_BY_CLOSE);
+	u32 why = ret == AF_EBADF ? 1 : ended == AF_R_BY_DEL ? 2 : s->reg.end.ts ? 3 : 4;
+	u64 total = af_site_total(target, AF_SUSPECT_FAILED_REMOVAL | why << 16, at->stack);
+	if (!af_site_told(total))
+		return;
+	a.arg = total > 0xffffffffull ? 0xffffffffu : (u32)total;
 	af_suspect(AF_SUSPECT_FAILED_REMOVAL, &a, af_tgid(), target, t, slot, &s->reg, 0);
 }
 

@@ -20,10 +20,14 @@ pytestmark = pytest.mark.bpf
 
 SOURCE = Path(__file__).parent / "programs" / "flood.c"
 TIMES = 8_000  # of which the ring holds some 5,500
-RULES = {"closes": ("bad-close", "double-destroy"), "destroys": ("double-destroy", "bad-close")}
+RULES = {
+    "closes": ("bad-close", "double-destroy"),
+    "removals": ("failed-removal", "double-destroy"),
+    "destroys": ("double-destroy", "bad-close"),
+}
 
 
-@pytest.mark.parametrize("kind", ["closes", "destroys"])
+@pytest.mark.parametrize("kind", ["closes", "removals", "destroys"])
 def test_a_flood_of_one_rule_hides_no_other(kind: str, tmp_path: Path) -> None:
     exe = tmp_path / "flood"
     subprocess.run([require_program("gcc"), "-g", "-O1", "-o", str(exe), str(SOURCE)], check=True)
@@ -45,7 +49,7 @@ def test_a_flood_of_one_rule_hides_no_other(kind: str, tmp_path: Path) -> None:
         finally:
             process.kill()
             session.close()
-    if kind == "closes":
+    if kind != "destroys":
         assert run.count(flooding) == TIMES
         assert run.lost() == {}
     else:

@@ -1,4 +1,4 @@
-/* So many times the same bad close, or the same double destroy, from one call site; then one of the other kind. */
+/* So many times the same bad close, removal after close, or double destroy, from one call site; then one of the other kind. */
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
@@ -100,9 +100,12 @@ int main(int argc, char **argv)
 		return read(0, &byte, 1) != 0;
 	}
 	struct conn *one = ended(1);
+	int removals = argc > 1 && !strcmp(argv[1], "removals");
 	if (closes)
 		close_again(one, times);
-	for (int i = 0; i < (closes ? 1 : times); i++)
+	for (int i = 0; removals && i < times; i++)
+		epoll_ctl(ep, EPOLL_CTL_DEL, one->fd, 0);
+	for (int i = 0; i < (closes || removals ? 1 : times); i++)
 		ended(2);
 	if (!closes)
 		close_again(one, 1);

@@ -7,7 +7,7 @@ from typing import cast
 from agent.correlator.core import Correlator
 from probes import abi, decode
 from probes.events import SuspicionRaised
-from probes.sites import KEY, Sites
+from probes.sites import KEY, Sites, rule_of
 from probes.sysbpf import Map
 
 TGID, EPOCH, STACK = 4711, 5, 77
@@ -93,3 +93,20 @@ def test_what_the_ring_still_holds_is_not_told_for_it() -> None:
     totals.count(4)  # and one came while it was read
     assert list(sites.untold(totals=seen)) == []
     assert [event.trigger.arg for event in sites.untold()] == [4]
+
+
+def test_removals_are_counted_by_why_they_failed() -> None:
+    _, sites = made()
+    message = bad_close(3, abi.Suspect.FAILED_REMOVAL)
+    why = {(-9, 0, 0): 1, (-2, abi.RegFlag.BY_DEL, 7): 2, (-2, abi.RegFlag.BY_CLOSE, 7): 3, (-2, 0, 0): 4}
+    for (ret, flags, end), number in why.items():
+        raw = abi.SuspicionMessage()
+        raw.head.type, raw.head.version, raw.head.what = 1, abi.ABI_VERSION, abi.Suspect.FAILED_REMOVAL
+        raw.reg.state, raw.reg.flags, raw.reg.end.ts, raw.trigger.ret = abi.RegState.ENDED, flags, end, ret
+        found = decode.urgent(bytes(raw))
+        assert isinstance(found, SuspicionRaised)
+        assert rule_of(found) == abi.Suspect.FAILED_REMOVAL | number << 16
+    sites.told(message)
+    assert list(sites.totals()) == [(TGID, int(abi.Suspect.FAILED_REMOVAL), STACK)], (
+        "it names no registration"
+    )
