@@ -7,7 +7,6 @@ import array
 import contextlib
 import ctypes
 import errno
-import hashlib
 import json
 import os
 import resource
@@ -26,6 +25,7 @@ from symbols.cachefolder import our_version
 from symbols.errors import NotElf
 from symbols.fetch import Debuginfod
 from symbols.files import Direct, shipped, use
+from symbols.hashes import sha256
 
 _NOBODY = 65534  # the kernel's overflow uid and gid: no user database is asked
 _MOST_MESSAGE = 1 << 16
@@ -195,7 +195,7 @@ class Opener:
     def _plan(self, name: str) -> str:
         status = os.stat(self.image)
         key = (name, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        return hashlib.sha256(repr(key).encode()).hexdigest()[:40]
+        return str(sha256(repr(key).encode()).hexdigest()[:40])
 
 
 def _readable_elf(fd: int) -> tuple[int, str]:

@@ -3,7 +3,6 @@
 # Must not resolve (resolve.py does) and never fails: a cache that cannot be used is no cache.
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Protocol
 
 from symbols.cachefolder import CacheFolder, cache_folder, our_version
 from symbols.errors import SymbolError
+from symbols.hashes import sha256
 from symbols.image import Image
 from symbols.plan import ProbePlan
 from symbols.serial import plan_from_json, plan_to_json
@@ -80,7 +80,7 @@ class PlanCache:
         )
 
     def _name(self, image: Image, parts: Iterable[bytes]) -> str:
-        key = hashlib.sha256(f"{self.version}\0{image.identity}\0{image.machine}".encode())
+        key = sha256(f"{self.version}\0{image.identity}\0{image.machine}".encode())
         for part in parts:
             key.update(len(part).to_bytes(8, "little") + part)
-        return key.hexdigest()[:40]
+        return str(key.hexdigest()[:40])

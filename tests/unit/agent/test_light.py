@@ -80,3 +80,10 @@ def test_a_watch_without_units_loads_no_compressor() -> None:
     code = "import agent.commands.watch, agent.supervisor\nfrom agent.units import Units\nUnits()"
     modules, _ = loaded(code)
     assert modules.isdisjoint({"shutil", "lzma", "bz2", "tempfile"} - ambient())
+
+
+def test_nothing_that_stays_with_a_watch_loads_openssl() -> None:
+    """3.4 MB of each process: worth it for a program's digest (symbols/image.py), not for names."""
+    code = "import agent.commands.live, agent.symbolize_keeper, agent.symbolize_worker, probes.session"
+    modules, _ = loaded(code)
+    assert modules.isdisjoint({"hashlib", "_hashlib", "_ssl"} - ambient())
