@@ -17,6 +17,10 @@ _SUFFIX = ".kept"
 _RACY_NS = 10_000_000_000
 """A file that was changed so short before it was read may change once more within one tick of its clock."""
 
+_SECOND_NS = 1_000_000_000
+"""Whole seconds are what file systems keep that were packed at once (squashfs, erofs, ISO 9660): there
+another build may well have the inode, the size and the times of the one before."""
+
 
 class KeptPlans:
     """Plans in JSON form (symbols.serial), by device, inode, size and times of their image. Nobody but root
@@ -31,12 +35,14 @@ class KeptPlans:
 
     def key(self, image: str, profile: tuple[str, bytes] | None) -> str:
         """Of a file as it is now and what its plan depends on besides: the profile's path and text, or all
-        shipped ones. "" where there is no such file, or it was changed just now."""
+        shipped ones. "" where there is no such file, or its times do not tell when it was changed last."""
         try:
             status = os.stat(image)
         except (OSError, ValueError):
             return ""
         if max(status.st_mtime_ns, status.st_ctime_ns) > self._clock_ns() - _RACY_NS:
+            return ""
+        if not status.st_ctime_ns % _SECOND_NS:
             return ""
         parts: Iterable[bytes] = shipped().values()
         if profile is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,6 +52,19 @@ def test_rewritten_with_the_old_time_and_size_it_is_another_file(kept: KeptPlans
     now = exe.stat()
     assert (now.st_ino, now.st_size, now.st_mtime_ns) == (status.st_ino, status.st_size, status.st_mtime_ns)
     assert kept.key(str(exe), None) not in ("", before)
+
+
+def test_times_of_packed_images_say_nothing(
+    kept: KeptPlans, exe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mksquashfs gives every build the same ones, in whole seconds."""
+    status = exe.stat()
+    whole = SimpleNamespace(
+        st_dev=1, st_ino=2, st_size=3, st_mtime_ns=10**18, st_ctime_ns=10**18, st_mode=status.st_mode
+    )
+    assert kept.key(str(exe), None) or not status.st_ctime_ns % 10**9
+    monkeypatch.setattr(os, "stat", lambda _path: whole)
+    assert kept.key(str(exe), None) == ""
 
 
 def test_profiles_tell_plans_apart(kept: KeptPlans, exe: Path) -> None:
