@@ -5,7 +5,7 @@ import posixpath
 import signal
 import textwrap
 
-from agent.correlator.findings import Finding
+from agent.correlator.findings import MOST_SLOTS, Finding
 from agent.exhibit import Answers, CrashExhibit, Exhibit, SourceFrame, Step
 from agent.forensics.desk import BundleDone
 from agent.libraries import c_library, library_function, own_code
@@ -75,15 +75,31 @@ def early(item: Exhibit) -> list[Line]:
 
 def update(finding: Finding) -> list[Line]:
     """One line for a group that was reported before and goes on."""
-    rate = f", {number(finding.rate)}/s" if finding.rate else ""
+    lasted = finding.last_ts - finding.first_ts
+    during = f" in {duration(lasted)}" if lasted > 0 else ""
+    rate = f", {_rate(finding)}" if finding.rate else ""
     return [
         line(
             Span(f" {finding.severity.label.upper()} ", finding.severity.label),
-            f" {finding.rule} #{printable(finding.group)} goes on: "
-            f"{total(finding.count, finding.at_least)} "
-            f"{printable(finding.unit)} in {duration(finding.last_ts - finding.first_ts)}{rate}",
+            f" {finding.rule} #{printable(finding.group)} goes on: {counted(finding)}{during}{rate}",
         )
     ]
+
+
+def counted(finding: Finding) -> str:
+    """How often in the whole group, and of how many it is the sum."""
+    parts = f"{total(finding.count, finding.at_least)} {printable(finding.unit)}"
+    if finding.slots > 1:
+        parts += f" of {total(finding.slots, finding.slots >= MOST_SLOTS)} slots"
+    return parts
+
+
+def _rate(finding: Finding) -> str:
+    """Of one slot, whatever the count is the sum of."""
+    whose = ""
+    if finding.slots > 1:
+        whose = f" of slot {finding.slot:#x} generation {finding.generation}"
+    return f"{number(finding.rate or 0)}/s{whose}"
 
 
 def crash(item: CrashExhibit, answers: Answers, *, told: bool = False) -> list[Line]:
@@ -129,9 +145,7 @@ def bundle(done: BundleDone) -> list[Line]:
 
 def _headline(finding: Finding, *, told: bool = False) -> list[Line]:
     kind = f" · {printable(finding.sub_class)}" if finding.sub_class else ""
-    count = (
-        f"   {total(finding.count, finding.at_least)} {printable(finding.unit)}" if finding.count > 1 else ""
-    )
+    count = f"   {counted(finding)}" if finding.count > 1 else ""
     group = f"   #{printable(finding.group)}" if finding.group else ""
     severity = finding.severity.label
     first = line(
@@ -288,7 +302,7 @@ def _measures(finding: Finding) -> list[Line]:
     if finding.margin_ns is not None:
         parts.append(f"margin {duration(finding.margin_ns)}")
     if finding.rate is not None:
-        parts.append(f"{number(finding.rate)} {printable(finding.unit)}/s")
+        parts.append(f"{number(finding.rate)} {printable(finding.unit)}/s of this slot")
     if finding.share is not None:
         every = number(round(finding.count / finding.share)) if finding.share else "?"
         parts.append(f"{number(finding.count)} of {every} lifetimes so far, {finding.share:.2%}")

@@ -198,7 +198,7 @@ def _table(findings: Sequence[Finding]) -> list[Line]:
                 finding.unit,
                 finding.confidence.value,
                 str(finding.tgid),
-                duration(finding.last_ts - finding.first_ts) if finding.count > 1 else "",
+                duration(finding.last_ts - finding.first_ts) if finding.last_ts > finding.first_ts else "",
             )
             for finding in ordered
         ),

@@ -180,6 +180,10 @@ class Candidate:
         )
 
 
+MOST_SLOTS = 256
+"""Slots that are told apart in one group."""
+
+
 class CallSite(NamedTuple):
     """Where an actor of the group stood: the same in every process of the image (correlator/places.py)."""
 
@@ -230,6 +234,7 @@ class Finding:
     at_least: bool = False  # there may have been more than `count`
     unit: str = "events"  # deliveries, dispatches, destroys, calls, lifetimes, slots, ...
     sub_classes: Mapping[str, int] = field(default_factory=dict)  # occurrences by sub-class
+    slots: int = 0  # that `count` is the sum over, MOST_SLOTS or more of them at MOST_SLOTS; 0 not counted
     first_ts: int = 0
     last_ts: int = 0
     update: bool = False  # the count of an already reported group changed
@@ -252,6 +257,7 @@ class Finding:
             "at_least": self.at_least,
             "unit": self.unit,
             "sub_classes": {key: self.sub_classes[key] for key in sorted(self.sub_classes)},
+            "slots": self.slots,
             "first_ts": self.first_ts,
             "last_ts": self.last_ts,
             "rate": self.rate,
@@ -315,6 +321,7 @@ def _finding(value: Mapping[str, Any]) -> Finding:
         at_least=bool(value.get("at_least", False)),  # of later versions only
         unit=str(value["unit"]),
         sub_classes={str(key): int(n) for key, n in value["sub_classes"].items()},
+        slots=int(value.get("slots", 0)),  # of later versions only
         first_ts=int(value["first_ts"]),
         last_ts=int(value["last_ts"]),
         update=bool(value["update"]),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from agent.correlator.chain import Draft
 from agent.correlator.copies import replace
-from agent.correlator.findings import CallSite, Finding, RuleId, Severity
+from agent.correlator.findings import MOST_SLOTS, CallSite, Finding, RuleId, Severity
 
 try:  # hashlib would map OpenSSL: 3.4 MB of the daemon's resident memory
     from _blake2 import blake2b
@@ -27,11 +27,20 @@ class _Group:
     first_ts: int
     last_ts: int
     chain: str
+    slots: set[int]  # hashes of (process, address, generation), where the count is a sum of runs
 
     @classmethod
     def of(cls, first: Finding) -> _Group:
         counted = dict(first.sub_classes)
-        return cls(first, first.count, first.count, counted, first.first_ts, first.last_ts, first.chain)
+        group = cls(
+            first, first.count, first.count, counted, first.first_ts, first.last_ts, first.chain, set()
+        )
+        group._involve(first)
+        return group
+
+    def _involve(self, more: Finding | Draft) -> None:
+        if more.rule is RuleId.HOT_REDELIVERY and len(self.slots) < MOST_SLOTS:
+            self.slots.add(hash(_life(more)))
 
     def add(self, more: Finding | Draft) -> bool:
         """Whether the confidence rose."""
@@ -41,9 +50,13 @@ class _Group:
         self.first_ts = min(self.first_ts, more.first_ts)
         self.last_ts = max(self.last_ts, more.last_ts)
         self.chain = self.chain or more.chain
+        self._involve(more)
         if not _better(self.best, more):
             return False
         before, self.best = self.best, replace(_written(more), group=self.best.group)
+        if _life(before) == _life(more):  # what is only the rest of a count brings neither
+            kept = {"comm": more.comm or before.comm, "memory": more.memory or before.memory}
+            self.best = replace(self.best, **kept)
         return bool(before.actors) and more.confidence.rank > before.confidence.rank
 
     def finding(self, *, update: bool = False) -> Finding:
@@ -52,6 +65,7 @@ class _Group:
             chain=self.chain,
             count=self.count,
             sub_classes=dict(self.sub_classes),
+            slots=len(self.slots),
             first_ts=self.first_ts,
             last_ts=self.last_ts,
             update=update,
@@ -87,8 +101,8 @@ class Groups:
             group = self._groups.get(key)
         if group is None:
             first = replace(_written(finding), group=key)
-            self._groups[key] = _Group.of(first)
-            return self._shown(first)
+            group = self._groups[key] = _Group.of(first)
+            return self._shown(group.finding())
         stronger = group.add(finding)
         if group.count < 2 * max(1, group.reported) and not stronger:
             return None
@@ -143,6 +157,10 @@ def group_id(finding: Finding | Draft, image: str) -> str:
     return blake2b("|".join(parts).encode("utf-8", "replace"), digest_size=5).hexdigest()
 
 
+def _life(finding: Finding | Draft) -> tuple[int, int, int]:
+    return finding.tgid, finding.slot, finding.generation
+
+
 def _written(finding: Finding | Draft) -> Finding:
     return finding if isinstance(finding, Finding) else finding.finding()
 
@@ -154,7 +172,8 @@ def _better(group: Finding, more: Finding | Draft) -> bool:
     if more.confidence is not group.confidence:
         return more.confidence.rank > group.confidence.rank
     if more.rule is RuleId.HOT_REDELIVERY:
-        return True  # its rate and its run length are those of now
+        # Its rate and its run length are those of now. The rest of another slot's count names no thread.
+        return _life(more) == _life(group) or bool(more.comm) or not group.comm
     if more.rule is RuleId.DELIVERY_AFTER_CLOSE:
         return (more.margin_ns or 0) < (group.margin_ns or 0)
     if more.rule in (RuleId.IMPLICIT_REMOVAL, RuleId.LEAKED_SLOT):

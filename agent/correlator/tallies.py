@@ -68,7 +68,7 @@ class Tallies:
         return len(self._totals) + len(self._runs)
 
     def settle(self, finding: Draft, evidence: SuspicionRaised, epoch: int) -> bool:
-        """Gives `finding` what is new in its count and its rate; False when nothing is.
+        """Gives `finding` what is new in its count, since when, and its rate; False when nothing is.
 
         `epoch` tells apart two programs that had the same tgid.
         """
@@ -79,7 +79,9 @@ class Tallies:
         elif finding.rule in _OF_SITES and evidence.trigger.arg:
             count = self._of_site(finding, evidence, epoch)
         elif finding.rule is RuleId.HOT_REDELIVERY:
-            count, finding.rate = self._run(evidence, epoch)
+            count, finding.rate, since = self._run(evidence, epoch)
+            if 0 < since < finding.first_ts:
+                finding.first_ts = since
         else:
             return True
         finding.count = count
@@ -122,7 +124,8 @@ class Tallies:
         self._totals.put(key, max(total, before or 0))
         return total - (before or 0)
 
-    def _run(self, evidence: SuspicionRaised, epoch: int) -> tuple[int, float | None]:
+    def _run(self, evidence: SuspicionRaised, epoch: int) -> tuple[int, float | None, int]:
+        """How many deliveries are new, how many there are a second, and since when (ts) they came, or 0."""
         slot, ts = evidence.slot, evidence.trigger.ts
         key: Key = (evidence.trigger.tgid, epoch)
         # a run ends with progress, and the next one is counted from its own beginning
@@ -130,14 +133,15 @@ class Tallies:
         repeats = max(1, repeat_count(evidence))
         before = self._runs.get(key)
         rate: float | None = None
-        count = repeats
+        count, since = repeats, slot.idle_since if slot is not None else 0
         if before is not None and repeats >= before.repeats:
+            since = before.ts
             count = repeats - before.repeats
             rate = _rate(count, ts - before.ts) or before.rate
         elif slot is not None and slot.idle_since:
             rate = _rate(repeats, ts - slot.idle_since)
         self._runs.put(key, _Run(ts, repeats, rate))
-        return count, rate
+        return count, rate, since
 
 
 def _rate(count: int, nanoseconds: int) -> float | None:

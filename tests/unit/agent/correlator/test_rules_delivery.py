@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 
 from agent.correlator.findings import Finding
+from agent.report import update
+from agent.text import plain as as_text
 from probes.abi import RecordFlag, RegFlag, RegState, SlotFlag, SlotState
 from probes.events import FdinfoChecked, Lost, Moment
 from tests.unit.agent.correlator.playbook import (
@@ -482,6 +484,35 @@ class TestHotRedelivery:
         (found,) = play.correlator.findings()
         assert (found.count, found.at_least) == (2048, True)
         assert Finding.from_dict(found.to_dict()) == found
+
+    def test_a_total_over_slots_says_of_how_many_and_the_rate_of_which(self, play: Playbook) -> None:
+        second = 1_000_000_000
+        first, other = life().has(idle_since=second), life(SLOT + 64, fd=8).has(idle_since=second)
+        play >> attached() >> first.hot(4 * second, 3000)
+        play << warning("hot-redelivery", count=3000, rate=1000.0, slots=1, first_ts=second)
+        alone = as_text(update(play.correlator.findings()[0]))
+        assert alone.endswith("goes on: at least 3,000 deliveries in 3 s, 1,000/s\n")
+        play >> other.hot(4 * second, 6000)
+        play << warning("hot-redelivery", count=9000, rate=2000.0, slots=2, first_ts=second, update=True)
+        (found,) = play.correlator.findings()
+        told = as_text(update(found))
+        assert "goes on: at least 9,000 deliveries of 2 slots in 3 s, 2,000/s of slot" in told
+        assert told.endswith(f"of slot {SLOT + 64:#x} generation 1\n")
+        assert Finding.from_dict(found.to_dict()) == found
+
+    def test_no_duration_of_nothing(self, play: Playbook) -> None:
+        play >> attached() >> life().hot(2_000_000, 1024) << warning("hot-redelivery", count=1024)
+        (found,) = play.correlator.findings()
+        assert as_text(update(found)).endswith("goes on: at least 1,024 deliveries\n")
+
+    def test_the_rest_of_a_count_takes_no_evidence_away(self, play: Playbook) -> None:
+        """What is read from the maps at the end brings neither the thread's name nor the slot's bytes."""
+        story, beside = life(), life(SLOT + 64, fd=8)
+        play >> attached() >> story.hot(2_000_000, 1024, memory=b"abc") << warning("hot-redelivery")
+        play >> replace(story.hot(9_000_000, 4096), comm="", memory=b"", rest=True)
+        play << warning("hot-redelivery", count=4096, comm="loop", memory=b"abc", update=True)
+        play >> replace(beside.hot(9_500_000, 8192), comm="", memory=b"", rest=True)
+        play << warning("hot-redelivery", count=12288, comm="loop", memory=b"abc", slot=SLOT, update=True)
 
     @pytest.mark.parametrize(("what", "bounded"), [("urgent", True), ("recorder", False)])
     def test_a_total_is_a_lower_bound_where_messages_of_it_were_lost(
