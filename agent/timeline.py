@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from agent.sanitize import printable
 from agent.scene import Bounded, Scene
 from agent.text import Line, Span, duration, line, number
+from agent.timeline_slots import MOST_SLOTS, Slots
 from probes.abi import Kind, RecordFlag
 from probes.events import Event, Lost, RecordsRead, SuspicionRaised, TargetAttached, TargetGone
 
-_MOST_SLOTS = 8192
 _MOST_KEPT = 2000
 _SECOND = 1_000_000_000
 
@@ -103,12 +103,9 @@ class TimelineModel:
         self._second = -1
         self._used = 0
         self._start = 0
-        self._aliases: Bounded[tuple[int, int], str] = Bounded(_MOST_SLOTS)
-        self._last: Bounded[tuple[int, int], int] = Bounded(_MOST_SLOTS)
-        self._by_low_half: Bounded[tuple[int, int], int] = Bounded(_MOST_SLOTS)
-        self._fds: Bounded[tuple[int, int], int] = Bounded(_MOST_SLOTS)  # of the last registration
+        self._slots = Slots()
+        self._last: Bounded[tuple[int, int], int] = Bounded(MOST_SLOTS)
         self._batches: Bounded[tuple[int, int], int] = Bounded(1024)  # (tgid, tid) -> open batch
-        self._named = 0
 
     def update(self, event: Event) -> None:
         """Take one event."""
@@ -118,7 +115,7 @@ class TimelineModel:
         elif isinstance(event, SuspicionRaised):
             t = event.trigger
             name = event.suspect.name.lower().replace("_", " ")
-            addr = event.slot.addr if event.slot else t.addr
+            addr = event.slot.addr if event.slot else self._slots.address(t.tgid, t.kind, t.addr)
             gen = event.slot.gen if event.slot else t.gen
             fd = t.fd
             if t.kind == Kind.DELIVERED:  # a delivery carries no descriptor: its `fd` field counts
@@ -131,6 +128,7 @@ class TimelineModel:
             self._add(self._row(event.ts, 0, 0, text, style="high"))
         elif isinstance(event, TargetAttached):
             self._start = self._start or event.ts
+            self._slots.know_plan(event.tgid, event.plan)
             self._add(
                 self._row(event.ts, event.tgid, 0, f"{event.tgid} attached", detail=event.comm, style="info")
             )
@@ -149,21 +147,26 @@ class TimelineModel:
         if kind == Kind.BATCH_CLOSED:
             self._batches.pop((tgid, tid), None)
             return
+        if kind == Kind.DISPATCHED:
+            # `addr` is the inner object; `arg` holds the low half of the slot's address when it is known.
+            addr = self._slots.by_low_half(tgid, arg)
+        else:
+            of_userdata = kind == Kind.DELIVERED and bool(flags & RecordFlag.UNKNOWN)
+            addr = self._slots.address(tgid, kind, addr, userdata=of_userdata)
         if kind == Kind.DELIVERED:
             # A delivery carries its batch in `stack`; its `fd` field holds no descriptor.
             self._batches[tgid, tid] = stack
-            fd = self._fds.get((tgid, addr), -1)
-        elif kind == Kind.ADDED and ret == 0:
-            self._fds[tgid, addr] = fd
+            fd = self._slots.fd(tgid, addr, gen)
+        elif kind == Kind.CREATED:
+            self._slots.created(tgid, addr)
+        elif kind in (Kind.ADDED, Kind.MODIFIED) and ret == 0:
+            self._slots.registered(tgid, addr, gen, fd)
         word = _WORDS.get(kind)  # type: ignore[call-overload]  # IntEnum keys compare equal to ints
         if word is None:
             return
         second = ts // _SECOND
         if second != self._second:
             self._second, self._used = second, 0
-        if kind == Kind.DISPATCHED:
-            # `addr` is the inner object; `arg` holds the low half of the slot's address when it is known.
-            addr = self._by_low_half.get((tgid, arg), 0) if arg else 0
         has_slot = addr and kind in _SLOT_KINDS and not flags & RecordFlag.NO_SLOT
         if self._used >= self._limit:
             self._left[word] += 1
@@ -194,7 +197,7 @@ class TimelineModel:
     ) -> Row:
         alias, gap = "", None
         if addr:
-            alias = self._alias(tgid, addr)
+            alias = self._slots.alias(tgid, addr)
             before = self._last.get((tgid, addr))
             gap = ts - before if before is not None else None
             self._last[tgid, addr] = ts
@@ -214,14 +217,6 @@ class TimelineModel:
             batch=self._open_batch(tgid, tid),
             style=style,
         )
-
-    def _alias(self, tgid: int, addr: int) -> str:
-        alias = self._aliases.get((tgid, addr))
-        if alias is None:
-            self._named += 1
-            alias = self._aliases[tgid, addr] = f"S{self._named}"
-            self._by_low_half[tgid, addr & 0xFFFF_FFFF] = addr
-        return alias
 
     def _open_batch(self, tgid: int, tid: int) -> int:
         own = self._batches.get((tgid, tid))

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from agent.scene import Scene
 from agent.text import plain
 from agent.timeline import TimelineModel, event_mask, header, timeline_lines
 from probes.abi import Kind
 from probes.events import Event, Lost, RecordsRead, TargetGone
 from tests.unit.agent.correlator.playbook import life
-from tests.unit.agent.scenario import PID, SECOND, SLOT, WITNESSES
+from tests.unit.agent.scenario import ATTACHED, PID, PLAN, SECOND, SLOT, WITNESSES
 
 LOOP, WORKER = 4711, 4713
 
@@ -102,7 +104,7 @@ def test_memory_is_bounded_without_a_reader() -> None:
         )
     assert len(made.take().rows) <= 2000
     assert len(made.recent) <= 2000
-    assert len(made._aliases) <= 8192
+    assert len(made._slots) <= 8192
 
 
 def test_taking_twice_gives_nothing_new() -> None:
@@ -127,3 +129,54 @@ def test_a_delivery_that_was_noticed_is_shown_with_the_registrations_fd() -> Non
     snapshot = model(RACE).take()
     late = replace(snapshot, rows=(replace(snapshot.rows[0], gap_ns=-1500),))
     assert " -1.50 µs" in plain(timeline_lines(late))
+
+
+def lives(userdata: int, second: int) -> RecordsRead:
+    """Two lives of one slot; the second registration carries other userdata and another descriptor."""
+    records = []
+    for gen, (data, fd, base) in enumerate(((userdata, 23, 0), (second, 42, 10)), 3):
+        of = {"gen": gen, "fd": fd}
+        records += [
+            record(Kind.CREATED, base + 1, LOOP, gen=gen, fd=-1),
+            record(Kind.ADDED, base + 2, LOOP, addr=data, arg=1, **of),
+            record(Kind.DELIVERED, base + 3, LOOP, arg=1, gen=gen, fd=0, stack=912 + gen),
+            record(Kind.MODIFIED, base + 4, LOOP, addr=data, arg=4, **of),
+            record(Kind.REMOVED, base + 5, WORKER, addr=data, **of),
+            record(Kind.CLOSED, base + 6, WORKER, addr=data, **of),
+            record(Kind.DESTROYED, base + 7, LOOP, gen=gen, fd=-1),
+        ]
+    return RecordsRead(records=tuple(records))
+
+
+@pytest.mark.parametrize(
+    ("userdata", "slot", "first", "second"),
+    [
+        ({"mask": 0xFFFF_FFFF_FFFF_FFFE}, {}, SLOT, SLOT | 1),
+        ({"mask": 0xFFFF_FFFF_FFFF, "offset": 16}, {}, SLOT + 16 | 7 << 48, SLOT + 16 | 8 << 48),
+        ({}, {"embedded": [8, 24]}, SLOT + 24, SLOT + 8),
+    ],
+    ids=["tag", "tag-and-offset", "embedded"],
+)
+def test_tagged_userdata_is_one_slot_with_the_fd_of_its_life(
+    userdata: dict[str, int], slot: dict[str, object], first: int, second: int
+) -> None:
+    plan = PLAN | {"userdata": {"kind": "pointer", **userdata}, "slot": PLAN["slot"] | slot}
+    events = lives(first, second)
+    rows = model(replace(ATTACHED, plan=plan), events).take().rows[2:]
+    assert len(rows) == 14
+    assert {(row.alias, row.addr) for row in rows} == {("S1", SLOT)}
+    assert [row.fd for row in rows if row.what == "deliver"] == [23, 42]
+    assert [row.gap_ns for row in rows[1:]] == [*[1_000_000] * 6, 4_000_000, *[1_000_000] * 6]
+
+
+def test_a_delivery_does_not_show_the_fd_of_an_earlier_life() -> None:
+    events = lives(SLOT, SLOT)
+    kept = tuple(one for one in events.records if not (one[1] in (Kind.ADDED, Kind.MODIFIED) and one[8] == 4))
+    rows = model(RecordsRead(records=kept)).take().rows
+    assert [row.fd for row in rows if row.what == "deliver"] == [23, -1]
+
+
+def test_a_plan_that_says_nonsense_about_userdata_is_taken_as_none() -> None:
+    plan = PLAN | {"userdata": {"mask": "all", "offset": -3}, "slot": {"embedded": [None, "x"]}}
+    rows = model(replace(ATTACHED, plan=plan), RACE).take().rows
+    assert {row.addr for row in rows if row.alias} == {SLOT}
