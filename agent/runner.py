@@ -245,7 +245,7 @@ class Runner:
         self._symbols.pump()
         self._emit()
         self._tell_early()
-        self._draw()
+        self._draw(waiting=True)
         if self._desk is not None:
             self._desk.pump(waiting=frozenset(waiting.item.tgid for waiting in self._pending))
         if self._recorder is not None and self._recorder.notice and not self._recorder_said:
@@ -281,10 +281,10 @@ class Runner:
             for sink in self._sinks:
                 sink.early(item)
 
-    def _draw(self) -> None:
+    def _draw(self, *, waiting: bool = False) -> None:
         if self._timeline is None or self._printer is None:
             return
-        snapshot = self._timeline.take()
+        snapshot = self._timeline.take(waiting=waiting)
         if not snapshot.rows and not snapshot.left_out:
             return
         rows: list[Line] = [] if self._titled else [header()]

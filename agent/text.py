@@ -116,6 +116,11 @@ def number(value: float) -> str:
     return f"{value:,.1f}"
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number and its noun: "1 free", "1,234 frees"; many: of nouns that take no mere s."""
+    return f"{number(count)} {one if count == 1 else many or one + 's'}"
+
+
 def total(count: int, at_least: bool) -> str:
     """How often: exact, or a lower bound that says so."""
     return f"at least {number(count)}" if at_least else number(count)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from agent.sanitize import printable
 from agent.scene import Bounded, Scene
-from agent.text import Line, Span, duration, line, number
+from agent.text import Line, Span, counted, duration, line, number
 from agent.timeline_slots import MOST_SLOTS, Slots
 from probes.abi import Kind, RecordFlag
-from probes.events import Event, Lost, RecordsRead, SuspicionRaised, TargetAttached, TargetGone
+from probes.events import Event, Lost, RecordsRead, SuspicionRaised, TargetAttached, TargetGone, Tick
 
 _MOST_KEPT = 2000
 _SECOND = 1_000_000_000
+_BEHIND = 100_000_000  # ns; records are read when they are a few milliseconds old (probes/session.py)
 
 _WORDS = {
     Kind.CREATED: "create",
@@ -73,7 +74,7 @@ class Row:
     addr: int = 0
     gen: int = 0
     fd: int = -1
-    gap_ns: int | None = None  # to the previous event of the same slot
+    gap_ns: int | None = None  # to the previous event of the same slot; None: none, or told late
     batch: int = 0  # open batch the event falls into; 0 none
     style: str = ""
 
@@ -91,13 +92,16 @@ class Snapshot:
 class TimelineModel:
     """Turns events into rows, at most `per_second` of them for each second of event time.
 
-    Findings' evidence (suspicions), losses and process changes are never left out.
+    Findings' evidence (suspicions), losses and process changes are never left out. They reach us ahead of
+    the records of that time, which are read a little later: they wait for the first later event.
     """
 
     def __init__(self, scene: Scene, *, per_second: int = 200) -> None:
         self.recent: deque[Row] = deque(maxlen=_MOST_KEPT)
         self._scene = scene
         self._limit = per_second
+        self._held: list[tuple[int, Event]] = []  # (ts, event), what waits for the records before it
+        self._newest = 0
         self._rows: deque[Row] = deque(maxlen=max(_MOST_KEPT, per_second * 4))
         self._left: Counter[str] = Counter()
         self._second = -1
@@ -111,33 +115,74 @@ class TimelineModel:
         """Take one event."""
         if isinstance(event, RecordsRead):
             for record in event.records:
+                if self._held and record[3] > self._held[0][0]:
+                    self._release(record[3])
                 self._record(record)
-        elif isinstance(event, SuspicionRaised):
-            t = event.trigger
-            name = event.suspect.name.lower().replace("_", " ")
-            addr = event.slot.addr if event.slot else self._slots.address(t.tgid, t.kind, t.addr)
-            gen = event.slot.gen if event.slot else t.gen
-            fd = t.fd
-            if t.kind == Kind.DELIVERED:  # a delivery carries no descriptor: its `fd` field counts
-                fd = event.reg.fd if event.reg else event.slot.fd if event.slot else -1
-            self._add(
-                self._row(t.ts, t.tgid, t.tid, f"!! {name}", addr=addr, gen=gen, fd=fd, style="critical")
-            )
-        elif isinstance(event, Lost):
-            text = f"lost {event.count:,} {event.what}"
-            self._add(self._row(event.ts, 0, 0, text, style="high"))
+                self._newest = max(self._newest, record[3])
         elif isinstance(event, TargetAttached):
             self._start = self._start or event.ts
             self._slots.know_plan(event.tgid, event.plan)
             self._add(
                 self._row(event.ts, event.tgid, 0, f"{event.tgid} attached", detail=event.comm, style="info")
             )
-        elif isinstance(event, TargetGone):
-            self._add(self._row(event.ts, event.tgid, 0, f"{event.tgid} gone: {event.reason}", style="info"))
+        elif isinstance(event, SuspicionRaised):
+            self._hold(event.trigger.ts, event)
+        elif isinstance(event, Lost | TargetGone):
+            self._hold(event.ts, event)
+        elif isinstance(event, Tick):
+            self._release(event.ts - _BEHIND)
 
-    def take(self) -> Snapshot:
-        """Rows since the last call, and what was left out meanwhile."""
-        rows, left = tuple(self._rows), dict(self._left)
+    def _hold(self, ts: int, event: Event) -> None:
+        self._held.append((ts, event))
+        if len(self._held) >= _MOST_KEPT:
+            self._release()
+        else:
+            self._held.sort(key=lambda held: held[0])
+
+    def _release(self, before: int | None = None) -> None:
+        """What happened before this moment; all of it without one."""
+        held = [event for ts, event in self._held if before is None or ts < before]
+        del self._held[: len(held)]
+        for event in held:
+            if isinstance(event, SuspicionRaised):
+                self._suspicion(event)
+            elif isinstance(event, Lost):
+                text = f"lost {event.count:,} {event.what}"
+                self._add(self._row(event.ts, 0, 0, text, style="high"))
+            elif isinstance(event, TargetGone):
+                text = f"{event.tgid} gone: {event.reason}"
+                self._add(self._row(event.ts, event.tgid, 0, text, style="info"))
+
+    def _suspicion(self, event: SuspicionRaised) -> None:
+        t = event.trigger
+        name = event.suspect.name.lower().replace("_", " ")
+        if event.slot is not None:
+            addr, gen = event.slot.addr, event.slot.gen
+        elif t.kind == Kind.DISPATCHED:  # its `addr` is the inner object
+            addr, gen = self._slots.by_low_half(t.tgid, t.arg), t.gen
+        else:
+            addr, gen = self._slots.address(t.tgid, t.kind, t.addr), t.gen
+        fd = t.fd
+        if t.kind == Kind.DELIVERED:  # a delivery carries no descriptor: its `fd` field counts
+            fd = event.reg.fd if event.reg else event.slot.fd if event.slot else -1
+        detail = ""
+        if t.flags & RecordFlag.NOT_JUDGED and not t.tid:  # a process's total, of no slot of its own
+            detail = f"{counted(t.arg, 'free')} in process {t.tgid} so far, not judged"
+        elif not addr:
+            detail = f"{f'fd {fd}' if fd >= 0 else 'slot not known'}, process {t.tgid}"
+        ts = t.ts
+        if event.rest and ts < self._newest:
+            # What was counted beyond what was sent: told now, of what happened last some time ago.
+            ts, detail = self._newest, detail or f"last at {(ts - self._start) / 1e9:.6f} s"
+        self._add(self._row(ts, t.tgid, t.tid, f"!! {name}", detail=detail, addr=addr, gen=gen, fd=fd,
+                            style="critical", gap=not event.rest))  # fmt: skip
+
+    def take(self, *, waiting: bool = False) -> Snapshot:
+        """Rows since the last call by time, and what was left out meanwhile. waiting: more is to come, and
+        what may have to be shown after records that are still to be read is kept for a later call."""
+        if not waiting:
+            self._release()
+        rows, left = tuple(sorted(self._rows, key=lambda row: row.ts)), dict(self._left)
         self._rows.clear()
         self._left.clear()
         return Snapshot(rows=rows, left_out=sum(left.values()), left_out_by=left, start=self._start)
@@ -171,7 +216,7 @@ class TimelineModel:
         if self._used >= self._limit:
             self._left[word] += 1
             if has_slot:
-                self._last[tgid, addr] = ts
+                self._last[tgid, addr] = max(ts, self._last.get((tgid, addr), 0))
             return
         self._used += 1
         detail, style = _detail(kind, ret, arg, addr)
@@ -194,13 +239,16 @@ class TimelineModel:
         gen: int = 0,
         fd: int = -1,
         style: str = "",
+        gap: bool = True,
     ) -> Row:
-        alias, gap = "", None
+        alias, gap_ns = "", None
         if addr:
             alias = self._slots.alias(tgid, addr)
             before = self._last.get((tgid, addr))
-            gap = ts - before if before is not None else None
-            self._last[tgid, addr] = ts
+            if gap and before is not None and ts >= before:
+                gap_ns = ts - before
+            if gap:
+                self._last[tgid, addr] = max(ts, before or 0)
         return Row(
             ts=ts,
             tgid=tgid,
@@ -213,7 +261,7 @@ class TimelineModel:
             addr=addr,
             gen=gen,
             fd=fd,
-            gap_ns=gap,
+            gap_ns=gap_ns,
             batch=self._open_batch(tgid, tid),
             style=style,
         )
@@ -226,6 +274,8 @@ class TimelineModel:
         return next((batch for (group, _), batch in reversed(self._batches.items()) if group == tgid), 0)
 
     def _add(self, row: Row) -> None:
+        if len(self._rows) == self._rows.maxlen:
+            self._left[self._rows[0].what] += 1
         self._rows.append(row)
         self.recent.append(row)
 
@@ -260,8 +310,8 @@ def timeline_lines(snapshot: Snapshot) -> Iterable[Line]:
     for row in snapshot.rows:
         thread = f"{row.role:<6} {row.tid} {printable(row.comm, 15)}" if row.tid else ""
         slot = f"{row.alias} {row.addr:#x} g{row.gen}" if row.addr else ""
-        what = f"{printable(row.what)} {printable(row.detail, 24)}".rstrip()
-        gap = "" if row.gap_ns is None else f"{'' if row.gap_ns < 0 else '+'}{duration(row.gap_ns)}"
+        what = f"{printable(row.what)} {printable(row.detail, 48)}".rstrip()
+        gap = "" if row.gap_ns is None or row.gap_ns < 0 else f"+{duration(row.gap_ns)}"
         fd = str(row.fd) if row.fd >= 0 else ""
         batch = f"│{row.batch}" if row.batch else ""
         yield line(

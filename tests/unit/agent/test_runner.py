@@ -30,12 +30,14 @@ from probes.events import (
     Lost,
     MappedModule,
     ModulesMapped,
+    RecordsRead,
     StackSeen,
     TargetAttached,
     TargetGone,
     ThreadSeen,
     Tick,
 )
+from tests.unit.agent.correlator.playbook import life
 from tests.unit.agent.scenario import ATTACHED, BATCH, PID, SECOND, WITNESSES, FakeSymbols, ListSource, OnTick
 
 LIVE = (WITNESSES, (BATCH, Tick(ts=101 * SECOND)), (Tick(ts=102 * SECOND),))
@@ -193,6 +195,22 @@ def test_the_timeline_is_drawn_once_with_its_header() -> None:
     ).run()
     assert stream.getvalue().count("thread") == 1
     assert "first wait here" in stream.getvalue()
+
+
+def test_the_timeline_waits_for_records_that_are_read_later_than_what_was_noticed() -> None:
+    scene, stream = Scene(), io.StringIO()
+    stale = life(fd=9).created(10).added(20).destroyed(40).stale_delivery(101 * SECOND)
+    later = tuple((*one[:3], 102 * SECOND, *one[4:]) for one in BATCH.records)
+    Runner(
+        ListSource(WITNESSES, (stale,), (BATCH,), (RecordsRead(records=later),), (stale,)),
+        judge=OnTick(),
+        symbols=symbols(),
+        scene=scene,
+        timeline=TimelineModel(scene),
+        timeline_printer=Printer(stream),
+    ).run()
+    told = [row.split()[0] for row in stream.getvalue().splitlines()[1:]]
+    assert told == ["0.000000", "0.000000", "1.000000", "2.000000", "1.000000"]  # the last came too late
 
 
 def test_the_summary_says_what_was_found_and_what_was_lost() -> None:

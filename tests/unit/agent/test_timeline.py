@@ -7,8 +7,9 @@ import pytest
 from agent.scene import Scene
 from agent.text import plain
 from agent.timeline import TimelineModel, event_mask, header, timeline_lines
-from probes.abi import Kind
-from probes.events import Event, Lost, RecordsRead, TargetGone
+from probes.abi import Kind, Suspect
+from probes.events import Event, Lost, RecordsRead, TargetGone, Tick
+from probes.leftovers import not_judged
 from tests.unit.agent.correlator.playbook import life
 from tests.unit.agent.scenario import ATTACHED, PID, PLAN, SECOND, SLOT, WITNESSES
 
@@ -120,15 +121,83 @@ def test_event_masks() -> None:
 
 
 def test_a_delivery_that_was_noticed_is_shown_with_the_registrations_fd() -> None:
-    """What stands in the record's `fd` field there is a count; and an earlier time has one sign."""
+    """What stands in the record's `fd` field there is a count."""
     story = life(fd=9).created(10).added(20).destroyed(40)
     stale = story.stale_delivery(70, fd=4711)
     known = [row for row in model(stale).take().rows if "stale delivery" in row.what]
     alone = [row for row in model(replace(stale, reg=None)).take().rows if "stale delivery" in row.what]
     assert [row.fd for row in (*known, *alone)] == [9, 9]
-    snapshot = model(RACE).take()
-    late = replace(snapshot, rows=(replace(snapshot.rows[0], gap_ns=-1500),))
-    assert " -1.50 µs" in plain(timeline_lines(late))
+
+
+def test_what_is_noticed_is_shown_among_the_records_of_its_time() -> None:
+    """A suspicion is read at once, records of the same time some milliseconds later."""
+    story = life(fd=9).created(10).added(20).destroyed(40)
+    stale = story.stale_delivery(70)
+    of = {"tgid": stale.trigger.tgid, "addr": stale.trigger.addr, "gen": 1, "fd": 9}
+    noticed = (
+        record(Kind.ADDED, 0, LOOP, ts=20, **of),
+        record(Kind.DESTROYED, 0, LOOP, ts=40, **of),
+        record(Kind.DELIVERED, 0, LOOP, ts=70, **of),
+    )
+    made = model()
+    made.update(stale)
+    assert not [row for row in made.take(waiting=True).rows if row.style == "critical"]
+    made.update(RecordsRead(records=(*noticed, record(Kind.REMOVED, 0, LOOP, ts=80, **of))))
+    rows = made.take(waiting=True).rows
+    assert [row.what for row in rows] == ["ADD", "DESTROY", "deliver", "!! stale delivery", "DEL"]
+    assert [row.gap_ns for row in rows] == [None, 20, 30, 0, 10]
+
+
+def test_what_was_noticed_waits_no_longer_than_for_the_next_tick() -> None:
+    made = model()
+    made.update(life(fd=9).created(10).added(20).destroyed(40).stale_delivery(70))
+    made.update(Lost(ts=75, what="recorder", count=7, since=0))
+    made.update(Tick(ts=90))
+    assert [row.ts for row in made.take(waiting=True).rows] == [100 * SECOND]
+    made.update(Tick(ts=SECOND))
+    assert [row.ts for row in made.take(waiting=True).rows] == [70, 75]
+
+
+def test_no_gap_is_negative() -> None:
+    """Whatever comes too late for its place."""
+    story = life(fd=9).created(10).added(20).destroyed(40)
+    stale = story.stale_delivery(70)
+    of = {"tgid": stale.trigger.tgid, "addr": stale.trigger.addr}
+    made = model(RecordsRead(records=(record(Kind.CLOSED, 0, LOOP, ts=395, **of),)))
+    made.take()
+    made.update(stale)
+    made.update(RecordsRead(records=(record(Kind.DESTROYED, 0, LOOP, ts=400, **of),)))
+    shown = made.take()
+    assert [(row.ts, row.gap_ns) for row in shown.rows] == [(70, None), (400, 5)]
+    late = replace(shown, rows=(replace(shown.rows[1], gap_ns=-325),), start=0)
+    assert "-" not in plain(timeline_lines(late))
+
+
+def test_what_concerns_no_slot_says_what_it_concerns() -> None:
+    counts = next(iter(not_judged(PID, 212)))
+    bad = replace(
+        counts,
+        suspect=Suspect.BAD_CLOSE,
+        rest=False,
+        trigger=counts.trigger._replace(kind=Kind.CLOSED, flags=0, tid=WORKER, fd=31),
+    )
+    none = replace(bad, suspect=Suspect.ALIASED_SLOT, trigger=bad.trigger._replace(fd=-1))
+    text = plain(timeline_lines(model(counts, bad, none).take()))
+    assert "!! freed in batch 212 frees in process 4711 so far, not judged" in text
+    assert "!! bad close fd 31, process 4711" in text
+    assert "!! aliased slot slot not known, process 4711" in text
+
+
+def test_a_rest_of_a_count_is_told_when_it_comes() -> None:
+    """Its last occurrence was long ago: time does not run backwards for it."""
+    rest = replace(life(fd=9).created(10).added(20).destroyed(40).stale_delivery(70), rest=True)
+    made = model(RACE)
+    made.take()
+    made.update(replace(rest, trigger=rest.trigger._replace(ts=100 * SECOND + 2_000_000)))
+    text = plain(timeline_lines(made.take()))
+    assert text.split()[:7] == ["0.003500", "worker", "4001", "!!", "stale", "delivery", "last"]
+    assert "last at 0.002000 s" in text
+    assert "+" not in text
 
 
 def lives(userdata: int, second: int) -> RecordsRead:
