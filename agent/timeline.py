@@ -14,6 +14,7 @@ from probes.abi import Kind, RecordFlag
 from probes.events import Event, Lost, RecordsRead, SuspicionRaised, TargetAttached, TargetGone, Tick
 
 _MOST_KEPT = 2000
+_MOST_NAMED = 4  # kinds of what is left out
 _SECOND = 1_000_000_000
 _BEHIND = 100_000_000  # ns; records are read when they are a few milliseconds old (probes/session.py)
 
@@ -86,6 +87,8 @@ class Snapshot:
     rows: tuple[Row, ...]
     left_out: int  # events that got no row because of the rate limit
     left_out_by: dict[str, int]
+    left_from: int  # ts of the first and the last of them
+    left_to: int
     start: int  # ts that times are shown relative to
 
 
@@ -104,6 +107,7 @@ class TimelineModel:
         self._newest = 0
         self._rows: deque[Row] = deque(maxlen=max(_MOST_KEPT, per_second * 4))
         self._left: Counter[str] = Counter()
+        self._left_from = self._left_to = 0
         self._second = -1
         self._used = 0
         self._start = 0
@@ -185,7 +189,14 @@ class TimelineModel:
         rows, left = tuple(sorted(self._rows, key=lambda row: row.ts)), dict(self._left)
         self._rows.clear()
         self._left.clear()
-        return Snapshot(rows=rows, left_out=sum(left.values()), left_out_by=left, start=self._start)
+        return Snapshot(
+            rows=rows,
+            left_out=sum(left.values()),
+            left_out_by=left,
+            left_from=self._left_from,
+            left_to=self._left_to,
+            start=self._start,
+        )
 
     def _record(self, record: tuple[int, ...]) -> None:
         _seq, kind, flags, ts, _enter, addr, tgid, tid, gen, fd, _epfd, ret, arg, stack = record
@@ -214,7 +225,7 @@ class TimelineModel:
             self._second, self._used = second, 0
         has_slot = addr and kind in _SLOT_KINDS and not flags & RecordFlag.NO_SLOT
         if self._used >= self._limit:
-            self._left[word] += 1
+            self._leave_out(word, ts)
             if has_slot:
                 self._last[tgid, addr] = max(ts, self._last.get((tgid, addr), 0))
             return
@@ -273,9 +284,15 @@ class TimelineModel:
         # Another thread: the batch that was opened last in its process is what it may collide with.
         return next((batch for (group, _), batch in reversed(self._batches.items()) if group == tgid), 0)
 
+    def _leave_out(self, word: str, ts: int) -> None:
+        self._left_from = min(self._left_from, ts) if self._left else ts
+        self._left_to = max(self._left_to, ts) if self._left else ts
+        self._left[word] += 1
+
     def _add(self, row: Row) -> None:
         if len(self._rows) == self._rows.maxlen:
-            self._left[self._rows[0].what] += 1
+            first = self._rows[0]
+            self._leave_out(first.what if first.tid else "loss or change of process", first.ts)
         self._rows.append(row)
         self.recent.append(row)
 
@@ -321,6 +338,11 @@ def timeline_lines(snapshot: Snapshot) -> Iterable[Line]:
             Span(batch, "dim"),
         )
     if snapshot.left_out:
-        most = sorted(snapshot.left_out_by.items(), key=lambda item: (-item[1], item[0]))[:4]
-        kinds = ", ".join(f"{number(n)} {name}" for name, n in most)
-        yield line(Span(f"{'':>12}  … {number(snapshot.left_out)} more events left out ({kinds})", "dim"))
+        kinds = sorted(snapshot.left_out_by.items(), key=lambda item: (-item[1], item[0]))
+        parts = [f"{number(n)} {printable(name)}" for name, n in kinds[:_MOST_NAMED]]
+        others = sum(n for _, n in kinds[_MOST_NAMED:])
+        named = ", ".join(parts) + (f" and {counted(others, 'other')}" if others else "")
+        first, last = (f"{(ts - snapshot.start) / 1e9:.6f}" for ts in (snapshot.left_from, snapshot.left_to))
+        when = f"from {first} to {last} s" if first != last else f"at {first} s"
+        what = counted(snapshot.left_out, "more event")
+        yield line(Span(f"{'':>12}  … {what} left out {when} ({named})", "dim"))

@@ -70,9 +70,21 @@ def test_what_is_left_out_is_counted() -> None:
     taken = model(many, per_second=10).take()
     assert len(taken.rows) == 11  # ten and the attach
     assert taken.left_out == 1234
-    assert (
-        plain(timeline_lines(taken)).splitlines()[-1].endswith("… 1,234 more events left out (1,234 deliver)")
+    last = plain(timeline_lines(taken)).splitlines()[-1]
+    assert last.endswith("… 1,234 more events left out from 0.001010 to 0.002243 s (1,234 deliver)")
+
+
+def test_what_is_left_out_adds_up() -> None:
+    kinds = (Kind.CLOSED, Kind.DESTROYED, Kind.CREATED, Kind.MODIFIED, Kind.REMOVED, Kind.ADDED)
+    records = [record(kind, n, LOOP) for n, kind in enumerate([Kind.DELIVERED] * 3 + [*kinds, *kinds[:3]])]
+    (shown,) = timeline_lines(replace(model(RecordsRead(records=records), per_second=1).take(), rows=()))
+    assert plain([shown]).strip() == (
+        "… 11 more events left out from 0.001000 to 0.011000 s "
+        "(2 CLOSE, 2 DESTROY, 2 create, 2 deliver and 3 others)"
     )
+    one = RecordsRead(records=records[:2])
+    (shown,) = timeline_lines(replace(model(one, per_second=1).take(), rows=()))
+    assert plain([shown]).strip() == "… 1 more event left out at 0.001000 s (1 deliver)"
 
 
 def test_the_next_second_has_its_own_lines() -> None:
