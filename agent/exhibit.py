@@ -105,8 +105,9 @@ class Exhibit:
             yield self.memory
 
     @property
-    def tgid(self) -> int:
-        return self.finding.tgid
+    def tgids(self) -> frozenset[int]:
+        """Every process that had part in it, as far as they are told apart."""
+        return frozenset((self.finding.tgid, *self.finding.by_target))
 
     def memory_lines(self, answers: Answers) -> tuple[list[str], str]:
         """(what the bytes look like as the slot's type, or why that is not known)."""
@@ -144,8 +145,8 @@ class CrashExhibit:
     stack: Step | None = None  # of the signal: its first frame is where `pc` is
 
     @property
-    def tgid(self) -> int:
-        return self.crash.tgid
+    def tgids(self) -> frozenset[int]:
+        return frozenset((self.crash.tgid,))
 
     def questions(self) -> Iterator[Question]:
         if self.pc.question is not None:

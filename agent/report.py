@@ -5,7 +5,7 @@ import posixpath
 import signal
 import textwrap
 
-from agent.correlator.findings import MOST_SLOTS, Finding
+from agent.correlator.findings import MOST_SLOTS, MOST_TARGETS, Finding
 from agent.exhibit import Answers, CrashExhibit, Exhibit, SourceFrame, Step
 from agent.forensics.desk import BundleDone
 from agent.libraries import c_library, library_function, own_code
@@ -18,6 +18,7 @@ _FRAMES = 3  # own frames shown per step; four steps, their frames and the rest 
 _MEMORY = 7
 _OTHERS = 3  # lines beside the first one where a step's line is one of several
 _LABEL = 11
+_PIDS = 4  # named of a group's processes
 
 _VERBS = {
     "created": "created",
@@ -91,6 +92,10 @@ def counted(finding: Finding) -> str:
     parts = f"{total(finding.count, finding.at_least)} {printable(finding.unit)}"
     if finding.slots > 1:
         parts += f" of {total(finding.slots, finding.slots >= MOST_SLOTS)} slots"
+    pids = list(finding.by_target)
+    if len(pids) > 1:
+        named = ", ".join(str(pid) for pid in pids[:_PIDS]) + (", …" if len(pids) > _PIDS else "")
+        parts += f" in {total(len(pids), len(pids) >= MOST_TARGETS)} processes ({named})"
     return parts
 
 
@@ -178,6 +183,7 @@ def _subject(item: Exhibit) -> list[Line]:
         rows.append(_labelled("watched by" if watched else "at", " · ".join(where)))
     if target is not None:
         late = "   attached while it ran" if target.late else ""
+        late += "   one of several" if len(finding.by_target) > 1 else ""
         rows.append(
             _labelled("target", f"{target.tgid} {printable(target.comm, 32)}   {_tail(target.exe, 56)}{late}")
         )

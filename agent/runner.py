@@ -247,7 +247,7 @@ class Runner:
         self._tell_early()
         self._draw(waiting=True)
         if self._desk is not None:
-            self._desk.pump(waiting=frozenset(waiting.item.tgid for waiting in self._pending))
+            self._desk.pump(waiting=frozenset(tgid for item in self._pending for tgid in item.item.tgids))
         if self._recorder is not None and self._recorder.notice and not self._recorder_said:
             self._recorder_said = True
             self._notice(f"{self._recorder.notice}; watching goes on without recording")
@@ -272,7 +272,9 @@ class Runner:
             if isinstance(item, Exhibit):
                 self._emitted += 1
                 if self._desk is not None:
-                    self._desk.finding(item.finding.tgid, json_line(item, self._symbols))
+                    told = json_line(item, self._symbols)
+                    for tgid in item.tgids:
+                        self._desk.finding(tgid, told)
 
     def _tell_early(self) -> None:
         """Findings whose symbols take long, as far as they are known: before their reports, in order."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agent.correlator.findings import Finding, Severity
+from agent.correlator.findings import MOST_TARGETS, Finding, Severity
 from agent.sanitize import printable
 from agent.text import Line, Span, duration, line, number, table, total
 from probes.events import (
@@ -197,13 +197,22 @@ def _table(findings: Sequence[Finding]) -> list[Line]:
                 total(finding.count, finding.at_least),
                 finding.unit,
                 finding.confidence.value,
-                str(finding.tgid),
+                _targets(finding),
                 duration(finding.last_ts - finding.first_ts) if finding.last_ts > finding.first_ts else "",
             )
             for finding in ordered
         ),
         right=(3,),
     )
+
+
+def _targets(finding: Finding) -> str:
+    """Whose counts the finding's is the sum of."""
+    pids = list(finding.by_target) or [finding.tgid]
+    if len(pids) <= 2:
+        return ", ".join(str(pid) for pid in pids)
+    more = total(len(pids) - 1, len(pids) >= MOST_TARGETS)
+    return f"{pids[0]} and {more} more"
 
 
 def _seen(stats: Stats) -> list[str]:

@@ -180,6 +180,8 @@ class Candidate:
         )
 
 
+MOST_TARGETS = 64
+"""Processes whose part in one group is counted; later ones are in the group's count only."""
 MOST_SLOTS = 256
 """Slots that are told apart in one group."""
 
@@ -234,6 +236,8 @@ class Finding:
     at_least: bool = False  # there may have been more than `count`
     unit: str = "events"  # deliveries, dispatches, destroys, calls, lifetimes, slots, ...
     sub_classes: Mapping[str, int] = field(default_factory=dict)  # occurrences by sub-class
+    # pid -> its part of `count`, 0 where that is not known by process; the first MOST_TARGETS of them
+    by_target: Mapping[int, int] = field(default_factory=dict)
     slots: int = 0  # that `count` is the sum over, MOST_SLOTS or more of them at MOST_SLOTS; 0 not counted
     first_ts: int = 0
     last_ts: int = 0
@@ -258,6 +262,8 @@ class Finding:
             "unit": self.unit,
             "sub_classes": {key: self.sub_classes[key] for key in sorted(self.sub_classes)},
             "slots": self.slots,
+            "targets": len(self.by_target),
+            "by_target": [{"pid": pid, "count": count or None} for pid, count in self.by_target.items()],
             "first_ts": self.first_ts,
             "last_ts": self.last_ts,
             "rate": self.rate,
@@ -321,7 +327,8 @@ def _finding(value: Mapping[str, Any]) -> Finding:
         at_least=bool(value.get("at_least", False)),  # of later versions only
         unit=str(value["unit"]),
         sub_classes={str(key): int(n) for key, n in value["sub_classes"].items()},
-        slots=int(value.get("slots", 0)),  # of later versions only
+        slots=int(value.get("slots", 0)),  # this and the next: of later versions only
+        by_target={int(row["pid"]): int(row["count"] or 0) for row in value.get("by_target", ())},
         first_ts=int(value["first_ts"]),
         last_ts=int(value["last_ts"]),
         update=bool(value["update"]),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from agent.correlator.chain import Draft
 from agent.correlator.copies import replace
-from agent.correlator.findings import MOST_SLOTS, CallSite, Finding, RuleId, Severity
+from agent.correlator.findings import MOST_SLOTS, MOST_TARGETS, CallSite, Finding, RuleId, Severity
 
 try:  # hashlib would map OpenSSL: 3.4 MB of the daemon's resident memory
     from _blake2 import blake2b
@@ -27,18 +27,32 @@ class _Group:
     first_ts: int
     last_ts: int
     chain: str
+    by_target: dict[int, int]  # pid -> count
+    targets_reported: int  # how many of them at the last report
     slots: set[int]  # hashes of (process, address, generation), where the count is a sum of runs
 
     @classmethod
     def of(cls, first: Finding) -> _Group:
         counted = dict(first.sub_classes)
-        group = cls(
-            first, first.count, first.count, counted, first.first_ts, first.last_ts, first.chain, set()
-        )
+        times = first.first_ts, first.last_ts
+        group = cls(first, first.count, first.count, counted, *times, first.chain, {}, 0, set())
         group._involve(first)
+        group.report()
         return group
 
+    @property
+    def unreported(self) -> bool:
+        return self.count != self.reported or len(self.by_target) != self.targets_reported
+
+    def report(self) -> None:
+        self.reported, self.targets_reported = self.count, len(self.by_target)
+
     def _involve(self, more: Finding | Draft) -> None:
+        before = self.by_target.get(more.tgid)
+        if more.tgid > 0 and (before is not None or len(self.by_target) < MOST_TARGETS):
+            # lifetimes are counted by their signature, of all processes together
+            part = 0 if self.best.unit == "lifetimes" else more.count
+            self.by_target[more.tgid] = (before or 0) + part
         if more.rule is RuleId.HOT_REDELIVERY and len(self.slots) < MOST_SLOTS:
             self.slots.add(hash(_life(more)))
 
@@ -66,6 +80,7 @@ class _Group:
             count=self.count,
             sub_classes=dict(self.sub_classes),
             slots=len(self.slots),
+            by_target=dict(self.by_target),
             first_ts=self.first_ts,
             last_ts=self.last_ts,
             update=update,
@@ -106,15 +121,15 @@ class Groups:
         stronger = group.add(finding)
         if group.count < 2 * max(1, group.reported) and not stronger:
             return None
-        group.reported = group.count
+        group.report()
         return self._shown(group.finding(update=True))
 
     def unreported(self) -> tuple[Finding, ...]:
-        """Groups that have grown since they were reported last, as they stand; each is reported now."""
+        """Groups that have grown since they were reported last, if only by a process; reported now."""
         out = []
         for group in self._groups.values():
-            if group.count != group.reported:
-                group.reported = group.count
+            if group.unreported:
+                group.report()
                 out.append(self._shown(group.finding(update=True)))
         return tuple(out)
 

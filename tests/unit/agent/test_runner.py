@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from agent.correlator.findings import Finding, Severity
+from agent.forensics.desk import CrashDesk
 from agent.recording import RecordingWriter
 from agent.replay_source import RecordingSource
 from agent.runner import Runner
@@ -362,3 +363,37 @@ def test_a_crash_and_the_end_after_it_find_counts_as_they_stand() -> None:
     ).run()
     counts = [json.loads(row)["count"] for row in stream.getvalue().splitlines()]
     assert counts == [1, 3, 4, 5]
+
+
+class Shared(OnTick):
+    """A finding of two processes' group, which shows the first one's slot."""
+
+    def feed(self, event: Event) -> tuple[Finding, ...]:
+        return tuple(replace(found, by_target={PID: 14, PID + 1: 7}) for found in super().feed(event))
+
+
+class Desk:
+    def __init__(self) -> None:
+        self.told: dict[int, list[Any]] = {}
+        self.waited: set[int] = set()
+
+    def feed(self, event: Event) -> None: ...
+    def judged(self, finding: Finding) -> None: ...
+    def finish(self, timeout: float) -> None: ...
+
+    def pump(self, *, waiting: frozenset[int] = frozenset(), ending: bool = False) -> None:
+        self.waited |= waiting
+
+    def finding(self, tgid: int, line: str) -> None:
+        self.told.setdefault(tgid, []).append(json.loads(line)["by_target"])
+
+
+def test_every_process_that_had_part_in_a_finding_has_it_in_its_case() -> None:
+    desk = Desk()
+    late = cast("SymbolClient", FakeSymbols(delay=1000))
+    Runner(
+        ListSource(*LIVE, *[()] * 3), judge=Shared(), symbols=late, sinks=[], desk=cast("CrashDesk", desk)
+    ).run()
+    part = [{"pid": PID, "count": 14}, {"pid": PID + 1, "count": 7}]
+    assert desk.told == {PID: [part], PID + 1: [part]}
+    assert desk.waited == {PID, PID + 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -161,3 +162,13 @@ def test_a_lower_bound_says_so() -> None:
     rows = plain(summary(Stats(), [replace(finding(count=1684), at_least=True)]))
     assert "at least 1,684" in rows
     assert "at least" not in plain(summary(Stats(), [finding(count=1684)]))
+
+
+@pytest.mark.parametrize(
+    ("pids", "said"), [((), f"{PID}"), ((7, 8), "7, 8"), ((7, 8, 9), "7 and 2 more"), (range(64), "more")]
+)
+def test_the_table_says_whose_counts_a_total_is_the_sum_of(pids: Sequence[int], said: str) -> None:
+    found = finding(count=80, by_target=dict.fromkeys(pids, 1))
+    text = plain(summary(Stats(), [found]))
+    assert said in text
+    assert ("at least" in text) == (len(pids) == 64)

@@ -9,6 +9,8 @@ import pytest
 from agent.correlator import Confidence, Correlator, CorrelatorOptions, Finding, RuleId, Severity
 from agent.correlator.findings import Actor, CallSite
 from agent.correlator.grouping import Groups
+from agent.report import update
+from agent.text import plain as as_text
 from probes.abi import Kind, RecordFlag, Suspect
 from probes.events import Moment, SuspicionRaised
 from tests.unit.agent.correlator.playbook import (
@@ -51,6 +53,38 @@ def test_reported_at_the_first_and_at_each_doubling() -> None:
     assert [f.update for f in shown if f is not None] == [False] + [True] * 6
     (group,) = groups.current()
     assert (group.count, group.first_ts, group.last_ts, group.update) == (100, 1, 100, False)
+
+
+def test_a_group_of_two_processes_says_whose_counts_it_is_the_sum_of() -> None:
+    groups = Groups(8)
+    groups.add(finding(tgid=25361, count=14), "image")
+    assert groups.add(finding(tgid=25362, count=7), "image") is None  # not doubled yet
+    (told,) = groups.unreported()
+    assert groups.unreported() == ()
+    assert told.by_target == {25361: 14, 25362: 7}
+    assert as_text(update(told)).endswith("goes on: 21 events in 2 processes (25361, 25362)\n")
+    value = told.to_dict()
+    assert value["targets"] == 2
+    assert value["by_target"] == [{"pid": 25361, "count": 14}, {"pid": 25362, "count": 7}]
+    assert Finding.from_dict(value) == told
+
+
+def test_lifetimes_are_counted_for_all_processes_and_a_new_one_is_reported() -> None:
+    groups = Groups(8)
+    groups.add(finding(tgid=1, unit="lifetimes", count=10), "image")
+    groups.add(finding(tgid=2, unit="lifetimes", count=0), "image")  # evidence alone
+    (told,) = groups.unreported()
+    assert told.to_dict()["by_target"] == [{"pid": 1, "count": None}, {"pid": 2, "count": None}]
+    assert Finding.from_dict(told.to_dict()) == told
+
+
+def test_the_processes_of_a_group_are_bounded_and_their_names_few() -> None:
+    groups = Groups(8)
+    for pid in range(1, 1001):
+        groups.add(finding(tgid=pid), "image")
+    (group,) = groups.current()
+    assert (group.count, len(group.by_target)) == (1000, 64)
+    assert as_text(update(group)).endswith("1,000 events in at least 64 processes (1, 2, 3, 4, …)\n")
 
 
 def test_a_jump_over_several_doublings_is_one_report() -> None:
