@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from probes import bpfload, btf, perf
+from probes import bpfload, btf, linked, perf
 from probes.compiled import Compiled, MapShape, ProgramCache, cache_key, unbound
 from probes.errors import BccMissing, LoaderFailed, TargetGoneWhileAttaching, WrongBcc
 from probes.readers import HANDED
@@ -97,7 +97,7 @@ LENT = (
 WATCHED = tuple(sorted({program for _, program, _ in TRACEPOINTS}))
 """Programs whose descriptors the daemon holds to ask how often the kernel left them out, where there are."""
 
-CHAIN = ("af_wait_more", "af_report", "af_settle_more")
+CHAIN = ("af_wait_more", "af_report", "af_settle_more", "af_progress_on")
 """Programs of the tail-call chain, by index (AF_PROG_* in 45-wait.c)."""
 
 HANDLERS = tuple(f"af_on_{role.value}" for role in HANDED)
@@ -293,10 +293,17 @@ def _verified(compiled: Compiled, fds: dict[str, int], uprobes: set[str]) -> dic
     needed = {program for _, program, required in TRACEPOINTS if required}
     optional = {program for _, program, _ in TRACEPOINTS} - needed
 
+    functions = {
+        name: compiled.programs[name].bound(fds) for name in linked.FUNCTIONS if name in compiled.programs
+    }
+    argument = compiled.maps["scratch"].value if functions else 0
+
     def load(name: str) -> int:
         kind = _KPROBE if name in uprobes else _RAW_TRACEPOINT if name in _RUN else _TRACEPOINT
+        whole = linked.link(name, compiled.programs[name].bound(fds), functions)
+        types = linked.types(whole, argument) if len(whole.starts) > 1 else None
         try:
-            return _program(name, kind, compiled.programs[name].bound(fds))
+            return _program(name, kind, whole.code, types)
         except LoaderFailed:
             if name not in optional:
                 raise
@@ -304,7 +311,8 @@ def _verified(compiled: Compiled, fds: dict[str, int], uprobes: set[str]) -> dic
 
     found: dict[str, int] = {}
     failures: list[BaseException] = []
-    waiting = iter(sorted(compiled.programs, key=lambda name: name not in _SLOW))  # the slowest first
+    named = compiled.programs.keys() - functions.keys()
+    waiting = iter(sorted(named, key=lambda name: name not in _SLOW))  # the slowest first
     taking = threading.Lock()
 
     def work() -> None:
@@ -326,15 +334,15 @@ def _verified(compiled: Compiled, fds: dict[str, int], uprobes: set[str]) -> dic
         thread.join()
     if failures:
         raise failures[0]
-    return {name: found[name] for name in compiled.programs if found[name] >= 0}
+    return {name: found[name] for name in named if found[name] >= 0}
 
 
-def _program(name: str, kind: int, code: bytes) -> int:
+def _program(name: str, kind: int, code: bytes, types: tuple[bytes, bytes] | None) -> int:
     with contextlib.suppress(OSError):
-        return bpfload.load_program(name, kind, code)
+        return bpfload.load_program(name, kind, code, types)
     log = ctypes.create_string_buffer(_LOG)
     try:
-        return bpfload.load_program(name, kind, code, log)
+        return bpfload.load_program(name, kind, code, types, log)
     except OSError as error:
         said = log.value.decode("utf-8", "replace").splitlines()[-_LOG_LINES:]
         raise LoaderFailed(

@@ -25,6 +25,13 @@
 /* a member of a map's value that is really read and written there: what the verifier does not follow, it does not
  * tell states apart by */
 #define AF_KEPT(member) (*(volatile __typeof__(member) *)&(member))
+/* A function that the verifier looks at once, whatever is known where it is called: AF_CALL(number, name, s) calls
+ * entry `number` of FUNCTIONS in probes/linked.py. It takes a place to work on, which holds what it is about and what
+ * it finds, and returns a number. At most three deep, each with little on its stack: 512 bytes serve all of them. */
+#define AF_CALL_BASE 0x7f000000
+#ifndef AF_CALL
+#define AF_CALL(number, name, s) (((int (*)(struct af_scratch *))(u64)(AF_CALL_BASE + (number)))(s))
+#endif
 #define AF_LOOP _Pragma("clang loop unroll(disable)")
 
 #define AF_EPOLLONESHOT (1u << 30)
@@ -236,6 +243,8 @@ struct af_trigger_args {
  * one at a time on a CPU, and have place 0. A uprobe's only stays on its CPU (bpf_prog_run_array_sleepable, 6.0): with
  * preempt=full or PREEMPT_RT another task's programs may run within it, so that it takes a place of its own. */
 #define AF_SCRATCHES 9
+/* registrations of a slot: of a generation in [from, to), begun before `before`; armed: those that can deliver */
+struct af_wanted { u64 before; u32 from; u32 to; u32 armed; u32 gap; };
 struct af_noticed { u64 addr; u32 what; u32 events; u32 index; u32 repeat; u32 flags; u32 gap; };
 struct af_scratch {
 	u64 taken;         /* by a uprobe's program that is not over */
@@ -267,6 +276,17 @@ struct af_scratch {
 	u64 judge;         /* of the slot that is being settled: AF_S_PUT_OFF */
 	u32 send;          /* AF_SETTLED_… */
 	u32 elsewhere;     /* it is registered, and only where this thread does not wait now */
+	/* what the functions behind AF_CALL are given */
+	struct af_slot_key key;
+	struct af_wanted wanted;
+	u32 waited;
+	u32 at;            /* of `noticed` */
+	u64 userdata;
+	u64 caller;
+	u64 hash;          /* of the stack, and the id made of it */
+	s32 stack_id;
+	s32 fds[2];        /* on which a call made progress; -1: none */
+	u32 only;          /* of events of these kinds; 0: of all */
 };
 
 BPF_F_TABLE("array", int, struct af_rec, recorder, (AF_RING_RECORDS + 1) * AF_CPUS, BPF_F_MMAPABLE);
@@ -301,5 +321,5 @@ BPF_F_TABLE("hash", struct af_path_key, u32, exec_paths, 64, 0);
 BPF_F_TABLE("lru_hash", struct af_call_key, struct af_entered, entered, AF_MAX_ENTERED, 0);
 BPF_F_TABLE("hash", struct af_site_key, u64, sites, AF_MAX_SITES, 0);
 BPF_F_TABLE("array", int, struct af_share, shares, AF_SHARES, 0);
-BPF_F_TABLE("prog", int, int, prog, 3, 0);
+BPF_F_TABLE("prog", int, int, prog, 4, 0);
 BPF_F_TABLE("prog", int, int, hits, 4, 0);

@@ -117,21 +117,22 @@ AF_FN void af_keep_stack(s32 id, u64 place)
 	if (!s)
 		return;
 	u64 r = (u64)bpf_task_pt_regs((void *)bpf_get_current_task_btf());
-	struct pt_regs regs = {};
-	bpf_probe_read_kernel(&regs, sizeof(regs), (void *)r);
-	s->regs[0] = regs.ip;
-	s->regs[1] = regs.sp;
-	s->regs[2] = regs.bp;
-	s->regs[3] = regs.bx;
-	s->regs[4] = regs.r12;
-	s->regs[5] = regs.r13;
-	s->regs[6] = regs.r14;
-	s->regs[7] = regs.r15;
+#define AF_KEEP(at, field) \
+	bpf_probe_read_kernel(&s->regs[at], 8, (void *)(r + __builtin_offsetof(struct pt_regs, field)))
+	AF_KEEP(0, ip);
+	AF_KEEP(1, sp);
+	AF_KEEP(2, bp);
+	AF_KEEP(3, bx);
+	AF_KEEP(4, r12);
+	AF_KEEP(5, r13);
+	AF_KEEP(6, r14);
+	AF_KEEP(7, r15);
+	u64 sp = AF_KEPT(s->regs[1]);
 	s->tgid = af_tgid();
 	s->nbytes = AF_STACK_BYTES;
-	if (bpf_probe_read_user(s->bytes, AF_STACK_BYTES, (void *)regs.sp)) {
+	if (bpf_probe_read_user(s->bytes, AF_STACK_BYTES, (void *)sp)) {
 		s->nbytes = AF_STACK_SHORT;
-		if (bpf_probe_read_user(s->bytes, AF_STACK_SHORT, (void *)regs.sp))
+		if (bpf_probe_read_user(s->bytes, AF_STACK_SHORT, (void *)sp))
 			s->nbytes = 0;
 	}
 	stack_bytes.insert(&id, s);
@@ -177,36 +178,59 @@ AF_FN u64 af_fingerprint(u64 caller, struct af_scratch *s)
 #endif
 }
 
+/* Whether the stack is known; then by s->stack_id. */
+int af_find_stack(struct af_scratch *s)
+{
+	if (!s)
+		return 0;
+	u64 hash = af_fingerprint(s->caller, s);
+	s32 id = (s32)((hash ^ hash >> 32) & 0x7fffffff);
+	s->hash = hash;
+	s->stack_id = id;
+	return hash && stacks.lookup(&id);
+}
+
+/* The stack that was walked, s->stack, gets s->stack_id. */
+int af_add_stack(struct af_scratch *s)
+{
+	if (!s)
+		return 0;
+	u64 hash = s->hash;
+	if (!hash) {
+		hash = AF_MIX(14695981039346656037ull, s->caller);
+		AF_LOOP
+		for (u32 i = 0; i < AF_STACK_DEPTH; i++)
+			hash = AF_MIX(hash, s->stack.ip[i]);
+	}
+	s32 id = (s32)((hash ^ hash >> 32) & 0x7fffffff);
+	s->stack_id = id;
+	if (stacks.lookup(&id))
+		return 0;
+	stacks.insert(&id, &s->stack);
+	if (stacks.lookup(&id)) {
+		af_keep_stack(id, s->place);
+	} else {
+		af_count(AF_C_STACK_FAILED);
+		s->stack_id = -1;
+	}
+	return 0;
+}
+
 /* An id of the user stack: walked for the first one of its fingerprint only. The kernel's own stack map has one place
  * for many stacks, so that the second of two would be refused, or change what the first one's id says. caller: the
  * return address at a function's entry, which the walk by frame pointers passes over; 0 elsewhere. */
 AF_FN s32 af_stack_id_in(void *ctx, u64 caller, struct af_scratch *s)
 {
-	u64 hash = af_fingerprint(caller, s);
-	s32 id = (s32)((hash ^ hash >> 32) & 0x7fffffff);
-	if (hash && stacks.lookup(&id))
-		return id;
+	s->caller = caller;
+	if (AF_CALL(4, af_find_stack, s))
+		return s->stack_id;
 	__builtin_memset(&s->stack, 0, sizeof(s->stack));
 	if (bpf_get_stack(ctx, &s->stack, sizeof(s->stack), BPF_F_USER_STACK) < 0) {
 		af_count(AF_C_STACK_FAILED);
 		return -1;
 	}
-	if (!hash) {
-		hash = AF_MIX(14695981039346656037ull, caller);
-		AF_LOOP
-		for (u32 i = 0; i < AF_STACK_DEPTH; i++)
-			hash = AF_MIX(hash, s->stack.ip[i]);
-		id = (s32)((hash ^ hash >> 32) & 0x7fffffff);
-	}
-	if (!stacks.lookup(&id)) {
-		stacks.insert(&id, &s->stack);
-		if (!stacks.lookup(&id)) {
-			af_count(AF_C_STACK_FAILED);
-			return -1;
-		}
-		af_keep_stack(id, s->place);
-	}
-	return id;
+	AF_CALL(5, af_add_stack, s);
+	return s->stack_id;
 }
 
 /* The same for a tracepoint's program. */

@@ -348,23 +348,23 @@ AF_FN void af_resolve(struct af_target *target, struct af_slot *slot)
 
 #define AF_WHENEVER (~0ull)
 
-/* The first registration of the slot, of a generation in [from, to) and begun before `before`, that exists; a copy of
- * it in *copy, in state AF_REG_NONE when there is none. `armed`: of those only that can deliver. Links whose registration is over are dropped on the way. */
-AF_FN bool af_existing(struct af_slot *slot, u32 from, u32 to, u64 before, bool armed, struct af_reg *copy)
+/* The first of the wanted registrations of the slot that exists; a copy of it in *copy, in state AF_REG_NONE when there
+ * is none. Links whose registration is over are dropped on the way. */
+AF_FN bool af_existing_in(struct af_slot *slot, struct af_wanted *w, struct af_reg *copy)
 {
 	/* found or not: in memory, so that the verifier's states of the loop stay equal */
 	AF_KEPT(copy->state) = AF_REG_NONE;
 	AF_LOOP
 	for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
 		struct af_link *link = &slot->links[i];
-		if (!link->ep || link->gen < from || link->gen >= to || !link->file)
+		if (!link->ep || link->gen < AF_KEPT(w->from) || link->gen >= AF_KEPT(w->to) || !link->file)
 			continue;
 		struct af_reg *note = af_link_note(link);
 		if (!note) {
 			link->ep = 0;
 			continue;
 		}
-		if (note->add.enter >= before)
+		if (note->add.enter >= AF_KEPT(w->before))
 			continue;
 		u32 answer = af_note_exists(note);
 		if (answer == AF_GONE) {
@@ -372,7 +372,7 @@ AF_FN bool af_existing(struct af_slot *slot, u32 from, u32 to, u64 before, bool 
 			link->ep = 0;
 			continue;
 		}
-		if (armed && answer == AF_EXISTS && af_disarmed(note->item))
+		if (AF_KEPT(w->armed) && answer == AF_EXISTS && af_disarmed(note->item))
 			continue;
 		if (AF_KEPT(copy->state) == AF_REG_NONE)
 			af_note_copy(copy, note, answer);
@@ -380,8 +380,30 @@ AF_FN bool af_existing(struct af_slot *slot, u32 from, u32 to, u64 before, bool 
 	return AF_KEPT(copy->state) != AF_REG_NONE;
 }
 
+int af_find_existing(struct af_scratch *s)
+{
+	struct af_slot *slot = s ? slots.lookup(&s->key) : 0;
+	return slot ? af_existing_in(slot, &s->wanted, &s->reg) : 0;
+}
+
+AF_FN void af_call_about(struct af_scratch *s, struct af_slot *slot)
+{
+	s->key.tgid = slot->tgid;
+	s->key.epoch = slot->epoch;
+	s->key.addr = slot->addr;
+}
+
+/* The same, in s->reg. */
+AF_FN bool af_existing(struct af_slot *slot, u32 from, u32 to, u64 before, bool armed, struct af_scratch *s)
+{
+	af_call_about(s, slot);
+	s->wanted = (struct af_wanted){.before = before, .from = from, .to = to, .armed = armed};
+	AF_KEPT(s->reg.state) = AF_REG_NONE;
+	return AF_CALL(1, af_find_existing, s) != 0;
+}
+
 /* Any registration of the slot's life that is remembered, existing or not: for the story. None: state AF_REG_NONE. */
-AF_FN bool af_remembered(struct af_slot *slot, struct af_reg *copy)
+AF_FN bool af_remembered_in(struct af_slot *slot, struct af_reg *copy)
 {
 	struct af_reg *note = 0;
 	AF_KEPT(copy->state) = AF_REG_NONE;
@@ -407,6 +429,20 @@ AF_FN bool af_remembered(struct af_slot *slot, struct af_reg *copy)
 	af_copy(copy, last, sizeof(*copy));
 	copy->state = AF_REG_ENDED;
 	return true;
+}
+
+int af_find_remembered(struct af_scratch *s)
+{
+	struct af_slot *slot = s ? slots.lookup(&s->key) : 0;
+	return slot ? af_remembered_in(slot, &s->reg) : 0;
+}
+
+/* The same, in s->reg. */
+AF_FN bool af_remembered(struct af_slot *slot, struct af_scratch *s)
+{
+	af_call_about(s, slot);
+	AF_KEPT(s->reg.state) = AF_REG_NONE;
+	return AF_CALL(2, af_find_remembered, s) != 0;
 }
 
 /* A failed ADD, as a registration that never was. */
@@ -629,13 +665,13 @@ AF_FN void af_slot_foreign(struct af_slot *slot)
 
 /* Judge what was put off: a close that the registration outlived, a destroy while it was registered. Called when the
  * calls are over: at the thread's next wait, when the slot is born again or delivered, or from outside. `waited`: the
- * thread that registered a free slot waits, so that no create is under way that would give it out. `judge`: which of
- * AF_S_PUT_OFF, since a destroy of another thread may still be under way. Returns what is to
- * be sent, which is in s->send; deciding and sending are apart, since the verifier cannot join states that differ by a
+ * thread that registered a free slot waits, so that no create is under way that would give it out. s->judge: which of
+ * AF_S_PUT_OFF, since a destroy of another thread may still be under way. What is to be sent is in s->send; deciding and sending are apart, since the verifier cannot join states that differ by a
  * ring entry. */
-AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, u64 judge, bool waited)
+AF_FN void af_settled(struct af_slot *slot, struct af_scratch *s)
 {
-	u64 was = slot->flags & judge;
+	u64 was = slot->flags & AF_KEPT(s->judge);
+#define waited AF_KEPT(s->waited)
 	bool added = slot->adder != 0;
 	AF_KEPT(s->send) = 0;
 	if (was & AF_S_CLOSE_PENDING) {
@@ -665,7 +701,7 @@ AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, u64 judge, bool
 	}
 	if ((was & AF_S_PENDING) && (__sync_fetch_and_and(&slot->flags, ~AF_S_PENDING) & AF_S_PENDING)) {
 		bool registered = af_existing(slot, slot->live_from, slot->gen + 1,
-					      added ? slot->destroy.ts : AF_WHENEVER, true, &s->reg);
+					      added ? slot->destroy.ts : AF_WHENEVER, true, s);
 		if (!(slot->flags & AF_S_REARMED))
 			af_lifetime_out(slot, af_signature(slot, registered));
 		if (registered) {
@@ -677,7 +713,7 @@ AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, u64 judge, bool
 	if (was & AF_S_TWICE_PENDING) {
 		af_unflag(slot, AF_S_TWICE_PENDING);
 		if (!registered)
-			af_remembered(slot, &s->reg);
+			af_remembered(slot, s);
 		AF_KEPT(s->send) |= AF_SETTLED_TWICE;
 	}
 	if (added && waited)
@@ -685,42 +721,66 @@ AF_FN u32 af_settled(struct af_slot *slot, struct af_scratch *s, u64 judge, bool
 	/* a destroy that is still to be judged covers it */
 	if (!registered && added && waited && slot->state == AF_SLOT_FREE && !(slot->flags & AF_S_PENDING))
 		af_slot_foreign(slot);
-	return AF_KEPT(s->send);
+#undef waited
 }
 
-/* What af_settled found, from s->send. */
-AF_FN void af_send_settled(struct af_target *target, struct af_slot *slot, struct af_scratch *s)
+/* What af_settled found, one of s->send. */
+int af_send_settled(struct af_scratch *s)
 {
+	struct af_slot *slot = s ? slots.lookup(&s->key) : 0;
+	if (!slot)
+		return 0;
+	u32 which = s->send & -s->send, tgid = slot->tgid;
+	struct af_target *target = targets.lookup(&tgid);
+	bool freed = which != AF_SETTLED_OUTLIVES, twice = which == AF_SETTLED_TWICE;
+	struct af_reg *reg = freed ? &s->reg : &s->other;
+	struct af_at *at = twice ? &slot->again : freed ? &slot->destroy : &reg->end;
+	struct af_trigger_args *a = &s->args;
+	__builtin_memset(a, 0, sizeof(*a));
+	a->ts = at->ts;
+	a->enter = freed ? at->ip : at->enter;
+	a->addr = slot->addr;
+	a->gen = twice ? slot->gen : reg->gen;
+	a->fd = twice ? slot->fd : reg->fd;
+	a->epfd = twice ? slot->epfd : reg->epfd;
+	a->flags = twice && (slot->flags & AF_S_USED_AFTER) ? AF_F_REFCOUNT : 0;
+	a->stack = at->stack;
+	a->kind = freed ? AF_DESTROYED : AF_CLOSED;
+	a->tid = at->tid;
+	bool refused = twice && af_failed_of(slot, &s->other);
+	af_suspect(twice ? AF_SUSPECT_DOUBLE_DESTROY
+			 : freed ? AF_SUSPECT_FREED_REGISTERED : AF_SUSPECT_OUTLIVES_CLOSE,
+		   a, slot->tgid, target, 0, slot, reg, refused ? &s->other : 0);
+	return 0;
+}
+
+int af_settle_slot(struct af_scratch *s)
+{
+	struct af_slot *slot = s ? slots.lookup(&s->key) : 0;
+	if (!slot)
+		return 0;
+	af_settled(slot, s);
 	AF_LOOP
-	for (u32 which = AF_SETTLED_OUTLIVES; which <= AF_SETTLED_TWICE; which <<= 1) {
-		if (!(AF_KEPT(s->send) & which))
-			continue;
-		bool freed = which != AF_SETTLED_OUTLIVES, twice = which == AF_SETTLED_TWICE;
-		struct af_reg *reg = freed ? &s->reg : &s->other;
-		struct af_at *at = twice ? &slot->again : freed ? &slot->destroy : &reg->end;
-		struct af_trigger_args *a = &s->args;
-		__builtin_memset(a, 0, sizeof(*a));
-		a->ts = at->ts;
-		a->enter = freed ? at->ip : at->enter;
-		a->addr = slot->addr;
-		a->gen = twice ? slot->gen : reg->gen;
-		a->fd = twice ? slot->fd : reg->fd;
-		a->epfd = twice ? slot->epfd : reg->epfd;
-		a->flags = twice && (slot->flags & AF_S_USED_AFTER) ? AF_F_REFCOUNT : 0;
-		a->stack = at->stack;
-		a->kind = freed ? AF_DESTROYED : AF_CLOSED;
-		a->tid = at->tid;
-		bool refused = twice && af_failed_of(slot, &s->other);
-		af_suspect(twice ? AF_SUSPECT_DOUBLE_DESTROY
-				 : freed ? AF_SUSPECT_FREED_REGISTERED : AF_SUSPECT_OUTLIVES_CLOSE,
-			   a, slot->tgid, target, 0, slot, reg, refused ? &s->other : 0);
+	for (u32 i = 0; i < 3; i++) {
+		if (!AF_KEPT(s->send))
+			break;
+		AF_CALL(3, af_send_settled, s);
+		AF_KEPT(s->send) &= AF_KEPT(s->send) - 1;
 	}
+	return 0;
 }
 
-AF_FN void af_settle(struct af_target *target, struct af_slot *slot, struct af_scratch *s, bool waited)
+AF_FN void af_settle_only(struct af_slot *slot, struct af_scratch *s, bool waited)
 {
-	if (af_settled(slot, s, AF_S_PUT_OFF, waited))
-		af_send_settled(target, slot, s);
+	af_call_about(s, slot);
+	s->waited = waited;
+	AF_CALL(0, af_settle_slot, s);
+}
+
+AF_FN void af_settle(struct af_slot *slot, struct af_scratch *s, bool waited)
+{
+	AF_KEPT(s->judge) = AF_S_PUT_OFF;
+	af_settle_only(slot, s, waited);
 }
 
 /* To be judged at this thread's next wait, unless something brings it up before. */
@@ -748,7 +808,7 @@ AF_FN void af_slot_reborn(struct af_target *target, struct af_slot *slot, u64 fl
 	if (slot->flags & AF_S_UNBORN) /* another object's registrations say nothing of this life */
 		for (u32 i = 0; i < AF_SLOT_LINKS; i++)
 			slot->links[i].ep = 0;
-	af_settle(target, slot, s, false);
+	af_settle(slot, s, false);
 	/* what was counted and not told: who reads takes every count of the slot from the one message */
 	u32 owed = slot->idle_reported && slot->idle > slot->idle_reported ? AF_SUSPECT_HOT
 		   : slot->stale != slot->stale_reported ? AF_SUSPECT_STALE_DELIVERY
@@ -760,13 +820,13 @@ AF_FN void af_slot_reborn(struct af_target *target, struct af_slot *slot, u64 fl
 					    .epfd = slot->epfd, .stack = -1, .kind = AF_DELIVERED,
 					    .flags = AF_F_OWED, .tid = slot->last_tid};
 		slot->stale_reported = slot->stale;
-		af_remembered(slot, &s->reg);
+		af_remembered(slot, s);
 		af_suspect(owed, &a, slot->tgid, target, 0, slot, &s->reg, 0);
 	}
 	u64 destroyed = slot->destroy.ts;
 	/* of a life that a destroy has ended, that is: not of an owner that still has it */
 	bool older = af_existing(slot, 0, was_live ? slot->live_from : slot->gen + 1,
-				 slot->adder ? destroyed : AF_WHENEVER, false, &s->reg);
+				 slot->adder ? destroyed : AF_WHENEVER, false, s);
 	slot->old_fd = older ? s->reg.fd : -1;
 	slot->old_epfd = older ? s->reg.epfd : -1;
 	slot->old_gen = older ? s->reg.gen : 0;

@@ -200,7 +200,8 @@ AF_FN void af_added(struct af_target *target, struct af_thread *t, struct af_at 
 	u32 tid = (u32)bpf_get_current_pid_tgid();
 	if ((slot->flags & AF_S_REBORN_LIVE) && slot->state == AF_SLOT_LIVE) {
 		/* given out twice: does an owner before this one have it registered? */
-		bool twin = af_existing(slot, slot->live_from, note->gen, AF_WHENEVER, false, &s->other);
+		s->wanted = (struct af_wanted){.before = AF_WHENEVER, .from = slot->live_from, .to = note->gen};
+		bool twin = af_existing_in(slot, &s->wanted, &s->other);
 		if (twin && s->other.file != note->file) {
 			struct af_trigger_args a = {.ts = at->ts, .enter = at->enter, .addr = t->userdata,
 						    .gen = slot->gen, .fd = t->fd, .epfd = t->epfd,

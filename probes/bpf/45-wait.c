@@ -5,6 +5,7 @@
 #define AF_PROG_DELIVER 0
 #define AF_PROG_REPORT 1
 #define AF_PROG_SETTLE 2
+#define AF_PROG_PROGRESS 3
 
 #define AF_EPOLLERR 8u
 #define AF_EPOLLHUP 16u
@@ -106,8 +107,7 @@ AF_FN void af_settle_pending(void *ctx)
 		if (AF_KEPT(s->judge) & slot->flags & ~judged)
 			af_put_off(t, slot, AF_KEPT(s->judge) & ~judged);
 		AF_KEPT(s->judge) &= judged;
-		if (af_settled(slot, s, AF_KEPT(s->judge), slot->adder == (u32)key.id))
-			af_send_settled(target, slot, s);
+		af_settle_only(slot, s, slot->adder == (u32)key.id);
 	}
 	if (t->missed_count || t->pending_first != t->pending_until)
 		prog.call(ctx, AF_PROG_SETTLE);
@@ -172,12 +172,13 @@ AF_FN bool af_worth_sending(u32 count, bool consecutive)
 
 /* Of a TCP connection the kernel tells whether what was delivered is read: then nobody needs to watch the calls. Looked
  * at twice in AF_SUSPECT_AFTER deliveries. Fewer segments than AF_WASTED allows: something spins beside the reading. */
-AF_FN bool af_taken(struct af_slot *slot, u32 events, u64 idle)
+int af_taken(struct af_scratch *s)
 {
+	struct af_slot *slot = s ? slots.lookup(&s->key) : 0;
+	if (!slot)
+		return 0;
 	u32 half = AF_SUSPECT_AFTER / 2, taken = 0, arrived = 0, links = 0;
-	u64 file = 0;
-	if (!idle || (idle & (half - 1)) || (events & AF_EPOLLOUT))
-		return false;
+	u64 file = 0, idle = slot->idle + 1;
 	AF_LOOP
 	for (u32 i = 0; i < AF_SLOT_LINKS; i++) {
 		struct af_link *link = &slot->links[i];
@@ -187,11 +188,19 @@ AF_FN bool af_taken(struct af_slot *slot, u32 events, u64 idle)
 		file = link->file ? link->file : af_file(link->fd); /* one from fdinfo has its number only */
 	}
 	if (links != 1 || !af_tcp(file, &taken, &arrived))
-		return false;
+		return 0;
 	bool moved = !(idle & half) && taken != slot->taken && arrived - slot->arrived >= half / AF_WASTED;
 	slot->taken = taken;
 	slot->arrived = arrived;
 	return moved;
+}
+
+AF_FN bool af_was_taken(struct af_slot *slot, u32 events, u64 idle, struct af_scratch *s)
+{
+	if (!idle || (idle & (AF_SUSPECT_AFTER / 2 - 1)) || (events & AF_EPOLLOUT))
+		return false;
+	af_call_about(s, slot);
+	return AF_CALL(9, af_taken, s) != 0;
 }
 
 /* Deliveries without progress on the file: a spin, whatever else rotates through the batches. */
@@ -205,7 +214,7 @@ AF_FN void af_idle(struct af_target *target, struct af_slot *slot, u32 events, s
 				((slot->flags & AF_S_CLOSED) && !(slot->flags & AF_S_DELETED));
 	if (slot->flags & AF_S_EDGE)
 		return;
-	if (!slot->idle || (!AF_KEPT(s->hopeless) && (slot->idle_since < since || af_taken(slot, events, slot->idle + 1)))) {
+	if (!slot->idle || (!AF_KEPT(s->hopeless) && (slot->idle_since < since || af_was_taken(slot, events, slot->idle + 1, s)))) {
 		slot->idle = 0;
 		slot->progressed = 0;
 		slot->idle_reported = 0;
@@ -380,33 +389,39 @@ AF_FN void af_deliver(void *ctx)
 
 AF_FN void af_lifecycle_out(u16 kind, u32 tgid, u64 addr, u32 arg, struct af_path_key *path);
 
-AF_FN void af_report_one(struct af_target *target, struct af_thread *t, struct af_noticed *p, struct af_scratch *s,
-			 s32 stack)
+/* s->at: which. */
+int af_report_one(struct af_scratch *s)
 {
+	struct af_target *target = s ? af_target_now() : 0;
+	u64 id = bpf_get_current_pid_tgid();
+	struct af_thread *t = target ? threads.lookup(&id) : 0;
+	if (!t)
+		return 0;
+	struct af_noticed *p = &s->noticed[s->at & (AF_CHUNK - 1)];
 	struct af_slot *slot = af_slot_find(target, p->addr);
 	if (!slot)
-		return;
+		return 0;
 	if (p->what == AF_NOTICE_SPIN) {
 		af_lifecycle_out(AF_SPIN_SUSPECTED, slot->tgid, slot->addr, (u32)slot->idle, 0);
-		return;
+		return 0;
 	}
 #define af_recycled (AF_KEPT(p->what) == AF_SUSPECT_RECYCLED_DELIVERY)
 	/* of a stale delivery, the registration that exists says more than one that is over */
 	u32 until = af_recycled ? slot->live_from : slot->gen + 1;
-	bool exists = af_existing(slot, 0, until, AF_WHENEVER, false, &s->reg);
+	bool exists = af_existing(slot, 0, until, AF_WHENEVER, false, s);
 	if (!exists && af_recycled) {
 		slot->old_fd = -1; /* it is over by now */
-		return;
+		return 0;
 	}
 	if (!exists)
-		af_remembered(slot, &s->reg);
+		af_remembered(slot, s);
 	AF_KEPT(s->other.state) = AF_REG_NONE;
 	if (af_recycled)
-		af_remembered(slot, &s->other);
+		af_remembered_in(slot, &s->other);
 	if (af_recycled) {
 		slot->recycled += 1;
 		if (!af_worth_sending(slot->recycled, p->repeat))
-			return;
+			return 0;
 		slot->recycled_reported = slot->recycled;
 	} else {
 		slot->stale_reported = slot->stale;
@@ -421,7 +436,7 @@ AF_FN void af_report_one(struct af_target *target, struct af_thread *t, struct a
 	a->epfd = t->wait.epfd;
 	a->ret = p->index;
 	a->arg = p->events;
-	a->stack = stack;
+	a->stack = s->stack_id;
 	a->kind = AF_DELIVERED;
 	a->flags = p->flags;
 	if (slot->consecutive >= AF_QUIET_AFTER && !af_worth_sending(slot->consecutive, true)) {
@@ -432,6 +447,7 @@ AF_FN void af_report_one(struct af_target *target, struct af_thread *t, struct a
 	}
 	af_suspect(p->what, a, slot->tgid, target, t, slot, &s->reg, &s->other);
 #undef af_recycled
+	return 0;
 }
 
 /* Send what af_deliver found, AF_SUSPECTS at a time, then go on with the next chunk. */
@@ -445,12 +461,13 @@ int af_report(struct af_sys_exit *ctx)
 	struct af_scratch *s = scratch.lookup(&zero);
 	if (!t || !s)
 		return 0;
-	s32 stack = af_stack_id(ctx);
+	s->stack_id = af_stack_id(ctx);
 	AF_LOOP
 	for (u32 i = 0; i < AF_SUSPECTS; i++) {
 		if (i >= s->noticed_count)
 			break;
-		af_report_one(target, t, &s->noticed[i], s, stack);
+		s->at = i;
+		AF_CALL(6, af_report_one, s);
 	}
 	if (s->noticed_count > AF_SUSPECTS)
 		af_count(AF_C_SUSPECTS_DROPPED);

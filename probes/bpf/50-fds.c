@@ -55,7 +55,7 @@ AF_FN void af_outlived(struct af_target *target, struct af_thread *t, struct af_
 {
 	struct af_slot *slot = t->outlived ? af_slot_find(target, t->outlived) : 0;
 	if (slot && slot->state == AF_SLOT_LIVE)
-		af_settle(target, slot, s, false);
+		af_settle(slot, s, false);
 }
 
 /* A close after EPOLL_CTL_DEL ends no registration any more; it is still the end of the slot's descriptor. */
@@ -290,10 +290,13 @@ int af_enter_dup2(struct af_sys_enter *ctx)
 
 /* The number leads to its registered description again, as after a redirection: saved by dup, replaced by dup2, restored
  * by dup2. The registration is (description, number), and can be removed as if nothing had been. */
-AF_FN void af_restored(s32 fd, u64 file)
+int af_restored(struct af_scratch *s)
 {
 #if AF_ASK
-	u64 node = af_first_item(file);
+	if (!s)
+		return 0;
+	s32 fd = s->fds[0];
+	u64 file = af_file(fd), node = af_first_item(file);
 	AF_LOOP
 	for (u32 i = 0; i < AF_ITEMS; i++) {
 		if (!node)
@@ -314,6 +317,7 @@ AF_FN void af_restored(s32 fd, u64 file)
 		af_at_clear(&slot->close);
 	}
 #endif
+	return 0;
 }
 
 AF_FN void af_dupped(void *ctx, s32 oldfd, s32 newfd, u64 enter, u64 now)
@@ -325,7 +329,12 @@ AF_FN void af_dupped(void *ctx, s32 oldfd, s32 newfd, u64 enter, u64 now)
 	struct af_dup dup = {.enter = enter, .ts = now, .ip = AF_USER(ip),
 			     .tid = (u32)bpf_get_current_pid_tgid(), .stack = stack, .oldfd = oldfd, .newfd = newfd};
 	dups.update(&file, &dup);
-	af_restored(newfd, file);
+	int zero = 0;
+	struct af_scratch *s = scratch.lookup(&zero);
+	if (s) {
+		s->fds[0] = newfd;
+		AF_CALL(8, af_restored, s);
+	}
 	af_record(AF_DUPPED, 0, now, enter, 0, 0, oldfd, -1, newfd, 0, stack);
 }
 

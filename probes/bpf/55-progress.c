@@ -7,8 +7,11 @@
 #define AF_EAGAIN (-11)
 #define AF_PROGRESS_ITEMS 64 /* registrations of one file: of a listener, in the instances of many loops */
 #define AF_READABLE 0x41u /* EPOLLIN, EPOLLRDNORM */
-AF_FN int af_progressed(s32 fd, u32 only)
+int af_progress_of(struct af_scratch *s)
 {
+	if (!s)
+		return 0;
+	s32 fd = s->fds[0];
 #if AF_ASK
 	u64 file = af_file(fd), node = af_first_item(file);
 	AF_LOOP
@@ -26,7 +29,7 @@ AF_FN int af_progressed(s32 fd, u32 only)
 		struct af_slot *slot = note ? af_note_slot(note) : 0;
 		if (target)
 			slot = af_slot_find(target, af_slot_behind(target, userdata, false));
-		if (!slot || !slot->idle || (only && (slot->last_events & ~only)))
+		if (!slot || !slot->idle || (AF_KEPT(s->only) && (slot->last_events & ~AF_KEPT(s->only))))
 			continue;
 		/* a little progress among very many deliveries is that of another descriptor, or direction */
 		slot->progressed += 1;
@@ -44,6 +47,35 @@ AF_FN int af_progressed(s32 fd, u32 only)
 	return 0;
 }
 
+/* The last program of each chain that begins at one of the calls below. */
+int af_progress_on(struct af_sys_exit *ctx)
+{
+	int zero = 0;
+	struct af_scratch *s = scratch.lookup(&zero);
+	if (!s)
+		return 0;
+	AF_CALL(7, af_progress_of, s);
+	s->fds[0] = s->fds[1];
+	if (s->fds[1] >= 0)
+		AF_CALL(7, af_progress_of, s);
+	return 0;
+}
+
+AF_FN int af_progressed_on(void *ctx, s32 fd, s32 second, u32 only)
+{
+	int zero = 0;
+	struct af_scratch *s = scratch.lookup(&zero);
+	if (!s)
+		return 0;
+	s->fds[0] = fd;
+	s->fds[1] = second;
+	s->only = only;
+	prog.call(ctx, AF_PROG_PROGRESS);
+	return 0;
+}
+
+#define af_progressed(fd, only) af_progressed_on(ctx, fd, -1, only)
+
 /* A datagram may be empty; of a stream 0 is its end. */
 AF_FN bool af_of_datagrams(s32 fd)
 {
@@ -58,7 +90,7 @@ AF_FN bool af_of_datagrams(s32 fd)
 }
 
 /* Something was taken, or another one had taken it: what epoll told of is gone, which was not to write. */
-AF_FN int af_progress_taken(s32 fd, s64 ret)
+AF_FN int af_progress_taken(void *ctx, s32 fd, s64 ret)
 {
 	if (ret > 0 || (!ret && af_of_datagrams(fd)))
 		return af_progressed(fd, 0);
@@ -72,7 +104,7 @@ int af_progress(struct af_sys_exit *ctx)
 
 int af_progress_read(struct af_sys_exit *ctx)
 {
-	return af_progress_taken((s32)AF_USER(di), ctx->ret);
+	return af_progress_taken(ctx, (s32)AF_USER(di), ctx->ret);
 }
 
 #define AF_MSG_PEEK 2
@@ -81,14 +113,14 @@ int af_progress_read(struct af_sys_exit *ctx)
 int af_progress_recv(struct af_sys_exit *ctx)
 {
 	bool peeked = ctx->ret >= 0 && (AF_USER(r10) & AF_MSG_PEEK);
-	return peeked ? 0 : af_progress_taken((s32)AF_USER(di), ctx->ret);
+	return peeked ? 0 : af_progress_taken(ctx, (s32)AF_USER(di), ctx->ret);
 }
 
 /* recvmsg(2) */
 int af_progress_recvmsg(struct af_sys_exit *ctx)
 {
 	bool peeked = ctx->ret >= 0 && (AF_USER(dx) & AF_MSG_PEEK);
-	return peeked ? 0 : af_progress_taken((s32)AF_USER(di), ctx->ret);
+	return peeked ? 0 : af_progress_taken(ctx, (s32)AF_USER(di), ctx->ret);
 }
 
 /* of accept(2) a new number, which may be 0; of timerfd_settime(2), connect(2) and
@@ -106,8 +138,7 @@ int af_progress_pair(struct af_sys_exit *ctx)
 {
 	if (ctx->ret <= 0)
 		return 0;
-	af_progressed((s32)AF_USER(di), 0);
-	return af_progressed((s32)AF_USER(si), 0);
+	return af_progressed_on(ctx, (s32)AF_USER(di), (s32)AF_USER(si), 0);
 }
 
 /* splice(2) and copies between descriptors make progress on both */
@@ -115,6 +146,5 @@ int af_progress_two(struct af_sys_exit *ctx)
 {
 	if (ctx->ret <= 0)
 		return 0;
-	af_progressed((s32)AF_USER(di), 0);
-	return af_progressed((s32)AF_USER(dx), 0);
+	return af_progressed_on(ctx, (s32)AF_USER(di), (s32)AF_USER(dx), 0);
 }

@@ -207,6 +207,6 @@ int af_settle_now(struct af_settle_args *ctx)
 	struct af_slot *slot = af_slot_of(tgid, epoch, ctx->addr);
 	struct af_target *target = targets.lookup(&tgid);
 	if (slot && s && target && target->epoch == epoch)
-		af_settle(target, slot, s, true);
+		af_settle(slot, s, true);
 	return 0;
 }

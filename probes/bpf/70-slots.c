@@ -151,9 +151,7 @@ AF_FN void af_destroyed(struct pt_regs *ctx, struct af_target *target, u64 ip, u
 	if (slot && slot->state == AF_SLOT_FREE && af_within_destroy(t, addr, ctx->sp, ip))
 		return; /* a destructor called by a destructor: one destroy */
 	s32 stack = af_stack_id_in(ctx, af_destroy_begun(t, ctx, ip, addr, entry), s);
-	struct af_at at;
 	u16 flags = 0;
-	af_at_set(&at, now, now, ip, tid, stack);
 	if (!slot) {
 		slot = af_slot_new(target, addr);
 		if (!slot)
@@ -175,15 +173,23 @@ AF_FN void af_destroyed(struct pt_regs *ctx, struct af_target *target, u64 ip, u
 	af_resolve(target, slot);
 	bool holds = af_holds_object(slot);
 	af_record(AF_DESTROYED, flags, now, ip, addr, slot->gen, slot->fd, slot->epfd, 0, holds, stack);
-	struct af_trigger_args a = {.ts = now, .enter = ip, .addr = addr, .gen = slot->gen, .fd = slot->fd,
-				    .epfd = slot->epfd, .stack = stack, .kind = AF_DESTROYED};
+	struct af_trigger_args *a = &s->args;
+	__builtin_memset(a, 0, sizeof(*a));
+	a->ts = now;
+	a->enter = ip;
+	a->addr = addr;
+	a->gen = slot->gen;
+	a->fd = slot->fd;
+	a->epfd = slot->epfd;
+	a->stack = stack;
+	a->kind = AF_DESTROYED;
 	/* no create gave it out, nobody registered it: another kind of object, which the same code ends */
 	if (slot->state == AF_SLOT_FREE && AF_CREATE_COMPLETE && !slot->gen && slot->fd < 0 && !slot->add.ts)
 		return;
 	if (slot->state == AF_SLOT_FREE) {
 		slot->double_destroys += 1;
 		af_flag(slot, AF_S_DOUBLED);
-		slot->again = at;
+		af_at_set(&slot->again, now, now, ip, tid, stack);
 		if (!(slot->flags & AF_S_TWICE_PENDING)) {
 			af_flag(slot, AF_S_TWICE_PENDING);
 			af_put_off(t, slot, AF_S_TWICE_PENDING);
@@ -195,19 +201,19 @@ AF_FN void af_destroyed(struct pt_regs *ctx, struct af_target *target, u64 ip, u
 #define in_batch AF_KEPT(s->in_batch)
 	slot->state = AF_SLOT_FREE;
 	slot->adder = 0;
-	slot->destroy = at;
+	af_at_set(&slot->destroy, now, now, ip, tid, stack);
 	if (in_batch == AF_PENDING_NO && !AF_OBJECT_IS_SLOT)
 		slot->undispatched = 0; /* its object's memory may be another's from now on */
 	if (in_batch == AF_PENDING_HELD)
-		a.flags |= AF_F_HELD;
+		a->flags |= AF_F_HELD;
 	if (in_batch == AF_PENDING_UNKNOWN || in_batch == AF_PENDING_UNTOLD) {
 		af_flag(slot, AF_S_NOT_JUDGED);
 		af_count(AF_C_NOT_JUDGED);
 		target->not_judged += 1;
 		if (in_batch == AF_PENDING_UNTOLD || (target->not_judged & (target->not_judged - 1)))
 			in_batch = AF_PENDING_NO; /* told at doublings */
-		a.flags |= AF_F_NOT_JUDGED;
-		a.arg = (u32)target->not_judged;
+		a->flags |= AF_F_NOT_JUDGED;
+		a->arg = (u32)target->not_judged;
 	}
 	if (in_batch == AF_PENDING_YES) {
 		/* what the thread with the batch may read as an object */
@@ -216,9 +222,9 @@ AF_FN void af_destroyed(struct pt_regs *ctx, struct af_target *target, u64 ip, u
 		if (holder && !holder->stale_slot)
 			holder->stale_slot = slot->addr;
 	}
-	AF_KEPT(s->registered) = af_existing(slot, slot->live_from, slot->gen + 1, AF_WHENEVER, false, &s->reg);
+	AF_KEPT(s->registered) = af_existing(slot, slot->live_from, slot->gen + 1, AF_WHENEVER, false, s);
 #define registered AF_KEPT(s->registered)
-	if (registered || af_remembered(slot, &s->reg))
+	if (registered || af_remembered(slot, s))
 		af_slot_waiter(slot, s->reg.ep, tid, AF_S_DESTROY_BY_OTHER);
 	if (registered) {
 		af_flag(slot, AF_S_PENDING); /* judged when this call is over */
@@ -228,10 +234,10 @@ AF_FN void af_destroyed(struct pt_regs *ctx, struct af_target *target, u64 ip, u
 	}
 	if (in_batch != AF_PENDING_NO) {
 		if (nested)
-			a.flags |= AF_F_NESTED;
+			a->flags |= AF_F_NESTED;
 		if (!registered)
 			AF_KEPT(s->reg.state) = AF_REG_NONE;
-		af_suspect(AF_SUSPECT_FREED_IN_BATCH, &a, slot->tgid, target, t, slot, &s->reg, 0);
+		af_suspect(AF_SUSPECT_FREED_IN_BATCH, a, slot->tgid, target, t, slot, &s->reg, 0);
 	}
 #undef in_batch
 #undef registered
@@ -378,7 +384,7 @@ AF_FN void af_handled(struct pt_regs *ctx, struct af_target *target, u64 ip, u64
 						    .gen = slot->gen, .fd = slot->fd, .epfd = slot->epfd,
 						    .stack = freed->stack, .kind = AF_DESTROYED,
 						    .flags = AF_F_PROVEN, .tid = freed->tid};
-			af_remembered(slot, &s->reg);
+			af_remembered(slot, s);
 			af_suspect(AF_SUSPECT_FREED_IN_BATCH, &a, slot->tgid, target, t, slot, &s->reg, 0);
 		}
 		slot->undispatched -= 1;
@@ -393,8 +399,8 @@ AF_FN void af_handled(struct pt_regs *ctx, struct af_target *target, u64 ip, u64
 				    .fd = slot ? slot->fd : -1, .epfd = t->wait.epfd,
 				    .stack = af_stack_id_in(ctx, 0, s), .kind = AF_DISPATCHED};
 	s->reg.state = AF_REG_NONE;
-	if (slot && !af_existing(slot, 0, slot->gen + 1, AF_WHENEVER, false, &s->reg))
-		af_remembered(slot, &s->reg);
+	if (slot && !af_existing(slot, 0, slot->gen + 1, AF_WHENEVER, false, s))
+		af_remembered(slot, s);
 	af_suspect(AF_SUSPECT_STALE_DISPATCH, &a, af_tgid(), target, t, slot, &s->reg, 0);
 }
 

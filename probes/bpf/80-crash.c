@@ -41,7 +41,7 @@ AF_FN struct af_crash_slot *af_crash_slot(struct af_crash *c, struct af_target *
 	s->nbytes = 0;
 	af_copy(&s->slot, slot, sizeof(*slot));
 	__builtin_memset(&s->reg, 0, sizeof(s->reg));
-	if (af_remembered(slot, &picked->reg))
+	if (af_remembered(slot, picked))
 		af_copy(&s->reg, &picked->reg, sizeof(s->reg));
 	if (!bpf_probe_read_user(s->bytes, AF_CRASH_SLOT_SIZE, (void *)addr))
 		s->nbytes = AF_CRASH_SLOT_SIZE;
@@ -85,6 +85,11 @@ AF_FN void af_crash_registers(struct af_crash *c, struct af_scratch *picked, str
 	}
 }
 
+int af_known_slot(struct af_scratch *s)
+{
+	return s && slots.lookup(&s->key);
+}
+
 /* Slots whose address lies on the stack, innermost first. A program that ends itself (a panic, an assertion) has
  * other things in its registers by then; variables of the frames that called for it still hold the slot. */
 AF_FN void af_crash_on_stack(struct af_crash *c, struct af_scratch *picked, struct af_target *target)
@@ -98,7 +103,8 @@ AF_FN void af_crash_on_stack(struct af_crash *c, struct af_scratch *picked, stru
 		if (i * 8 >= c->head.nbytes)
 			break;
 		__builtin_memcpy(&key.addr, &c->stack[i * 8], sizeof(key.addr));
-		if (!slots.lookup(&key))
+		picked->key = key;
+		if (!AF_CALL(10, af_known_slot, picked))
 			continue;
 		u32 n = c->nlinks;
 		if (n >= AF_CRASH_ON_STACK)
@@ -112,6 +118,19 @@ AF_FN void af_crash_on_stack(struct af_crash *c, struct af_scratch *picked, stru
 			break;
 		af_crash_pick(picked, c->links[i], AF_HELD_REGISTER, 30);
 	}
+}
+
+/* s->userdata: of event s->at of a batch of s->count. */
+int af_crash_delivered(struct af_scratch *s)
+{
+	struct af_target *target = s ? af_target_now() : 0;
+	u64 userdata = s ? s->userdata : 0;
+	if (!target || AF_IS_RESERVED(userdata))
+		return 0;
+	struct af_slot *slot = af_slot_find(target, af_slot_behind(target, userdata, false));
+	if (slot && (slot->state == AF_SLOT_FREE || s->count <= AF_CRASH_SLOTS))
+		af_crash_pick(s, slot->addr, AF_HELD_BATCH, s->at);
+	return 0;
 }
 
 /* The events of the open batch as they are now, and the free slots among them. */
@@ -136,17 +155,16 @@ AF_FN void af_crash_batch(struct af_crash *c, struct af_scratch *picked, struct 
 		return;
 	}
 	c->nevents = count;
+	picked->count = count;
 	AF_LOOP
 	for (u32 i = 0; i < AF_CRASH_LOOKED; i++) {
 		if (i >= count)
 			break;
 		u64 userdata = 0;
 		af_copy(&userdata, &c->events[i * sizeof(struct af_epoll_event) + 4], sizeof(userdata));
-		if (AF_IS_RESERVED(userdata))
-			continue;
-		struct af_slot *slot = af_slot_find(target, af_slot_behind(target, userdata, false));
-		if (slot && (slot->state == AF_SLOT_FREE || count <= AF_CRASH_SLOTS))
-			af_crash_pick(picked, slot->addr, AF_HELD_BATCH, i);
+		picked->userdata = userdata;
+		picked->at = i;
+		AF_CALL(11, af_crash_delivered, picked);
 	}
 }
 

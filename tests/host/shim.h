@@ -49,6 +49,9 @@
 #define AF_TP_FAULT_ADDRESS 8
 #define AF_TP_FAULT_IP 16
 
+/* -- calls between functions that the kernel's verifier looks at apart */
+#define AF_CALL(number, name, s) name(s)
+
 /* -- maps */
 #define SIM_BUCKETS 64
 #define SIM_MAPS 40

@@ -27,13 +27,17 @@ def watched(shape: str, tmp_path: Path) -> Run:
     with subprocess.Popen([exe], stdout=subprocess.PIPE, env={"GO": str(go)}) as program:
         assert program.stdout is not None
         program.stdout.readline()
-        session = LiveSession.open(plan, pids=[program.pid], follow=False, options=SessionOptions(ask=False))
         try:
-            go.touch()
-            pump_until(session, run, lambda: program.pid not in session.targets, "the end of the program")
-            run.feed(list(session.drain()))
+            session = LiveSession.open(
+                plan, pids=[program.pid], follow=False, options=SessionOptions(ask=False)
+            )
+            try:
+                go.touch()
+                pump_until(session, run, lambda: program.pid not in session.targets, "the end of the program")
+                run.feed(list(session.drain()))
+            finally:
+                session.close()
         finally:
-            session.close()
             program.kill()
     return run
 

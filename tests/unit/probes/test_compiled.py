@@ -135,7 +135,7 @@ def test_programs_are_loaded_once_each_and_a_failure_ends_it(
     names = [f"af_{number}" for number in range(1, 40)]
     tried: list[str] = []
 
-    def load(name: str, _kind: int, _code: bytes) -> int:
+    def load(name: str, _kind: int, _code: bytes, _types: object) -> int:
         tried.append(name)
         if name == f"af_{refused}":
             raise LoaderFailed("no")

@@ -12,7 +12,7 @@ MADE = Compiled(maps={}, programs={name: Program(code=bytes(8), maps=()) for nam
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
-    def load(name: str, _kind: int, _code: bytes) -> int:
+    def load(name: str, _kind: int, _code: bytes, _types: object) -> int:
         if name == refused:
             raise LoaderFailed(f"the kernel refused the BPF program {name}")
         return 7
