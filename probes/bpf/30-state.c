@@ -518,6 +518,17 @@ AF_FN struct af_batch *af_batch_of(struct af_target *target, struct af_slot *slo
 	return !(AF_IS_RESERVED(event.data)) && af_slot_behind(target, event.data, false) == slot->addr ? b : 0;
 }
 
+/* Is this the object that the slot's memory names now? */
+AF_FN bool af_names_object(struct af_slot *slot, u64 object)
+{
+#if AF_OBJECT_OFFSET >= 0
+	u64 named = 0;
+	return !bpf_probe_read_user(&named, sizeof(named), (void *)(slot->addr + AF_OBJECT_OFFSET)) && named == object;
+#else
+	return true;
+#endif
+}
+
 /* Does the slot still hold the object it was registered with? Not when another protocol took it over: then
  * the dispatch probe says nothing about it. */
 AF_FN bool af_holds_object(struct af_slot *slot)

@@ -339,6 +339,9 @@ AF_FN void af_handled(struct pt_regs *ctx, struct af_target *target, u64 ip, u64
 	u64 *addr = object >= 4096 ? objects.lookup(&key) : 0;
 	if (addr) {
 		slot = af_slot_find(target, *addr);
+		/* what an older life of the slot was about may be another one's by now, which no ADD has told of yet */
+		if (slot && slot->state == AF_SLOT_LIVE && slot->object != object && !af_names_object(slot, object))
+			slot = 0;
 		known = slot != 0;
 	}
 #endif
