@@ -8,7 +8,7 @@ from typing import Any
 
 from agent.correlator.findings import MOST_TARGETS, Finding, Severity
 from agent.sanitize import printable
-from agent.text import Line, Span, duration, line, number, table, total
+from agent.text import Line, Span, counted, duration, line, number, table, total
 from probes.events import (
     CountersRead,
     CrashSeen,
@@ -226,6 +226,13 @@ def _seen(stats: Stats) -> list[str]:
     if stats.records:
         parts.append(f"{number(stats.records)} stream records")
     rows = [" · ".join(parts)]
+    repeats = stats.counters.get("repeats", 0)
+    if repeats and stats.records:
+        were = counted(repeats, "repeated delivery was", "repeated deliveries were")
+        rows.append(
+            f"{were} counted, and only those at "
+            "doublings (the 64th, 128th, …) recorded: the timeline shows no others"
+        )
     if stats.gone:
         rows.append("ended: " + ", ".join(f"{n} {printable(why)}" for why, n in sorted(stats.gone.items())))
     return rows

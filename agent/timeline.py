@@ -89,6 +89,7 @@ class Snapshot:
     left_out_by: dict[str, int]
     left_from: int  # ts of the first and the last of them
     left_to: int
+    left_repeats: int  # repeated deliveries that were only counted, before deliveries among them
     start: int  # ts that times are shown relative to
 
 
@@ -107,7 +108,7 @@ class TimelineModel:
         self._newest = 0
         self._rows: deque[Row] = deque(maxlen=max(_MOST_KEPT, per_second * 4))
         self._left: Counter[str] = Counter()
-        self._left_from = self._left_to = 0
+        self._left_from = self._left_to = self._left_repeats = 0
         self._second = -1
         self._used = 0
         self._start = 0
@@ -187,22 +188,26 @@ class TimelineModel:
         if not waiting:
             self._release()
         rows, left = tuple(sorted(self._rows, key=lambda row: row.ts)), dict(self._left)
-        self._rows.clear()
-        self._left.clear()
-        return Snapshot(
+        shown = Snapshot(
             rows=rows,
             left_out=sum(left.values()),
             left_out_by=left,
             left_from=self._left_from,
             left_to=self._left_to,
+            left_repeats=self._left_repeats,
             start=self._start,
         )
+        self._rows.clear()
+        self._left.clear()
+        self._left_repeats = 0
+        return shown
 
     def _record(self, record: tuple[int, ...]) -> None:
         _seq, kind, flags, ts, _enter, addr, tgid, tid, gen, fd, _epfd, ret, arg, stack = record
         if kind == Kind.BATCH_CLOSED:
             self._batches.pop((tgid, tid), None)
             return
+        repeats = 0
         if kind == Kind.DISPATCHED:
             # `addr` is the inner object; `arg` holds the low half of the slot's address when it is known.
             addr = self._slots.by_low_half(tgid, arg)
@@ -212,6 +217,8 @@ class TimelineModel:
         if kind == Kind.DELIVERED:
             # A delivery carries its batch in `stack`; its `fd` field holds no descriptor.
             self._batches[tgid, tid] = stack
+            if not of_userdata:
+                repeats = self._slots.unrecorded(tgid, addr, gen, fd)
             fd = self._slots.fd(tgid, addr, gen)
         elif kind == Kind.CREATED:
             self._slots.created(tgid, addr)
@@ -226,11 +233,14 @@ class TimelineModel:
         has_slot = addr and kind in _SLOT_KINDS and not flags & RecordFlag.NO_SLOT
         if self._used >= self._limit:
             self._leave_out(word, ts)
+            self._left_repeats += repeats
             if has_slot:
                 self._last[tgid, addr] = max(ts, self._last.get((tgid, addr), 0))
             return
         self._used += 1
         detail, style = _detail(kind, ret, arg, addr)
+        if repeats:
+            detail += f" (+{number(repeats)} not recorded)"
         self._start = self._start or ts
         self._add(
             self._row(
@@ -345,4 +355,6 @@ def timeline_lines(snapshot: Snapshot) -> Iterable[Line]:
         first, last = (f"{(ts - snapshot.start) / 1e9:.6f}" for ts in (snapshot.left_from, snapshot.left_to))
         when = f"from {first} to {last} s" if first != last else f"at {first} s"
         what = counted(snapshot.left_out, "more event")
-        yield line(Span(f"{'':>12}  … {what} left out {when} ({named})", "dim"))
+        again = snapshot.left_repeats
+        more = f"; {counted(again, 'repeated delivery', 'repeated deliveries')} not recorded" if again else ""
+        yield line(Span(f"{'':>12}  … {what} left out {when} ({named}){more}", "dim"))

@@ -41,6 +41,7 @@ class Slots:
         self._aliases: Bounded[tuple[int, int], str] = Bounded(MOST_SLOTS)
         self._by_low_half: Bounded[tuple[int, int], int] = Bounded(MOST_SLOTS)
         self._fds: Bounded[tuple[int, int], tuple[int, int]] = Bounded(MOST_SLOTS)  # -> (gen, fd)
+        self._runs: Bounded[tuple[int, int], tuple[int, int]] = Bounded(MOST_SLOTS)  # -> (gen, consecutive)
         self._named = 0
 
     def know_plan(self, tgid: int, plan: Mapping[str, Any]) -> None:
@@ -91,6 +92,16 @@ class Slots:
         """Of the last registration of this life; -1 not seen."""
         of, fd = self._fds.get((tgid, addr), (gen, -1))
         return fd if of == gen else -1
+
+    def unrecorded(self, tgid: int, addr: int, gen: int, consecutive: int) -> int:
+        """How many deliveries of the slot's run came before this one that the kernel side only counted:
+        its records number them from 0 on (AF_DELIVERED, AF_QUIET_AFTER), once for each batch."""
+        before = self._runs.get((tgid, addr))
+        self._runs[tgid, addr] = (gen, consecutive)
+        if before is None:
+            return 0  # the run may have begun before we looked
+        same = before[0] == gen and consecutive >= before[1]
+        return max(0, consecutive - before[1] - 1) if same else max(0, consecutive)
 
     def by_low_half(self, tgid: int, low: int) -> int:
         """The address of the shown slot with this low half; 0 unknown."""

@@ -12,7 +12,7 @@ from agent.summary import Stats, summary
 from agent.text import plain
 from probes import session
 from probes.events import CountersRead, Event, LifetimesCounted, Lost, ProcessForked, TargetAttached
-from tests.unit.agent.scenario import ATTACHED, PID, finding
+from tests.unit.agent.scenario import ATTACHED, BATCH, PID, finding
 
 
 def text_of(*events: Event, attached: bool = True, **counters: int) -> str:
@@ -63,6 +63,14 @@ def test_what_no_probe_can_see_is_said() -> None:
     text = text_of(io_uring=1500, shared_tables=2)
     assert "1,500 io_uring requests: who closed by them, and when, was not seen" in text
     assert "2 processes share a target's descriptors (CLONE_FILES): what they closed was not seen" in text
+
+
+def test_repeats_that_were_not_recorded_are_counted_where_there_is_a_stream() -> None:
+    text = text_of(BATCH, deliveries=50_000, repeats=46_000)
+    assert "46,000 repeated deliveries were counted, and only those at doublings" in text
+    assert "1 repeated delivery was counted" in text_of(BATCH, repeats=1)
+    assert "repeated" not in text_of(deliveries=50_000, repeats=46_000)
+    assert "repeated" not in text_of(BATCH, deliveries=50_000, repeats=0)
 
 
 def forked(child: int, *, ended: bool = False, watched: bool = False) -> ProcessForked:

@@ -7,7 +7,7 @@ import pytest
 from agent.scene import Scene
 from agent.text import plain
 from agent.timeline import TimelineModel, event_mask, header, timeline_lines
-from probes.abi import Kind, Suspect
+from probes.abi import Kind, RecordFlag, Suspect
 from probes.events import Event, Lost, RecordsRead, TargetGone, Tick
 from probes.leftovers import not_judged
 from tests.unit.agent.correlator.playbook import life
@@ -261,3 +261,27 @@ def test_a_plan_that_says_nonsense_about_userdata_is_taken_as_none() -> None:
     plan = PLAN | {"userdata": {"mask": "all", "offset": -3}, "slot": {"embedded": [None, "x"]}}
     rows = model(replace(ATTACHED, plan=plan), RACE).take().rows
     assert {row.addr for row in rows if row.alias} == {SLOT}
+
+
+def test_repeats_that_were_only_counted_are_named_at_the_next_delivery() -> None:
+    """The kernel side numbers the deliveries of a run, and from the 64th on records those at doublings."""
+    counts = [*range(65), 128, 256, 0, 1, 5]
+    records = [record(Kind.DELIVERED, n, LOOP, arg=1, fd=count) for n, count in enumerate(counts)]
+    records.append(record(Kind.DELIVERED, 100, LOOP, arg=1, fd=2, gen=4))
+    records.append(record(Kind.DELIVERED, 101, LOOP, arg=1, fd=2, gen=4, flags=int(RecordFlag.AGAIN)))
+    events = RecordsRead(records=tuple(records))
+    shown = [row.detail for row in model(events).take().rows if row.what == "deliver"]
+    assert [detail for detail in shown if detail != "IN"] == [
+        "IN (+63 not recorded)",
+        "IN (+127 not recorded)",
+        "IN (+3 not recorded)",
+        "IN (+2 not recorded)",
+    ]
+    text = plain(timeline_lines(model(events, per_second=66).take()))
+    assert "deliver IN (+63 not recorded)" in text
+    assert text.endswith("(6 deliver); 132 repeated deliveries not recorded\n")
+
+
+def test_where_the_run_began_before_watching_nothing_is_said_of_it() -> None:
+    rows = model(RecordsRead(records=(record(Kind.DELIVERED, 1, LOOP, arg=1, fd=4096),))).take().rows
+    assert rows[-1].detail == "IN"
