@@ -221,10 +221,10 @@ def _seen(stats: Stats) -> list[str]:
     if stats.last > stats.first:
         parts.append(f"watched for {duration(stats.last - stats.first)}")
     if deliveries is not None:
-        parts.append(f"{number(deliveries)} deliveries")
-    parts += [f"{number(stats.lifetimes)} lifetimes", f"{number(stats.events)} events consumed"]
+        parts.append(counted(deliveries, "delivery", "deliveries"))
+    parts.append(counted(stats.lifetimes, "lifetime"))
     if stats.records:
-        parts.append(f"{number(stats.records)} stream records")
+        parts.append(counted(stats.records, "stream record"))
     rows = [" · ".join(parts)]
     repeats = stats.counters.get("repeats", 0)
     if repeats and stats.records:
@@ -262,20 +262,21 @@ def _not_judged(stats: Stats) -> list[str]:
     rows = []
     if frees:
         rows.append(
-            f"{number(frees)} frees within a batch not judged: no dispatch tells how far the loop was"
+            f"{counted(frees, 'free')} within a batch not judged: no dispatch tells how far the loop was"
         )
     other = stats.counters.get("adds_freed", 0)
     if other:
         rows.append(
-            f"{number(other)} registrations where a freed slot was: another object's, or too late: not judged"
+            f"{counted(other, 'registration')} where a freed slot was: another object's, or too late: "
+            "not judged"
         )
     if never:
-        rows.append(f"{number(never)} removals failed of what was never seen registered: no harm known")
+        rows.append(f"{counted(never, 'removal')} failed of what was never seen registered: no harm known")
     bad = stats.counters.get("bad_closes", 0)
     if bad:
         rows.append(
-            f"{number(bad)} closes failed (EBADF), of one number after the other or of what was never seen "
-            "registered: counted only"
+            f"{counted(bad, 'close')} failed (EBADF), of one number after the other or of what was never "
+            "seen registered: counted only"
         )
     return rows
 
@@ -294,22 +295,20 @@ def _blind(stats: Stats) -> list[str]:
             )
     if counters.get("io_uring"):
         rows.append(
-            f"{number(counters['io_uring'])} io_uring requests: who closed by them, and when, was not seen"
+            f"{counted(counters['io_uring'], 'io_uring request')}: who closed by them, and when, was not seen"
         )
     if counters.get("shared_tables"):
         rows.append(
-            f"{number(counters['shared_tables'])} processes share a target's descriptors (CLONE_FILES): "
-            "what they closed was not seen"
+            f"{counted(counters['shared_tables'], 'process shares', 'processes share')} a target's "
+            "descriptors (CLONE_FILES): what they closed was not seen"
         )
     if counters.get("ranges"):
         rows.append(
-            f"{number(counters['ranges'])} calls of close_range(2): which slots they closed was not seen"
+            f"{counted(counters['ranges'], 'call')} of close_range(2): which slots they closed was not seen"
         )
     if counters.get("links_full"):
-        many = number(counters["links_full"])
-        rows.append(
-            f"{many} registrations of slots that have more at once than are followed: the oldest were let go"
-        )
+        many = counted(counters["links_full"], "registration")
+        rows.append(f"{many} of slots that have more at once than are followed: the oldest were let go")
     if stats.unwatched:
         children = "child was" if stats.unwatched == 1 else "children were"
         rows.append(

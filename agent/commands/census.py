@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agent.commands import options
-from agent.text import Line, Span, duration, line, number, table
+from agent.text import Line, Span, counted, duration, line, number, table
 from probes.abi import Signature
 
 if TYPE_CHECKING:
@@ -204,11 +204,13 @@ def _lines(census: Census, lost: int = 0, beside: Iterable[tuple[str, int, str]]
         right=(0, 1),
     )
     if census.other:
-        out.append(line(f"  {number(census.other)} lifetimes of signatures beyond those that are told apart"))
+        out.append(
+            line(f"  {counted(census.other, 'lifetime')} of signatures beyond those that are told apart")
+        )
     unjudged = sum(row.count for row in rows if row.signature & Signature.NOT_JUDGED)
     if unjudged:
         why = "no dispatch tells how far the loop was"
-        out.append(line(f"  {number(unjudged)} frees within a batch not judged: {why}"))
+        out.append(line(f"  {counted(unjudged, 'free')} within a batch not judged: {why}"))
     if any(row.margin.count for row in rows):
         what = "from the last delivery after the close to the destroy; the other order is a use after free"
         out.append(line(f"  margin: {what}"))
@@ -223,8 +225,9 @@ def _lines(census: Census, lost: int = 0, beside: Iterable[tuple[str, int, str]]
         line(""),
         line(
             Span(
-                f"{'at least ' if lost else ''}{number(hazardous)} of {number(total)} "
-                f"lifetimes{' that were counted' if lost else ''} ({hazardous / total:.2%}) carry a hazard",
+                f"{'at least ' if lost else ''}{number(hazardous)} of {counted(total, 'lifetime')}"
+                f"{' that were counted' if lost else ''} ({hazardous / total:.2%}) "
+                f"{'carries' if hazardous == 1 else 'carry'} a hazard",
                 style,
             )
         ),

@@ -73,6 +73,21 @@ def test_repeats_that_were_not_recorded_are_counted_where_there_is_a_stream() ->
     assert "repeated" not in text_of(BATCH, deliveries=50_000, repeats=0)
 
 
+def test_one_of_a_kind_is_singular() -> None:
+    kinds = ("deliveries", "not_judged", "adds_freed", "not_registered", "bad_closes", "io_uring", "ranges")
+    text = text_of(
+        LifetimesCounted(ts=1, counts={1: 1}), BATCH, **dict.fromkeys(kinds, 1), shared_tables=1, links_full=1
+    )
+    for said in (
+        "1 target", "1 delivery", "1 lifetime", "1 stream record", "1 free within", "1 registration where",
+        "1 removal failed", "1 close failed", "1 io_uring request:", "1 call of", "1 process shares",
+        "1 registration of slots",
+    ):  # fmt: skip
+        assert said in text
+        assert f"{said}s" not in text
+    assert "consumed" not in text
+
+
 def forked(child: int, *, ended: bool = False, watched: bool = False) -> ProcessForked:
     return ProcessForked(ts=1, tgid=PID, child=child, ended=ended, watched=watched)
 
