@@ -35,6 +35,14 @@ AF_FN void af_scratch_give(struct af_scratch *s)
 	__sync_lock_test_and_set(&s->taken, 0);
 }
 
+/* The place that a function behind AF_CALL is given, looked up: to the verifier what it is given is memory of some kind,
+ * and before 6.2 that is no key of a map and no value for one. */
+AF_FN struct af_scratch *af_own(struct af_scratch *given)
+{
+	int place = given ? (int)given->place : 0;
+	return given ? scratch.lookup(&place) : 0;
+}
+
 /* One call instead of hundreds of moves: the verifier looks at each of them on every path. */
 #define af_copy(to, from, size) bpf_probe_read_kernel(to, size, from)
 
@@ -179,8 +187,9 @@ AF_FN u64 af_fingerprint(u64 caller, struct af_scratch *s)
 }
 
 /* Whether the stack is known; then by s->stack_id. */
-int af_find_stack(struct af_scratch *s)
+int af_find_stack(struct af_scratch *given)
 {
+	struct af_scratch *s = af_own(given);
 	if (!s)
 		return 0;
 	u64 hash = af_fingerprint(s->caller, s);
@@ -191,8 +200,9 @@ int af_find_stack(struct af_scratch *s)
 }
 
 /* The stack that was walked, s->stack, gets s->stack_id. */
-int af_add_stack(struct af_scratch *s)
+int af_add_stack(struct af_scratch *given)
 {
+	struct af_scratch *s = af_own(given);
 	if (!s)
 		return 0;
 	u64 hash = s->hash;

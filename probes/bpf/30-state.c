@@ -380,8 +380,9 @@ AF_FN bool af_existing_in(struct af_slot *slot, struct af_wanted *w, struct af_r
 	return AF_KEPT(copy->state) != AF_REG_NONE;
 }
 
-int af_find_existing(struct af_scratch *s)
+int af_find_existing(struct af_scratch *given)
 {
+	struct af_scratch *s = af_own(given);
 	struct af_slot *slot = s ? slots.lookup(&s->key) : 0;
 	return slot ? af_existing_in(slot, &s->wanted, &s->reg) : 0;
 }
@@ -431,8 +432,9 @@ AF_FN bool af_remembered_in(struct af_slot *slot, struct af_reg *copy)
 	return true;
 }
 
-int af_find_remembered(struct af_scratch *s)
+int af_find_remembered(struct af_scratch *given)
 {
+	struct af_scratch *s = af_own(given);
 	struct af_slot *slot = s ? slots.lookup(&s->key) : 0;
 	return slot ? af_remembered_in(slot, &s->reg) : 0;
 }
@@ -736,8 +738,9 @@ AF_FN void af_settled(struct af_slot *slot, struct af_scratch *s)
 }
 
 /* What af_settled found, one of s->send. */
-int af_send_settled(struct af_scratch *s)
+int af_send_settled(struct af_scratch *given)
 {
+	struct af_scratch *s = af_own(given);
 	struct af_slot *slot = s ? slots.lookup(&s->key) : 0;
 	if (!slot)
 		return 0;
@@ -765,8 +768,9 @@ int af_send_settled(struct af_scratch *s)
 	return 0;
 }
 
-int af_settle_slot(struct af_scratch *s)
+int af_settle_slot(struct af_scratch *given)
 {
+	struct af_scratch *s = af_own(given);
 	struct af_slot *slot = s ? slots.lookup(&s->key) : 0;
 	if (!slot)
 		return 0;

@@ -172,8 +172,9 @@ AF_FN bool af_worth_sending(u32 count, bool consecutive)
 
 /* Of a TCP connection the kernel tells whether what was delivered is read: then nobody needs to watch the calls. Looked
  * at twice in AF_SUSPECT_AFTER deliveries. Fewer segments than AF_WASTED allows: something spins beside the reading. */
-int af_taken(struct af_scratch *s)
+int af_taken(struct af_scratch *given)
 {
+	struct af_scratch *s = af_own(given);
 	struct af_slot *slot = s ? slots.lookup(&s->key) : 0;
 	if (!slot)
 		return 0;
@@ -390,8 +391,9 @@ AF_FN void af_deliver(void *ctx)
 AF_FN void af_lifecycle_out(u16 kind, u32 tgid, u64 addr, u32 arg, struct af_path_key *path);
 
 /* s->at: which. */
-int af_report_one(struct af_scratch *s)
+int af_report_one(struct af_scratch *given)
 {
+	struct af_scratch *s = af_own(given);
 	struct af_target *target = s ? af_target_now() : 0;
 	u64 id = bpf_get_current_pid_tgid();
 	struct af_thread *t = target ? threads.lookup(&id) : 0;

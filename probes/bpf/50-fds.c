@@ -290,9 +290,10 @@ int af_enter_dup2(struct af_sys_enter *ctx)
 
 /* The number leads to its registered description again, as after a redirection: saved by dup, replaced by dup2, restored
  * by dup2. The registration is (description, number), and can be removed as if nothing had been. */
-int af_restored(struct af_scratch *s)
+int af_restored(struct af_scratch *given)
 {
 #if AF_ASK
+	struct af_scratch *s = af_own(given);
 	if (!s)
 		return 0;
 	s32 fd = s->fds[0];

@@ -7,8 +7,9 @@
 #define AF_EAGAIN (-11)
 #define AF_PROGRESS_ITEMS 64 /* registrations of one file: of a listener, in the instances of many loops */
 #define AF_READABLE 0x41u /* EPOLLIN, EPOLLRDNORM */
-int af_progress_of(struct af_scratch *s)
+int af_progress_of(struct af_scratch *given)
 {
+	struct af_scratch *s = af_own(given);
 	if (!s)
 		return 0;
 	s32 fd = s->fds[0];

@@ -85,8 +85,9 @@ AF_FN void af_crash_registers(struct af_crash *c, struct af_scratch *picked, str
 	}
 }
 
-int af_known_slot(struct af_scratch *s)
+int af_known_slot(struct af_scratch *given)
 {
+	struct af_scratch *s = af_own(given);
 	return s && slots.lookup(&s->key);
 }
 
@@ -121,8 +122,9 @@ AF_FN void af_crash_on_stack(struct af_crash *c, struct af_scratch *picked, stru
 }
 
 /* s->userdata: of event s->at of a batch of s->count. */
-int af_crash_delivered(struct af_scratch *s)
+int af_crash_delivered(struct af_scratch *given)
 {
+	struct af_scratch *s = af_own(given);
 	struct af_target *target = s ? af_target_now() : 0;
 	u64 userdata = s ? s->userdata : 0;
 	if (!target || AF_IS_RESERVED(userdata))
