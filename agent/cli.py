@@ -106,7 +106,8 @@ def explain(error: BaseException) -> Message:
     if isinstance(error, SymbolError):
         from agent.symbolize import symbols_failed
 
-        return explain(symbols_failed(type(error).__name__, error.path, error.detail, error.remedy))
+        detail = "\n".join(error.details)
+        return explain(symbols_failed(type(error).__name__, error.path, detail, error.remedy))
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         return Message(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent.errors import NoSuchTarget, PrerequisiteMissing
+from symbols.errors import NotAFile
 
 _MOST_LIBRARIES = 256
 _MOST_MAPS = 4 << 20  # bytes
@@ -140,7 +141,5 @@ def file_state(path: str) -> FileState:
             remedy="give the path of the program itself; `readlink /proc/PID/exe` shows a running one's",
         ) from error
     if not os.path.isfile(path):
-        raise NoSuchTarget(
-            f"{path} is not a file", remedy="give the path of the program itself, not of its folder"
-        )
+        raise NoSuchTarget(f"not a file: {path}", detail="not a regular file", remedy=NotAFile.default_remedy)
     return FileState(FileId(status.st_dev, status.st_ino), status.st_size, status.st_mtime_ns)

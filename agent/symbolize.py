@@ -63,6 +63,12 @@ def symbols_failed(kind: str, path: str, detail: str, remedy: str) -> SymbolsFai
     titles = {
         "NotReadable": "cannot read the executable",
         "NotElf": "not an ELF executable",
+        "NotAFile": "not a file",
+        "NotACore": "not a core file",
+        "PackedCore": "a compressed core file",
+        "DamagedCore": "the core file is damaged",
+        "UnreadableCore": "cannot read the core file",
+        "CoreMismatch": "the core file does not belong to the executable",
         "WrongMachine": "an executable for another machine",
         "MalformedImage": "the executable is damaged",
         "NoDebugInfo": "the executable has no debug information",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from probes.confined import Asked, enter
 from symbols.cache import PlanCache
 from symbols.cached import resolve_cached
-from symbols.errors import NoDebugInfo, SymbolError
+from symbols.errors import SymbolError
 from symbols.image import Image
 from symbols.plan import Frame, SlotLayout
 from symbols.serial import plan_from_json, plan_to_json
@@ -65,8 +65,7 @@ class Worker:
                 return {"answers": [self._one(partial(_memory, layout), args) for args in request["args"]]}
             raise ValueError(f"unknown request {kind!r}")
         except SymbolError as error:
-            tried = [f"tried {place}" for place in error.tried] if isinstance(error, NoDebugInfo) else []
-            return _failed(type(error).__name__, "\n".join([error.detail, *tried]), error.path, error.remedy)
+            return _failed(type(error).__name__, "\n".join(error.details), error.path, error.remedy)
         except MemoryError:
             return _failed("MemoryError", "the symbol worker ran out of memory")
         except Exception as error:

@@ -22,7 +22,7 @@ import symbols
 from probes import seccomp
 from symbols.cache import Entries, PlanCache
 from symbols.cachefolder import our_version
-from symbols.errors import NotElf
+from symbols.errors import NotAFile, NotElf
 from symbols.fetch import Debuginfod
 from symbols.files import Direct, shipped, use
 from symbols.hashes import sha256
@@ -198,6 +198,9 @@ class Opener:
         return str(sha256(repr(key).encode()).hexdigest()[:40])
 
 
+_NO_FILE = "not a regular file"
+
+
 def _readable_elf(fd: int) -> tuple[int, str]:
     """(descriptor, ""), or (-1, why not): root's other files are nothing for who reads hostile ones."""
     refusal = ""
@@ -205,7 +208,7 @@ def _readable_elf(fd: int) -> tuple[int, str]:
         status = os.fstat(fd)
         head = os.pread(fd, 18, 0) if stat.S_ISREG(status.st_mode) else b""
         if not stat.S_ISREG(status.st_mode):
-            refusal = "not a regular file"
+            refusal = _NO_FILE
         elif not head:
             refusal = "the file is empty"
         elif head[:4] != b"\x7fELF" or _ET_CORE in head[16:18]:  # in either byte order
@@ -250,7 +253,8 @@ class Asked:
     def open(self, path: str) -> int:
         answer, fds = self._ask("open", path)
         if answer["refused"]:
-            raise NotElf(answer["refused"], path=path)
+            kind = NotAFile if answer["refused"] == _NO_FILE else NotElf
+            raise kind(answer["refused"], path=path)
         return fds[0]
 
     def read(self, path: str, most: int) -> bytes:

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from symbols.errors import MalformedImage, NotElf
+from symbols.errors import MalformedImage, NotElf, NotReadable
 from symbols.image import map_file
 from symbols.modules import Mapping
 from symbols.registers import USER_REGS
@@ -32,6 +32,22 @@ _PACKED = (
 
 # struct user_regs_struct: elf_prstatus.pr_reg begins at 112 on x86-64
 _REGS_AT = 112
+
+
+class NotACore(NotElf):
+    """Another file where a core was expected."""
+
+    default_remedy = "name a core file: the kernel's, or one of gcore or `coredumpctl dump PID -o core`"
+
+
+class DamagedCore(MalformedImage):
+    """A core that contradicts itself or lacks what it must have."""
+
+    default_remedy = "the core is damaged or was cut off: copy it again, or raise `ulimit -c`"
+
+
+class UnreadableCore(NotReadable):
+    """It cannot be opened or mapped."""
 
 
 class PackedCore(NotElf):
@@ -66,12 +82,17 @@ class CoreSegment:
 
 
 class CoreFile:
-    """A core of an x86-64 process. Raises NotReadable, NotElf and MalformedImage."""
+    """A core of an x86-64 process. Raises UnreadableCore, NotACore, PackedCore and DamagedCore."""
 
     def __init__(self, path: str | os.PathLike[str] | int) -> None:
         """path: or a descriptor, which stays open."""
         self.path = "core" if isinstance(path, int) else os.fspath(path)
-        self._map = map_file(self.path, path if isinstance(path, int) else None)
+        try:
+            self._map = map_file(self.path, path if isinstance(path, int) else None)
+        except NotElf as error:
+            raise NotACore(error.detail, path=self.path) from error
+        except NotReadable as error:
+            raise UnreadableCore(error.detail, path=self.path) from error
         self.threads: tuple[CoreThread, ...] = ()
         self.files: tuple[Mapping, ...] = ()
         self.segments: tuple[CoreSegment, ...] = ()
@@ -111,8 +132,8 @@ class CoreFile:
 
     # -- parsing ---------------------------------------------------------------------------------
 
-    def _bad(self, detail: str) -> MalformedImage:
-        return MalformedImage(detail, path=self.path, where="core file")
+    def _bad(self, detail: str) -> DamagedCore:
+        return DamagedCore(detail, path=self.path, where="core file")
 
     def _parse(self) -> None:
         head = self._map[:64]
@@ -125,10 +146,10 @@ class CoreFile:
                     remedy=f"unpack it first: {unpacked} (of systemd: coredumpctl dump PID -o core)",
                 )
         if head[:4] != b"\x7fELF" or len(head) < 64 or head[4:6] != b"\x02\x01":
-            raise NotElf("not a 64-bit ELF file", path=self.path)
+            raise NotACore("not a 64-bit ELF file", path=self.path)
         kind, machine = struct.unpack_from("<HH", head, 16)
         if kind != _ET_CORE or machine != 62:
-            raise NotElf("not a core file of an x86-64 process", path=self.path)
+            raise NotACore("an ELF file, but no core of an x86-64 process", path=self.path)
         phoff, shoff = struct.unpack_from("<QQ", head, 32)
         entsize, count = struct.unpack_from("<HH", head, 54)
         if count == 0xFFFF and shoff + 64 <= len(self._map):  # PN_XNUM: the number is in section 0's sh_info

@@ -19,6 +19,11 @@ class SymbolError(Exception):
         self.remedy = remedy or self.default_remedy
         super().__init__(f"{path}: {detail}" if path else detail)
 
+    @property
+    def details(self) -> tuple[str, ...]:
+        """What is wrong, line by line."""
+        return (self.detail,)
+
 
 class NotReadable(SymbolError):
     """The file cannot be opened or mapped (errno text in detail)."""
@@ -30,6 +35,12 @@ class NotElf(SymbolError):
     """No ELF magic."""
 
     default_remedy = "name the executable itself, not a script or an archive"
+
+
+class NotAFile(NotElf):
+    """A folder, a device, a pipe."""
+
+    default_remedy = "give the path of the program itself, not of its folder"
 
 
 class WrongMachine(SymbolError):
@@ -62,6 +73,10 @@ class NoDebugInfo(SymbolError):
     def __init__(self, detail: str, *, path: str = "", remedy: str = "", tried: tuple[str, ...] = ()) -> None:
         super().__init__(detail, path=path, remedy=remedy)
         self.tried = tried
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        return (self.detail, *(f"tried {place}" for place in self.tried))
 
 
 class DebugFileMismatch(SymbolError):

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from symbols.data import WINDOW, Data
-from symbols.errors import MalformedImage, NotElf, NotReadable, WrongMachine
+from symbols.errors import MalformedImage, NotAFile, NotElf, NotReadable, WrongMachine
 from symbols.files import files
 from symbols.plan import Segment
 from symbols.registers import MACHINES
@@ -342,7 +342,7 @@ def map_file(path: str, fd: int | None = None) -> mmap.mmap:
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
-                raise NotElf("not a regular file", path=path)
+                raise NotAFile("not a regular file", path=path)
             if status.st_size == 0:
                 raise NotElf("the file is empty", path=path)
             if status.st_size > _MAX_FILE:

@@ -30,6 +30,33 @@ class Size(click.ParamType[int]):
         return int(match.group(1)) << {"": 0, "k": 10, "m": 20, "g": 30}[match.group(2).lower()]
 
 
+class Whole(click.IntRange):
+    """A whole number within limits; what is none is told in words."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return int(super().convert(value, param, ctx))
+        except click.BadParameter:
+            self.fail(f"{value!r} is not a whole number{_within(self.min, self.max)}", param, ctx)
+
+
+class Seconds(click.FloatRange):
+    """A time within limits; what is none is told in words."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return float(super().convert(value, param, ctx))
+        except click.BadParameter:
+            limits = " above 0" if self.min_open else _within(self.min, self.max)
+            self.fail(f"{value!r} is not a number of seconds{limits}", param, ctx)
+
+
+def _within(least: float | None, most: float | None) -> str:
+    if least is None:
+        return ""
+    return f" of at least {least:,}" if most is None else f" from {least:,} to {most:,}"
+
+
 def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
     def apply(function: F) -> F:
         for option in reversed(options):
@@ -52,9 +79,7 @@ no_cache = click.option(
 def targets(function: F) -> F:
     """--pid, --exe, --unit, --profile, --debug-file, --no-cache, --duration."""
     return _stack(
-        click.option(
-            "--pid", "pids", type=click.IntRange(1), multiple=True, help="Watch this process (repeatable)."
-        ),
+        click.option("--pid", "pids", type=Whole(1), multiple=True, help="Watch this process (repeatable)."),
         click.option(
             "--exe",
             "exes",
@@ -73,9 +98,7 @@ def targets(function: F) -> F:
         ),
         debug_file,
         no_cache,
-        click.option(
-            "--duration", type=click.FloatRange(0, min_open=True), help="End after that many seconds."
-        ),
+        click.option("--duration", type=Seconds(0, min_open=True), help="End after that many seconds."),
     )(function)
 
 
@@ -117,7 +140,7 @@ def crashes(function: F) -> F:
         ),
         click.option(
             "--freeze-max",
-            type=click.FloatRange(0.01, 60.0),
+            type=Seconds(0.01, 60.0),
             default=2.0,
             show_default=True,
             help="Seconds that a crashing target may stand still for its mini core.",
@@ -128,7 +151,7 @@ def crashes(function: F) -> F:
         click.option("--no-bundles", is_flag=True, help="Report crashes without keeping a bundle."),
         click.option(
             "--bundles-keep",
-            type=click.IntRange(1, 10_000),
+            type=Whole(1, 10_000),
             default=20,
             show_default=True,
             help="Keep so many bundles; the oldest goes first.",
@@ -153,21 +176,21 @@ def limits(function: F) -> F:
     return _stack(
         click.option(
             "--max-processes",
-            type=click.IntRange(16, 1 << 17),
+            type=Whole(16, 1 << 17),
             default=4096,
             show_default=True,
             help="Watch so many processes of a program at once; those beyond are counted.",
         ),
         click.option(
             "--max-threads",
-            type=click.IntRange(64, 1 << 20),
+            type=Whole(64, 1 << 20),
             default=8192,
             show_default=True,
             help="Follow so many of their threads at once; those beyond are counted.",
         ),
         click.option(
             "--max-slots",
-            type=click.IntRange(64, 1 << 22),
+            type=Whole(64, 1 << 22),
             help="Follow so many slots of a program; freed ones make room first.  [default: twice the open "
             "descriptors, at least 32,768]",
         ),

@@ -13,7 +13,7 @@ from agent.commands import options
 @click.argument("file", type=click.Path(path_type=Path))
 @options.verdicts
 @click.option("--timeline", is_flag=True, help="Also print the recorded stream as lines.")
-@click.option("--timeline-rate", type=click.IntRange(1, 100_000), default=200, show_default=True)
+@click.option("--timeline-rate", type=options.Whole(1, 100_000), default=200, show_default=True)
 def command(
     *,
     file: Path,

@@ -17,7 +17,7 @@ from agent.commands import options
 )
 @click.option(
     "--timeline-rate",
-    type=click.IntRange(1, 100_000),
+    type=options.Whole(1, 100_000),
     default=200,
     show_default=True,
     help="Lines per second of the timeline; what is left out is counted.",

@@ -26,6 +26,10 @@ _CHUNK = 1 << 20
 _LEVEL = 6
 
 
+_ZSTD = b"\x28\xb5\x2f\xfd"  # a frame's magic number: RFC 8878, 3.1.1
+_REMEDY = "afterfree report BUNDLE.tar.zst   (as `afterfree watch` wrote it; a folder works as well)"
+
+
 class BadBundle(AgentError):
     """The file is no bundle, or a damaged or hostile one."""
 
@@ -34,8 +38,12 @@ def _bad(path: str, detail: str) -> BadBundle:
     return BadBundle(
         f"cannot read the bundle {path}",
         detail=detail,
-        remedy="afterfree report BUNDLE.tar.zst   (as `afterfree watch` wrote it; a folder works as well)",
+        remedy=_REMEDY,
     )
+
+
+def _no_bundle(path: str, detail: str) -> BadBundle:
+    return BadBundle(f"not a bundle: {path}", detail=detail, remedy=_REMEDY)
 
 
 def hash_of(file: BinaryIO) -> str:
@@ -144,14 +152,16 @@ def open_bundle(path: str | Path, scratch: Path) -> Bundle:
         if given.is_dir():
             folder = given
             if not (folder / MANIFEST).is_file():  # not every folder is worth a walk through all of it
-                raise _bad(str(path), f"it holds no {MANIFEST}")
+                raise _no_bundle(str(path), f"it holds no {MANIFEST}")
             files = {name: folder / name for name in _names(folder)[:MOST_FILES]}
             if any(file.is_symlink() for file in files.values()):
                 raise _bad(str(path), "it holds symbolic links")
         else:
             files = _unpack(given, scratch)
-    except (OSError, tarfile.TarError, zstandard.ZstdError, EOFError) as error:
-        raise _bad(str(path), str(error)) from error
+    except OSError as error:
+        raise _bad(str(path), error.strerror or str(error)) from error
+    except (tarfile.TarError, zstandard.ZstdError, EOFError) as error:
+        raise _bad(str(path), f"it is damaged or was cut off: {error}") from error
     found = Bundle(path=str(path), manifest={}, files=files)
     manifest = found.value(MANIFEST)
     if not isinstance(manifest, dict):
@@ -166,6 +176,9 @@ def open_bundle(path: str | Path, scratch: Path) -> Bundle:
 def _unpack(path: Path, scratch: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     left = MOST_BYTES
+    with existing(path) as raw:
+        if raw.read(len(_ZSTD)) != _ZSTD:
+            raise _no_bundle(str(path), "it does not begin as a .tar.zst does")
     with (
         existing(path) as raw,
         zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(raw) as unpacked,

@@ -20,8 +20,8 @@ from agent.forensics.explanation import Explanation
 from agent.forensics.view import OpenImage
 from probes.events import MappedModule
 from symbols.cached import resolve_cached
-from symbols.corefile import CoreFile
-from symbols.errors import STRAY_ERRORS, MalformedImage, SymbolError, stray
+from symbols.corefile import CoreFile, DamagedCore
+from symbols.errors import STRAY_ERRORS, SymbolError, stray
 from symbols.image import Image
 from symbols.modules import load_bias, modules_of
 from symbols.resolve import close_session, open_session
@@ -52,7 +52,7 @@ def explain_core(
 ) -> Explanation:
     """The explanation of a core, as far as it goes.
 
-    Raises SymbolError: of the executable or its profile; NotElf, MalformedImage, CoreMismatch of the core.
+    Raises SymbolError: of the executable or its profile; NotACore, DamagedCore, CoreMismatch of the core.
     """
     # The core comes before the plan: one of another program is told at once.
     with Image(exe) as image, opened(core, image) as found:
@@ -69,14 +69,14 @@ def explain_core(
 
 @contextmanager
 def opened(path: str, image: Image) -> Iterator[OpenedCore]:
-    """The evidence in a core of `image`. Raises SymbolError: NotElf, MalformedImage, CoreMismatch."""
+    """The evidence in a core of `image`. Raises SymbolError: NotACore, DamagedCore, CoreMismatch."""
     with ExitStack() as stack:
         core = CoreFile(path)
         stack.callback(core.close)
         if not core.threads:
             cut = _cut(core)
             why = f": {cut}" if cut else ""
-            raise MalformedImage(f"no thread's registers are in it{why}", path=path, where="core file")
+            raise DamagedCore(f"no thread's registers are in it{why}", path=path, where="core file")
         name = executable_path(core, image)
         bias = load_bias(image.segments, (m for m in core.files if m.path == name))
         if bias is None:

@@ -376,3 +376,70 @@ def test_a_bare_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> No
     said = capsys.readouterr().err
     assert said.startswith("Usage: afterfree")
     assert "\\x0a" not in said
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("postmortem", "TEXT", "--exe", "/bin/ls"), "not a core file: TEXT\n  not a 64-bit ELF file"),
+        (
+            ("postmortem", "/bin/ls", "--exe", "/bin/ls"),
+            "not a core file: /bin/ls\n  an ELF file, but no core",
+        ),
+        (("postmortem", "FOLDER", "--exe", "/bin/ls"), "not a core file: FOLDER\n  not a regular file"),
+        (("postmortem", "TEXT/x", "--exe", "/bin/ls"), "cannot read the core file: TEXT/x\n"),
+        (("postmortem", "PACKED", "--exe", "/bin/ls"), "a compressed core file: PACKED\n"),
+        (("report", "TEXT"), "not a bundle: TEXT\n  it does not begin as a .tar.zst does"),
+        (("report", "PACKED"), "cannot read the bundle PACKED\n  it is damaged or was cut off: "),
+        (("report", "FOLDER"), "not a bundle: FOLDER\n  it holds no manifest.json"),
+        (("report", "TEXT/x"), "cannot read the bundle TEXT/x\n  Not a directory\n"),
+        (("symbols", "FOLDER"), "not a file: FOLDER\n"),
+        (("symbols", "--suggest", "FOLDER"), "not a file: FOLDER\n"),
+        (("watch", "--exe", "FOLDER"), "not a file: FOLDER\n"),
+    ],
+)
+def test_the_argument_that_is_wrong_is_named_for_what_it_should_be(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, args: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "TEXT").write_text("root:x:0:0:\n" * 10)
+    (tmp_path / "PACKED").write_bytes(b"\x28\xb5\x2f\xfd" + b"\xff" * 60)
+    (tmp_path / "FOLDER").mkdir()
+    names = ("TEXT", "PACKED", "FOLDER")
+    given = [str(tmp_path / arg) if arg.split("/")[0] in names else arg for arg in args]
+    code, _, err = run(capsys, *given)
+    one_screen(err)
+    assert code in (ExitCode.RUNTIME, ExitCode.PREREQUISITE)
+    assert said in err.replace(f"{tmp_path}/", "")
+    assert "script" not in err
+
+
+@pytest.mark.parametrize("command", [("symbols",), ("symbols", "--suggest")])
+def test_where_debug_information_was_looked_for_is_said(
+    capsys: pytest.CaptureFixture[str], command: tuple[str, ...], tmp_path: Path
+) -> None:
+    stripped = tmp_path / "stripped"
+    source = tmp_path / "p.c"
+    source.write_text("int main(void) { return 0; }\n")
+    subprocess.run(["cc", "-s", "-o", stripped, source], check=True)
+    _, _, err = run(capsys, *command, str(stripped))
+    assert "no DWARF debug information" in err
+    assert "tried debuginfod: " in err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--pid", "abc"), "'abc' is not a whole number of at least 1"),
+        (("--pid", "0"), "'0' is not a whole number of at least 1"),
+        (("--pid", "1", "--duration", "soon"), "'soon' is not a number of seconds above 0"),
+        (("--pid", "1", "--max-threads", "1"), "'1' is not a whole number from 64 to 1,048,576"),
+        (("--pid", "1", "--freeze-max", "99"), "'99' is not a number of seconds from 0.01 to 60.0"),
+    ],
+)
+def test_a_number_that_is_none_is_told_in_words(
+    capsys: pytest.CaptureFixture[str], args: tuple[str, ...], said: str
+) -> None:
+    code, _, err = run(capsys, "watch", *args)
+    assert code == ExitCode.USAGE
+    assert said in err
+    assert "range" not in err

@@ -223,7 +223,7 @@ def test_a_deleted_program_is_opened_through_proc(world: World) -> None:
     [
         ({"pids": (99,)}, NoSuchTarget, "there is no process 99"),
         ({"exes": ("/nonexistent/x",)}, NoSuchTarget, "there is no executable /nonexistent/x"),
-        ({"exes": ("/usr",)}, NoSuchTarget, "/usr is not a file"),
+        ({"exes": ("/usr",)}, NoSuchTarget, "not a file: /usr"),
         ({}, Misused, "nothing to watch"),
     ],
 )
