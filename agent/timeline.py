@@ -2,6 +2,7 @@
 # Drawing is timeline_lines(); a full-screen view draws from the same snapshots. No I/O, no clock.
 from __future__ import annotations
 
+from bisect import bisect_right, insort
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -100,13 +101,16 @@ class TimelineModel:
     the records of that time, which are read a little later: they wait for the first later event.
     """
 
-    def __init__(self, scene: Scene, *, per_second: int = 200) -> None:
+    def __init__(self, scene: Scene, *, per_second: int = 200, patience_ns: int = 0) -> None:
+        """patience_ns: so much event time rows are kept back for what was noticed in a burst and is read in
+        portions, after the records of its time. None in a live run, whose lines are to be shown at once."""
+        self._patience = patience_ns
         self.recent: deque[Row] = deque(maxlen=_MOST_KEPT)
         self._scene = scene
         self._limit = per_second
         self._held: list[tuple[int, Event]] = []  # (ts, event), what waits for the records before it
-        self._newest = 0
-        self._rows: deque[Row] = deque(maxlen=max(_MOST_KEPT, per_second * 4))
+        self._newest = self._taken = 0
+        self._rows: deque[Row] = deque(maxlen=max(_MOST_KEPT * (8 if patience_ns else 1), per_second * 4))
         self._left: Counter[str] = Counter()
         self._left_from = self._left_to = self._left_repeats = 0
         self._second = -1
@@ -138,11 +142,9 @@ class TimelineModel:
             self._release(event.ts - _BEHIND)
 
     def _hold(self, ts: int, event: Event) -> None:
-        self._held.append((ts, event))
+        insort(self._held, (ts, event), key=lambda held: held[0])
         if len(self._held) >= _MOST_KEPT:
             self._release()
-        else:
-            self._held.sort(key=lambda held: held[0])
 
     def _release(self, before: int | None = None) -> None:
         """What happened before this moment; all of it without one."""
@@ -187,19 +189,32 @@ class TimelineModel:
         what may have to be shown after records that are still to be read is kept for a later call."""
         if not waiting:
             self._release()
-        rows, left = tuple(sorted(self._rows, key=lambda row: row.ts)), dict(self._left)
+        rows, left = sorted(self._rows, key=lambda row: row.ts), dict(self._left)
+        kept: list[Row] = []
+        if waiting and self._patience:
+            self._taken = self._taken or self._start
+            # Seldom enough that what was left out is told after rows of about the same time.
+            full = len(rows) >= 4 * _MOST_KEPT
+            if self._newest - self._taken < 2 * self._patience and not full:
+                rows, kept, left = [], rows, {}
+            elif not full:
+                self._taken = self._newest
+                at = bisect_right(rows, self._newest - self._patience, key=lambda row: row.ts)
+                rows, kept = rows[:at], rows[at:]
         shown = Snapshot(
-            rows=rows,
+            rows=tuple(rows),
             left_out=sum(left.values()),
             left_out_by=left,
             left_from=self._left_from,
             left_to=self._left_to,
-            left_repeats=self._left_repeats,
+            left_repeats=self._left_repeats if left else 0,
             start=self._start,
         )
         self._rows.clear()
-        self._left.clear()
-        self._left_repeats = 0
+        self._rows.extend(kept)
+        if left:
+            self._left.clear()
+            self._left_repeats = 0
         return shown
 
     def _record(self, record: tuple[int, ...]) -> None:

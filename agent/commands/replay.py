@@ -55,7 +55,9 @@ def command(
                 symbols=symbols,
                 sinks=outputs,
                 scene=scene,
-                timeline=TimelineModel(scene, per_second=timeline_rate) if timeline else None,
+                timeline=TimelineModel(scene, per_second=timeline_rate, patience_ns=100_000_000)
+                if timeline
+                else None,
                 timeline_printer=Printer(),
                 stop=stop,
             ).run()

@@ -170,6 +170,46 @@ def test_what_was_noticed_waits_no_longer_than_for_the_next_tick() -> None:
     assert [row.ts for row in made.take(waiting=True).rows] == [70, 75]
 
 
+def test_a_replay_keeps_rows_back_for_what_comes_late() -> None:
+    made = TimelineModel(Scene(), patience_ns=SECOND // 4)
+    stale = life(fd=9).created(10).added(20).destroyed(40).stale_delivery(70)
+    made.update(
+        RecordsRead(records=(record(Kind.ADDED, 0, LOOP, ts=20), record(Kind.REMOVED, 0, LOOP, ts=80)))
+    )
+    shown = list(made.take(waiting=True).rows)
+    assert not shown
+    made.update(stale)
+    made.update(RecordsRead(records=(record(Kind.CLOSED, 0, LOOP, ts=SECOND),)))
+    shown += made.take(waiting=True).rows
+    assert [row.what for row in shown] == ["ADD", "!! stale delivery", "DEL"]
+    assert [row.what for row in made.take().rows] == ["CLOSE"]
+
+
+def test_what_a_replay_keeps_back_is_bounded() -> None:
+    made = TimelineModel(Scene(), patience_ns=SECOND // 10)
+    stale = life(fd=9).created(10).added(20).destroyed(40).stale_delivery(70)
+    for ts in range(12_000):
+        made.update(replace(stale, trigger=stale.trigger._replace(ts=ts)))
+    assert len(made.take(waiting=True).rows) > 8_000  # all that is there: it is too much
+    assert not made.take(waiting=True).rows
+    for ts in range(12_000, 30_000):
+        made.update(replace(stale, trigger=stale.trigger._replace(ts=ts)))
+    shown = made.take()
+    assert len(shown.rows) <= 16_000
+    assert shown.left_out_by.keys() == {"!! stale delivery"}
+
+
+def test_a_replay_tells_what_is_left_out_after_the_rows_of_that_time() -> None:
+    made = TimelineModel(Scene(), per_second=5, patience_ns=SECOND // 10)
+    told: list[str] = []
+    for ms in range(0, 900, 10):
+        made.update(RecordsRead(records=(record(Kind.DELIVERED, ms, LOOP),) * 10))
+        taken = made.take(waiting=True)
+        told += ["row"] * len(taken.rows) + ["left out"] * bool(taken.left_out)
+    assert told[:5] == ["row"] * 5
+    assert set(told[5:]) == {"left out"}
+
+
 def test_no_gap_is_negative() -> None:
     """Whatever comes too late for its place."""
     story = life(fd=9).created(10).added(20).destroyed(40)
