@@ -262,7 +262,8 @@ def _not_judged(stats: Stats) -> list[str]:
     rows = []
     if frees:
         rows.append(
-            f"{counted(frees, 'free')} within a batch not judged: no dispatch tells how far the loop was"
+            f"{counted(frees, 'free')} within a batch not judged: no dispatch tells how far the loop was. "
+            "Name the handler as `dispatch` in the profile's [slot] (docs/profiles.md)"
         )
     other = stats.counters.get("adds_freed", 0)
     if other:

@@ -209,7 +209,7 @@ def _lines(census: Census, lost: int = 0, beside: Iterable[tuple[str, int, str]]
         )
     unjudged = sum(row.count for row in rows if row.signature & Signature.NOT_JUDGED)
     if unjudged:
-        why = "no dispatch tells how far the loop was"
+        why = "no dispatch tells how far the loop was (docs/profiles.md: `dispatch`)"
         out.append(line(f"  {counted(unjudged, 'free')} within a batch not judged: {why}"))
     if any(row.margin.count for row in rows):
         what = "from the last delivery after the close to the destroy; the other order is a use after free"

@@ -180,6 +180,8 @@ class CaptureControl:
             target.refused += 1
             target.over = target.refused >= _TRIES or answer.why not in (Refusal.NO_HELPER, Refusal.BUSY)
             note = f"process {tgid} cannot be seized for a mini core ({answer.why}: {answer.detail})"
+            if answer.why is Refusal.GONE and self._mode is not CaptureMode.ALWAYS:
+                note += "; with --capture always it is seized before anything is found"
             if target.over:
                 remedy = f". {answer.remedy}" if answer.why is not Refusal.GONE else ""
                 self._notice(f"{note}; the kernel's record of a crash stands{remedy}")

@@ -54,7 +54,10 @@ def test_something_tied_or_nothing_to_tie(counters: dict[str, int]) -> None:
 
 def test_what_was_not_judged_is_counted() -> None:
     text = text_of(not_judged=212, not_registered=3, bad_closes=20)
-    assert "212 frees within a batch not judged: no dispatch tells how far the loop was" in text
+    assert (
+        "212 frees within a batch not judged: no dispatch tells how far the loop was. Name the handler as "
+        "`dispatch` in the profile's [slot] (docs/profiles.md)"
+    ) in text
     assert "3 removals failed of what was never seen registered: no harm known" in text
     assert "20 closes failed (EBADF), of one number after the other or of what was never seen" in text
 
