@@ -16,6 +16,7 @@ from probes.events import Moment, SuspicionRaised
 from tests.unit.agent.correlator.playbook import (
     BIAS,
     SLOT,
+    TGID,
     WORKER,
     Playbook,
     attached,
@@ -287,3 +288,20 @@ def test_frees_that_were_not_judged_are_counted_to_the_last() -> None:
     correlator.feed(replace(_rest(event), slot=None, trigger=event.trigger._replace(arg=7)))
     (group,) = correlator.findings()
     assert (group.count, group.severity) == (7, Severity.INFO)
+
+
+def test_the_same_deed_in_two_processes_is_one_group_that_names_both(play: Playbook) -> None:
+    def of(event: Any) -> Any:
+        """The same in the other process."""
+        return replace(
+            event,
+            trigger=event.trigger._replace(tgid=TGID + 1),
+            slot=replace(event.slot, tgid=TGID + 1),
+            reg=event.reg and replace(event.reg, tgid=TGID + 1),
+        )
+
+    play >> attached() >> replace(attached(), tgid=TGID + 1)
+    play >> life().destroyed(50).stale_delivery(70, stale=14) << critical("stale-delivery", "confirmed")
+    play >> of(life().destroyed(50).stale_delivery(75, stale=7))
+    (told,) = play.correlator.last_words()
+    assert (told.count, told.by_target, told.tgid) == (21, {TGID: 14, TGID + 1: 7}, TGID)
