@@ -337,7 +337,7 @@ def _verified(compiled: Compiled, fds: dict[str, int], uprobes: set[str]) -> dic
     return {name: found[name] for name in named if found[name] >= 0}
 
 
-def _program(name: str, kind: int, code: bytes, types: tuple[bytes, bytes] | None) -> int:
+def _program(name: str, kind: int, code: bytes, types: tuple[bytes, bytes] | None = None) -> int:
     with contextlib.suppress(OSError):
         return bpfload.load_program(name, kind, code, types)
     log = ctypes.create_string_buffer(_LOG)
