@@ -162,12 +162,15 @@ int af_exited(void *ctx)
 		if (waiter && *waiter == (u32)id)
 			waiters.delete(&ep); /* nobody waits there any more */
 	}
-	if (t && t->pending_first != t->pending_next) {
+	if (t && t->bad.at && (t->closed_up > 1 || t->closed_down > 1)) {
+		t->bad.at = 0; /* one of a loop over numbers, which the end of the thread has ended */
+		af_count(AF_C_BAD_CLOSES);
+	}
+	if (t && (t->pending_first != t->pending_next || t->bad.at)) {
 		/* a thread that ends is through with what it destroyed; its entry goes with the last of that */
 		t->exiting = 1;
 		t->call = AF_CALL_WAIT;
 		t->missed_count = 0;
-		t->bad.at = 0;
 		t->pending_until = t->pending_next;
 		prog.call(ctx, AF_PROG_SETTLE);
 	}
